@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The data plane of a protected VM: four programs, in the order in which a frame meets them.
+ *
+ *   primary's host                                secondary's host
+ *   from_vm      hold: into a ring                from_vm      forward: to the primary's comparer
+ *   inject       a released frame comes back      from_tunnel  deliver: a mirrored frame
+ *   to_vm        mirror: to both VMs              to_vm        lets only those through
+ *   from_tunnel  collect: what the secondary sent
+ *
+ * Which of these a host does follows from its role in the state map (colo.h). Everything fails closed: a missing state,
+ * an unknown role or a lease that has run out drops the frame and counts it.
+ */
+#include "input.h"
+#include "output.h"
+
+/* Ingress of the tap: what the VM sends. */
+SEC("tc")
+int from_vm(struct __sk_buff *skb)
+{
+	struct colo_state *state = current_state();
+	__u32 role;
+
+	if (!state)
+		return TC_ACT_SHOT;
+	role = READ_STATE(state, role);
+	if (skb->mark == settings.inject_mark)
+		return release(skb, state, role);
+	switch (role) {
+	case COLO_ROLE_SOLO:
+		return pass_rewritten(skb, state, COLO_COUNT_PASSED_SOLO);
+	case COLO_ROLE_PRIMARY:
+		return hold(skb, state);
+	case COLO_ROLE_SECONDARY:
+		return forward(skb, state);
+	default:
+		return drop(COLO_COUNT_DROPPED_BLOCKED);
+	}
+}
+
+/* Ingress of the veth peer: what the agent releases continues as if the VM had just sent it. */
+SEC("tc")
+int inject(struct __sk_buff *skb)
+{
+	skb->mark = settings.inject_mark;
+	return bpf_redirect(settings.tap_ifindex, BPF_F_INGRESS);
+}
+
+/* Egress of the tap: what goes to the VM. */
+SEC("tc")
+int to_vm(struct __sk_buff *skb)
+{
+	struct colo_state *state = current_state();
+
+	if (!state)
+		return TC_ACT_SHOT;
+	switch (READ_STATE(state, role)) {
+	case COLO_ROLE_SOLO:
+		return to_solo(skb, state);
+	case COLO_ROLE_PRIMARY:
+		return mirror(skb, state);
+	case COLO_ROLE_SECONDARY:
+		return to_secondary(skb);
+	default:
+		return drop(COLO_COUNT_INPUT_BLOCKED);
+	}
+}
+
+/* Ingress of the tunnel device: what the other host sends. */
+SEC("tc")
+int from_tunnel(struct __sk_buff *skb)
+{
+	struct colo_state *state = current_state();
+	__u32 epoch;
+
+	if (!state || read_sender(skb, &epoch))
+		return drop(COLO_COUNT_DELIVER_REJECTED);
+	switch (READ_STATE(state, role)) {
+	case COLO_ROLE_PRIMARY:
+		return collect(skb, state, epoch);
+	case COLO_ROLE_SECONDARY:
+		return deliver(skb, state);
+	default:
+		return drop(COLO_COUNT_DELIVER_REJECTED);
+	}
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

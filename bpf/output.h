@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What becomes of a frame that the VM sends, by role. */
+#ifndef COLO_OUTPUT_H
+#define COLO_OUTPUT_H
+
+#include "parse.h"
+#include "record.h"
+#include "rewrite.h"
+#include "tunnel.h"
+
+/* Nothing leaves to the network without this: an agent that no longer renews the lease stops sending by itself. */
+static __always_inline bool lease_holds(struct colo_state *state)
+{
+	return bpf_ktime_get_boot_ns() < READ_STATE(state, lease_deadline_ns);
+}
+
+/* The only way out to the network. */
+static __always_inline int pass(struct colo_state *state, enum colo_counter why)
+{
+	if (!lease_holds(state))
+		return drop(COLO_COUNT_DROPPED_LEASE);
+	count(why);
+	return TC_ACT_OK;
+}
+
+/* As pass(), in the numbers that the client knows. Those differ from the VM's own if it once took over. */
+static __always_inline int pass_rewritten(struct __sk_buff *skb, struct colo_state *state, enum colo_counter why)
+{
+	if (!lease_holds(state) || rewrite_from_guest(skb, state, false))
+		return drop(COLO_COUNT_DROPPED_LEASE);
+	count(why);
+	return TC_ACT_OK;
+}
+
+/* A frame that the comparer has verified comes back. */
+static __always_inline int release(struct __sk_buff *skb, struct colo_state *state, __u32 role)
+{
+	skb->mark = 0;
+	if (role != COLO_ROLE_PRIMARY && role != COLO_ROLE_SOLO)
+		return drop(COLO_COUNT_DROPPED_BLOCKED);
+	return pass_rewritten(skb, state, COLO_COUNT_PASSED_RELEASED);
+}
+
+/*
+ * The primary's frame waits in the ring, in the VM's own numbers: those are the ones the secondary shares with it.
+ * A VM that once took over has its numbers put right when the frame is released.
+ */
+static __always_inline int hold(struct __sk_buff *skb, struct colo_state *state)
+{
+	if (is_address_resolution(skb))
+		return pass(state, COLO_COUNT_PASSED_DIRECT);
+
+	switch (put_record(&primary_ring, skb, COLO_SOURCE_PRIMARY, 0)) {
+	case PUT_DONE:
+		ring_doorbell(state);
+		return drop(COLO_COUNT_HELD);
+	case PUT_RING_FULL:
+		return drop(COLO_COUNT_HOLD_RING_FULL);
+	default:
+		return drop(COLO_COUNT_HOLD_FAILED);
+	}
+}
+
+/* The secondary's frame goes to the primary's comparer and nowhere else. */
+static __always_inline int forward(struct __sk_buff *skb, struct colo_state *state)
+{
+	if (is_address_resolution(skb))
+		return drop(COLO_COUNT_FORWARD_SUPPRESSED);
+	if (rewrite_from_guest(skb, state, true) || address_to_peer(skb, state))
+		return drop(COLO_COUNT_FORWARD_FAILED);
+	count(COLO_COUNT_FORWARDED);
+	return bpf_redirect(settings.tunnel_ifindex, 0);
+}
+
+#endif

@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * TCP numbers of a VM that is, or was, a secondary.
+ *
+ * Problem: both VMs open a connection with sequence numbers and timestamps of their own, but the client only knows
+ * those of the VM that answered it.
+ * Insight: the difference is fixed by the handshake. The secondary's SYN (or SYN|ACK) tells its own numbers; the first
+ * acknowledgment from the client echoes the primary's: ack - 1 is the primary's initial sequence number (RFC 9293,
+ * 3.4) and TSecr the primary's timestamp (RFC 7323, 3.2).
+ * From then on everything from the guest is lowered by the difference and everything that echoes it (acknowledgment,
+ * both edges of SACK blocks, TSecr) is raised by it.
+ *
+ * A checkpoint makes both VMs equal, so it invalidates all entries at once: their epoch is no longer the current one.
+ */
+#ifndef COLO_REWRITE_H
+#define COLO_REWRITE_H
+
+#include "maps.h"
+#include "parse.h"
+
+#define LAST_SEEN_STEP_NS 1000000000ULL /* an entry in use is touched at most once a second */
+
+/* Bytes of a word that begins at an odd place count in the other half of the checksum's 16-bit words (RFC 1071, 2B). */
+static __always_inline __u32 swap_in_halves(__u32 word)
+{
+	return (word & 0x00ff00ff) << 8 | (word >> 8 & 0x00ff00ff);
+}
+
+/*
+ * Adds `difference` to the 32-bit number at `offset`. bpf_l4_csum_replace without BPF_F_PSEUDO_HDR is right for a full
+ * checksum and leaves a partial one alone, which covers the pseudo header only (net/core/utils.c,
+ * inet_proto_csum_replace4).
+ */
+static __always_inline int add_to_word(struct __sk_buff *skb, const struct segment *segment, __u32 offset,
+				       __u32 difference)
+{
+	__u32 checksum_offset = segment->offset + __builtin_offsetof(struct tcp_header, checksum_be);
+	__u32 before, after;
+	bool odd = (offset - segment->offset) & 1;
+
+	if (bpf_skb_load_bytes(skb, offset, &before, sizeof(before)))
+		return -1;
+	after = bpf_htonl(bpf_ntohl(before) + difference);
+	if (bpf_l4_csum_replace(skb, checksum_offset, odd ? swap_in_halves(before) : before,
+				odd ? swap_in_halves(after) : after, sizeof(before)))
+		return -1;
+	return bpf_skb_store_bytes(skb, offset, &after, sizeof(after), 0) ? -1 : 0;
+}
+
+static __always_inline int read_word(struct __sk_buff *skb, __u32 offset, __u32 *value)
+{
+	__u32 word_be;
+
+	if (bpf_skb_load_bytes(skb, offset, &word_be, sizeof(word_be)))
+		return -1;
+	*value = bpf_ntohl(word_be);
+	return 0;
+}
+
+static __always_inline struct colo_connection *find_connection(struct colo_state *state, const struct segment *segment)
+{
+	struct colo_connection *connection = bpf_map_lookup_elem(&connections, &segment->key);
+
+	if (!connection || connection->epoch != READ_STATE(state, rewrite_epoch))
+		return 0;
+	return connection;
+}
+
+static __always_inline void touch_connection(struct colo_connection *connection, const struct segment *segment)
+{
+	__u64 now_ns = bpf_ktime_get_boot_ns();
+
+	if (now_ns - connection->last_seen_ns > LAST_SEEN_STEP_NS)
+		connection->last_seen_ns = now_ns;
+	if (segment->tcp.flags & (TCP_FIN | TCP_RST) && !(connection->flags & COLO_CONNECTION_CLOSING))
+		__sync_fetch_and_or(&connection->flags, COLO_CONNECTION_CLOSING);
+}
+
+/* Remembers the numbers of a connection that the secondary opens or accepts. */
+static __always_inline void learn_connection(struct __sk_buff *skb, struct colo_state *state,
+					     const struct segment *segment)
+{
+	struct colo_connection connection = {
+		.epoch = READ_STATE(state, rewrite_epoch),
+		.isn = bpf_ntohl(segment->tcp.sequence_be),
+		.last_seen_ns = bpf_ktime_get_boot_ns(),
+	};
+
+	if (segment->timestamps_offset && !read_word(skb, segment->timestamps_offset, &connection.syn_tsval))
+		connection.flags |= COLO_CONNECTION_TIMESTAMPS;
+	if (bpf_map_update_elem(&connections, &segment->key, &connection, BPF_ANY))
+		count(COLO_COUNT_CONNECTION_FULL);
+}
+
+/* What the client acknowledges tells the primary's numbers. */
+static __always_inline void learn_offsets(struct __sk_buff *skb, struct colo_connection *connection,
+					  const struct segment *segment)
+{
+	__u32 echo = 0;
+
+	connection->sequence_offset = connection->isn - (bpf_ntohl(segment->tcp.acknowledgment_be) - 1);
+	connection->timestamp_offset = 0;
+	if (connection->flags & COLO_CONNECTION_TIMESTAMPS && segment->timestamps_offset &&
+	    !read_word(skb, segment->timestamps_offset + 4, &echo) && echo)
+		connection->timestamp_offset = connection->syn_tsval - echo;
+	/* A full barrier: who sees the flag sees the offsets. */
+	__sync_fetch_and_or(&connection->flags, COLO_CONNECTION_KNOWN);
+}
+
+/*
+ * A frame of the guest, before it goes where the client's numbers count. 0, or negative if it was left half rewritten
+ * and has to be dropped. `learning`: the guest is a secondary, so its connections get numbers of their own.
+ */
+static __noinline int rewrite_from_guest(struct __sk_buff *skb, struct colo_state *state, bool learning)
+{
+	struct segment segment = {};
+	struct colo_connection *connection;
+	__u32 sequence_offset, timestamp_offset;
+
+	if (!state || parse_segment(skb, &segment, FROM_GUEST))
+		return 0;
+	connection = find_connection(state, &segment);
+	if (segment.tcp.flags & TCP_SYN &&
+	    (!connection || connection->isn != bpf_ntohl(segment.tcp.sequence_be))) {
+		/* A new connection. A guest that runs alone shows its numbers to the client as they are; one that
+		 * answers a duplicate SYN of a living connection does so without SYN (RFC 9293, 3.10.7.4). */
+		if (learning)
+			learn_connection(skb, state, &segment);
+		else if (connection)
+			bpf_map_delete_elem(&connections, &segment.key);
+		return 0;
+	}
+	if (!connection)
+		return 0;
+	touch_connection(connection, &segment);
+	if (!(connection->flags & COLO_CONNECTION_KNOWN))
+		return 0;
+	sequence_offset = connection->sequence_offset;
+	timestamp_offset = connection->timestamp_offset;
+	if (sequence_offset &&
+	    add_to_word(skb, &segment, segment.offset + __builtin_offsetof(struct tcp_header, sequence_be),
+			-sequence_offset))
+		return -1;
+	if (timestamp_offset && segment.timestamps_offset &&
+	    add_to_word(skb, &segment, segment.timestamps_offset, -timestamp_offset))
+		return -1;
+	return 0;
+}
+
+/* A frame of the client, before it reaches the guest. 0, or negative if it has to be dropped. */
+static __noinline int rewrite_to_guest(struct __sk_buff *skb, struct colo_state *state)
+{
+	struct segment segment = {};
+	struct colo_connection *connection;
+	__u32 sequence_offset, timestamp_offset;
+
+	if (!state || parse_segment(skb, &segment, TO_GUEST))
+		return 0;
+	connection = find_connection(state, &segment);
+	if (!connection)
+		return 0;
+	touch_connection(connection, &segment);
+	/* Without ACK neither the acknowledgment nor TSecr means anything (RFC 9293, 3.1; RFC 7323, 3.2). */
+	if (!(segment.tcp.flags & TCP_ACK))
+		return 0;
+	if (!(connection->flags & COLO_CONNECTION_KNOWN))
+		learn_offsets(skb, connection, &segment);
+	sequence_offset = connection->sequence_offset;
+	timestamp_offset = connection->timestamp_offset;
+	if (sequence_offset) {
+		if (add_to_word(skb, &segment,
+				segment.offset + __builtin_offsetof(struct tcp_header, acknowledgment_be),
+				sequence_offset))
+			return -1;
+		for (__u32 edge = 0; edge < 2 * TCP_SACK_BLOCKS_MAX; edge++) {
+			if (edge >= segment.sack_edges)
+				break;
+			if (add_to_word(skb, &segment, segment.sack_offset + 4 * edge, sequence_offset))
+				return -1;
+		}
+	}
+	if (timestamp_offset && segment.timestamps_offset) {
+		__u32 echo;
+
+		if (read_word(skb, segment.timestamps_offset + 4, &echo))
+			return -1;
+		if (echo && add_to_word(skb, &segment, segment.timestamps_offset + 4, timestamp_offset))
+			return -1;
+	}
+	return 0;
+}
+
+#endif

@@ -1,0 +1,64 @@
+# shellcheck shell=bash
+# Debian packages: installing them on this machine, and unpacking those of another suite into a folder.
+# Needs common.sh.
+
+# Waits for another package manager (an unattended upgrade, say) instead of failing.
+apt_lock_wait_s=300
+
+apt_quiet() {
+  DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o Dpkg::Use-Pty=0 -o "DPkg::Lock::Timeout=$apt_lock_wait_s" "$@"
+}
+
+# Those of the packages that are not installed, one a line.
+missing_packages() {
+  local installed
+  # shellcheck disable=SC2016 # the format is dpkg-query's, not the shell's
+  installed=$(dpkg-query --show --showformat='${Package} ${db:Status-Status}\n' "$@" 2>/dev/null |
+    sed -n 's/ installed$//p' || true)
+  printf '%s\n' "$@" | grep --line-regexp --fixed-strings --invert-match --file=<(printf '%s\n' "$installed") || true
+}
+
+install_packages() {
+  apt_quiet update
+  apt_quiet install --no-install-recommends "$@"
+}
+
+# The address of the Debian archive in the machine's own apt configuration. apt knows it only once its lists are there.
+debian_mirror() {
+  # shellcheck disable=SC2016 # the format is apt's, not the shell's
+  apt-get indextargets --format '$(ORIGIN)|$(REPO_URI)|$(RELEASE)' 'Created-By: Packages' 2>/dev/null |
+    awk -F '|' '$1 == "Debian" && $3 !~ /security|backports|updates/ { print $2; exit }'
+}
+
+# unpack_suite SUITE FOLDER PACKAGE...: unpacks the packages and what they depend on, without installing anything.
+unpack_suite() {
+  local suite=$1 folder=$2 mirror packages
+  shift 2
+  packages=$(IFS=, && printf '%s' "$*")
+  mirror=$(debian_mirror)
+  if [[ -z $mirror ]]; then
+    apt_quiet update
+    mirror=$(debian_mirror)
+  fi
+  if [[ -z $mirror ]]; then
+    echo "apt is not configured for a Debian archive: add one to its sources."
+    return 1
+  fi
+  local proxy=''
+  eval "$(apt-config shell proxy Acquire::http::Proxy)"
+  local -a command=(mmdebstrap --variant=extract --include="$packages"
+    --aptopt='APT::Install-Recommends "false"' --dpkgopt=path-exclude='/usr/share/doc/*'
+    --dpkgopt=path-exclude='/usr/share/man/*' --dpkgopt=path-exclude='/usr/share/locale/*')
+  [[ -z $proxy ]] || command+=(--aptopt="Acquire::http::Proxy \"$proxy\"")
+  local output
+  if output=$("${command[@]}" "$suite" "$folder" "$mirror" 2>&1); then
+    printf '%s\n' "$output"
+    return
+  fi
+  printf '%s\n' "$output"
+  [[ $output == *'Release file'*'is expired'* ]] || return 1
+  # A mirror that is a frozen copy serves a Release file whose validity has run out. Its signature is still checked.
+  say "  the mirror's copy of Debian $suite is older than its Release file allows: taking it all the same"
+  rm -rf "$folder"
+  "${command[@]}" --aptopt='Acquire::Check-Valid-Until "false"' "$suite" "$folder" "$mirror"
+}

@@ -1,0 +1,195 @@
+/**
+ * Checkpoints, as the primary's agent runs them: one after the other, whatever asks for them.
+ *
+ *   divert input -> both taps read empty -> ask QEMU -> STOP -> secondary has loaded -> release what was held
+ *   -> RESUME -> put diverted input back
+ *
+ * Which primary frames a checkpoint covers is decided by their own time stamp against the STOP event's, never by when
+ * the agent got round to them: between STOP and RESUME the VM sends nothing, so the boundary has slack.
+ */
+import type { DataPath } from "../datapath/handle.ts";
+import type { DataPlane } from "../ffi/data_plane.ts";
+import type { QmpClient } from "../qmp/client.ts";
+import { requestCheckpoint } from "../qmp/colo.ts";
+import { wallToBootNs } from "./clock.ts";
+import type { VmConfig } from "./config.ts";
+import type { TapQueue } from "./input_barrier.ts";
+import type { Logger } from "./log.ts";
+
+export type CheckpointCause = "prime" | "periodic" | "divergence" | "missing" | "overflow" | "requested";
+
+/** STOP's stamp is cut to microseconds, and no checkpoint resumes a VM this fast (measured: 2 ms and more). */
+const BOUNDARY_SLACK_NS = 100_000;
+
+export interface CheckpointReport {
+  cause: CheckpointCause;
+  /** The epoch that begins with it. */
+  epoch: number;
+  /** STOP to RESUME of the primary VM. */
+  pauseMs: number;
+  /** From the decision to the return of diverted input. */
+  totalMs: number;
+  /** Waiting for both taps to be read empty; part of the total. */
+  drainMs: number;
+  /** Whether they were. */
+  inputDrained: boolean;
+  releasedFrames: number;
+  replayedFrames: number;
+}
+
+export interface CheckpointParts {
+  config: VmConfig["checkpoint"];
+  qmp: QmpClient;
+  dataPlane: DataPlane;
+  dataPath: DataPath;
+  tapQueue: TapQueue;
+  log: Logger;
+  /** Asks the secondary's agent whether its tap has been read empty. */
+  drainPeer(mirroredFrames: number, timeoutMs: number): Promise<boolean>;
+  onReport(report: CheckpointReport): void;
+  /** The pair is broken: a deadline passed or QEMU refused. */
+  onBroken(reason: string): void;
+}
+
+export class Checkpoints {
+  readonly #abort = new AbortController();
+  readonly #parts: CheckpointParts;
+  #epoch: number;
+  #requested: CheckpointCause | undefined;
+  #wake: (() => void) | undefined;
+  #loaded: { resolve: (epoch: number) => void } | undefined;
+  #lastEndMs = performance.now();
+  #running: Promise<void> | undefined;
+
+  constructor(parts: CheckpointParts, epoch: number) {
+    this.#parts = parts;
+    this.#epoch = epoch;
+  }
+
+  get epoch(): number {
+    return this.#epoch;
+  }
+
+  /** Makes one checkpoint now; for priming, before {@link begin}. */
+  runOnce(cause: CheckpointCause): Promise<CheckpointReport> {
+    return this.#run(cause);
+  }
+
+  /** From now on checkpoints are made when asked for and when the period is over. */
+  begin(): void {
+    this.#running = this.#loop();
+  }
+
+  /** Asks for a checkpoint; requests that arrive before it has begun are one. */
+  request(cause: CheckpointCause): void {
+    this.#requested ??= cause;
+    this.#wake?.();
+  }
+
+  /** The secondary's agent reports that its VM has loaded the state and runs in `epoch`. */
+  peerLoaded(epoch: number): void {
+    this.#loaded?.resolve(epoch);
+  }
+
+  /** Ends everything at once; a checkpoint under way is given up. */
+  async stop(): Promise<void> {
+    this.#abort.abort(new Error("checkpoints were ended"));
+    this.#wake?.();
+    await this.#running?.catch(() => undefined);
+  }
+
+  async #loop(): Promise<void> {
+    const { config, onBroken } = this.#parts;
+    try {
+      while (!this.#abort.signal.aborted) {
+        const cause = await this.#nextCause();
+        if (this.#abort.signal.aborted) return;
+        const rest = this.#lastEndMs + config.min_interval_ms - performance.now();
+        if (rest > 0) await Bun.sleep(rest);
+        if (this.#abort.signal.aborted) return;
+        await this.#run(cause);
+      }
+    } catch (error) {
+      if (!this.#abort.signal.aborted) onBroken((error as Error).message);
+    }
+  }
+
+  #nextCause(): Promise<CheckpointCause> {
+    if (this.#requested !== undefined) return Promise.resolve(this.#requested);
+    return new Promise((resolve) => {
+      const left = Math.max(0, this.#lastEndMs + this.#parts.config.period_ms - performance.now());
+      const timer = setTimeout(() => {
+        this.#wake = undefined;
+        resolve("periodic");
+      }, left);
+      this.#wake = () => {
+        clearTimeout(timer);
+        this.#wake = undefined;
+        resolve(this.#requested ?? "requested");
+      };
+    });
+  }
+
+  async #run(cause: CheckpointCause): Promise<CheckpointReport> {
+    const { config, qmp, dataPlane, dataPath, tapQueue, log } = this.#parts;
+    const { signal } = this.#abort;
+    const begun = performance.now();
+    this.#requested = undefined;
+
+    dataPlane.state.divertInput = true;
+    const mirrored = dataPlane.counters().mirrored;
+    const [own, peer] = await Promise.all([
+      tapQueue.drained(0, config.input_drain_ms),
+      this.#parts.drainPeer(mirrored, config.input_drain_ms),
+    ]);
+    if (!own) tapQueue.rebase();
+    const drainMs = performance.now() - begun;
+
+    const stopped = qmp.waitFor("STOP", () => true, config.stop_timeout_ms, { signal });
+    const resumed = qmp.waitFor("RESUME", () => true, config.stop_timeout_ms + config.load_timeout_ms, {
+      signal,
+    });
+    const loaded = this.#waitLoaded(config.stop_timeout_ms + config.load_timeout_ms);
+    await requestCheckpoint(qmp);
+    const stop = await stopped;
+    const boundaryNs = wallToBootNs(stop.timestampNs) + BOUNDARY_SLACK_NS;
+    // Frames that waited for their twin are covered from here on; a request they caused until now is answered.
+    this.#epoch = await loaded;
+    this.#requested = undefined;
+    const releasedFrames = await dataPath.checkpoint(boundaryNs, this.#epoch);
+    const resume = await resumed;
+    const replayedFrames = await dataPath.replayInput();
+
+    this.#lastEndMs = performance.now();
+    const report: CheckpointReport = {
+      cause,
+      epoch: this.#epoch,
+      pauseMs: Number(resume.timestampNs - stop.timestampNs) / 1e6,
+      totalMs: this.#lastEndMs - begun,
+      drainMs,
+      inputDrained: own && peer,
+      releasedFrames,
+      replayedFrames,
+    };
+    log.debug("checkpoint", { ...report });
+    this.#parts.onReport(report);
+    return report;
+  }
+
+  #waitLoaded(timeoutMs: number): Promise<number> {
+    const { promise, resolve, reject } = Promise.withResolvers<number>();
+    const timer = setTimeout(
+      () => reject(new Error(`the secondary did not load the checkpoint within ${timeoutMs} ms`)),
+      timeoutMs,
+    );
+    const abort = () => reject(this.#abort.signal.reason as Error);
+    this.#abort.signal.addEventListener("abort", abort, { once: true });
+    this.#loaded = { resolve };
+    promise.catch(() => undefined);
+    return promise.finally(() => {
+      clearTimeout(timer);
+      this.#abort.signal.removeEventListener("abort", abort);
+      this.#loaded = undefined;
+    });
+  }
+}

@@ -1,0 +1,170 @@
+/**
+ * The agent's configuration file: TOML, checked strictly, so that a typing error is told before anything is touched.
+ *
+ * docs/configuration.md is the reader's form of this schema.
+ */
+import { z } from "zod";
+
+const port = z.number().int().min(1).max(65535);
+const milliseconds = (min: number, max: number) => z.number().int().min(min).max(max);
+
+const ipv4 = z
+  .string()
+  .regex(/^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})$/, "must be an IPv4 address such as 198.18.1.1")
+  .refine((s) => s.split(".").every((part) => Number(part) <= 255), "has a part above 255");
+
+const endpoint = z
+  .string()
+  .regex(/^[^\s:]+:\d{1,5}$/, "must be ADDRESS:PORT")
+  .transform((s) => {
+    const at = s.lastIndexOf(":");
+    return { host: s.slice(0, at), port: Number(s.slice(at + 1)) };
+  })
+  .refine((e) => e.port >= 1 && e.port <= 65535, "has a port outside 1..65535");
+
+const interfaceName = z
+  .string()
+  .min(1)
+  .max(15, "is longer than the 15 characters of an interface name")
+  .regex(/^[^\s/]+$/, "must not hold blanks or slashes");
+
+const identifier = z.string().regex(/^[a-z0-9][a-z0-9-]{0,31}$/, "must be 1-32 of a-z, 0-9 and -");
+
+const disk = z.strictObject({
+  /** Node of the quorum that the VM's drive sits on, the same on both hosts. */
+  quorum_node: z.string().min(1).default("colo-disk0"),
+  /** Node that the secondary exports over NBD: its copy of the disk. */
+  export_node: z.string().min(1).default("parent0"),
+  /** NBD server of the secondary's QEMU, on the replication network. */
+  nbd_port: port.default(7420),
+});
+
+const checkpoint = z.strictObject({
+  /** Longest time between two checkpoints, in milliseconds. */
+  period_ms: milliseconds(100, 3_600_000).default(20_000),
+  /** Longest time a frame waits for its counterpart before a checkpoint is made. */
+  max_wait_ms: milliseconds(10, 60_000).default(250),
+  /** Pause between the end of one checkpoint and the next for the same reason: keeps a VM that always diverges running. */
+  min_interval_ms: milliseconds(0, 60_000).default(20),
+  /** Longest time given to the taps to be read empty before a checkpoint. */
+  input_drain_ms: milliseconds(0, 1_000).default(20),
+  /** From the request to the VM's STOP event. */
+  stop_timeout_ms: milliseconds(100, 600_000).default(10_000),
+  /** From STOP to the report that the secondary has loaded the state. */
+  load_timeout_ms: milliseconds(100, 600_000).default(60_000),
+});
+
+const vm = z.strictObject({
+  name: identifier,
+  tap: interfaceName,
+  qmp: z.string().startsWith("/", "must be an absolute path of a unix socket"),
+  /** Who holds the VM when no record of it exists yet. */
+  initial_role: z.enum(["primary", "secondary"]),
+  /** 1..255, the same on both hosts; one per VM. Part of the VXLAN network identifier. */
+  tunnel_id: z.number().int().min(1).max(255).default(1),
+  /** UDP port of this VM's tunnel, the same on both hosts. */
+  tunnel_port: port.default(4790),
+  /** TCP port where the secondary's QEMU waits for the migration stream. */
+  migrate_port: port.default(7410),
+  /** false: a VM without a disk to replicate. */
+  disk: z.union([disk, z.literal(false)]).default(() => disk.parse({})),
+  checkpoint: checkpoint.default(() => checkpoint.parse({})),
+});
+
+const schema = z.strictObject({
+  agent: z.strictObject({
+    name: identifier,
+    /** Where this agent listens for its peer; the address is this host's end of the replication link. */
+    control: endpoint,
+    /** HTTP: /metrics, /v1/status. */
+    api: endpoint.default({ host: "127.0.0.1", port: 7401 }),
+    /** The same HTTP interface on a unix socket, for commands on this host. */
+    socket: z.string().startsWith("/", "must be an absolute path").optional(),
+    log_level: z.enum(["error", "warn", "info", "debug"]).default("info"),
+  }),
+  peer: z.strictObject({
+    name: identifier,
+    control: endpoint,
+  }),
+  witness: z
+    .strictObject({
+      /** Base address of the arbiter, e.g. http://198.18.0.1:7300. */
+      url: z.url({ protocol: /^https?$/ }),
+    })
+    .optional(),
+  heartbeat: z
+    .strictObject({
+      interval_ms: milliseconds(10, 10_000).default(100),
+      /** Silence after which the peer counts as lost. */
+      timeout_ms: milliseconds(50, 600_000).default(1_000),
+      /** The kernel drops the primary's output this long after the last heartbeat that the secondary acknowledged. */
+      lease_ms: milliseconds(50, 600_000).default(1_000),
+      /** Added to the lease before a takeover: clock rate differences and scheduling. */
+      margin_ms: milliseconds(0, 60_000).default(200),
+    })
+    .refine((h) => h.timeout_ms >= 2 * h.interval_ms, "timeout_ms must be at least twice interval_ms")
+    .refine((h) => h.lease_ms >= 3 * h.interval_ms, "lease_ms must be at least three times interval_ms")
+    .default({ interval_ms: 100, timeout_ms: 1_000, lease_ms: 1_000, margin_ms: 200 }),
+  vm: z.array(vm).min(1, "needs at least one [[vm]]"),
+});
+
+export type Config = z.output<typeof schema>;
+export type VmConfig = Config["vm"][number];
+export type DiskConfig = Exclude<VmConfig["disk"], false>;
+export type HeartbeatConfig = Config["heartbeat"];
+
+/** The file cannot be used; the message says where and why, one line per mistake. */
+export class ConfigError extends Error {
+  override name = "ConfigError";
+}
+
+/** Parses and checks `text`; `origin` names the file in messages. Throws {@link ConfigError}. */
+export function parseConfig(text: string, origin: string): Config {
+  let raw: unknown;
+  try {
+    raw = Bun.TOML.parse(text);
+  } catch (error) {
+    throw new ConfigError(`${origin}: not valid TOML: ${(error as Error).message}`, { cause: error });
+  }
+  const result = schema.safeParse(raw);
+  if (!result.success) {
+    const lines = result.error.issues.map((issue) => {
+      const where = issue.path.length > 0 ? issue.path.join(".") : "top level";
+      return `${origin}: ${where}: ${issue.message}`;
+    });
+    throw new ConfigError(lines.join("\n"));
+  }
+  const config = result.data;
+  if (
+    !ipv4.safeParse(config.agent.control.host).success ||
+    !ipv4.safeParse(config.peer.control.host).success
+  ) {
+    throw new ConfigError(
+      `${origin}: agent.control and peer.control need IPv4 addresses of the replication link, such as 198.18.1.1:7400`,
+    );
+  }
+  if (config.agent.name === config.peer.name) {
+    throw new ConfigError(
+      `${origin}: agent.name and peer.name are both "${config.agent.name}"; they must differ`,
+    );
+  }
+  for (const key of ["name", "tap", "qmp", "tunnel_id", "tunnel_port", "migrate_port"] as const) {
+    const seen = new Set<unknown>();
+    for (const machine of config.vm) {
+      if (seen.has(machine[key])) {
+        throw new ConfigError(`${origin}: two VMs have the same ${key} (${machine[key]}); it must be unique`);
+      }
+      seen.add(machine[key]);
+    }
+  }
+  return config;
+}
+
+/** Reads and checks a configuration file. Throws {@link ConfigError} when it is missing or wrong. */
+export async function loadConfig(path: string): Promise<Config> {
+  const file = Bun.file(path);
+  if (!(await file.exists())) {
+    throw new ConfigError(`${path}: no such file; give the configuration with --config FILE`);
+  }
+  return parseConfig(await file.text(), path);
+}

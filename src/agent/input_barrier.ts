@@ -1,0 +1,50 @@
+/**
+ * The input side of the checkpoint barrier: has the VM read everything that was put into its tap?
+ *
+ * Both VMs must go into a checkpoint having consumed the same input (docs/architecture.md). QEMU does not read the tap
+ * of a stopped VM, so what is still queued at STOP would reach one VM and not the other. The programs count what they
+ * put in, the tap counts what has been taken out; while nothing new is put in, equality means that the queue is empty.
+ */
+import { tapFramesTaken } from "./netdev.ts";
+
+const POLL_MS = 1;
+
+export class TapQueue {
+  #base: number;
+
+  /** `put` returns the number of frames put into the tap so far. The queue must be empty now. */
+  constructor(
+    private readonly tap: string,
+    private readonly put: () => number,
+  ) {
+    this.#base = tapFramesTaken(tap) - put();
+  }
+
+  /** Frames put in and not yet taken out. */
+  queued(): number {
+    const taken = tapFramesTaken(this.tap) - this.#base;
+    const queued = this.put() - taken;
+    if (queued >= 0) return queued;
+    // Something else wrote to the tap (a frame from before the programs were attached): start from here.
+    this.#base -= queued;
+    return 0;
+  }
+
+  /**
+   * Waits until at least `putMin` frames have been put in and none is queued, at most `timeoutMs`. False when the time
+   * was up; what is missing then counts as lost, so that one lost frame does not delay every later checkpoint.
+   */
+  async drained(putMin: number, timeoutMs: number): Promise<boolean> {
+    const deadline = performance.now() + timeoutMs;
+    for (;;) {
+      if (this.put() >= putMin && this.queued() === 0) return true;
+      if (performance.now() >= deadline) return false;
+      await Bun.sleep(POLL_MS);
+    }
+  }
+
+  /** Takes the queue as empty from now on. */
+  rebase(): void {
+    this.#base = tapFramesTaken(this.tap) - this.put();
+  }
+}

@@ -1,0 +1,25 @@
+#!/usr/bin/env bun
+/** The command line of colo-agent. Each command is a file beside this one. */
+import { Command } from "commander";
+import { VERSION } from "../agent/version.ts";
+import { demoCommand } from "./demo.ts";
+import { labCommand } from "./lab.ts";
+import { runCommand } from "./run.ts";
+import { statusCommand } from "./status.ts";
+import { witnessCommand } from "./witness.ts";
+
+const program = new Command("colo-agent")
+  .description("Keeps QEMU virtual machines running through the loss of their host (COLO)")
+  .version(VERSION)
+  .showHelpAfterError("(colo-agent --help lists the commands)");
+
+for (const command of [runCommand(), statusCommand(), witnessCommand(), labCommand(), demoCommand()]) {
+  program.addCommand(command);
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  process.stderr.write(`colo-agent: ${(error as Error).message}\n`);
+  process.exit(1);
+}

@@ -1,0 +1,30 @@
+/** `colo-agent run`: the agent of this host, until it is told to end. */
+import { Command } from "commander";
+import { HostAgent } from "../agent/agent.ts";
+import { loadConfig } from "../agent/config.ts";
+import { createLogger } from "../agent/log.ts";
+import { bpfObject } from "../lab/assets.ts";
+import { requireRoot } from "./root.ts";
+
+export function runCommand(): Command {
+  return new Command("run")
+    .description("run the agent of this host (as root)")
+    .option("-c, --config <file>", "configuration file", "/etc/colo-agent.toml")
+    .option("--check", "check the configuration file and end")
+    .action(async (options: { config: string; check?: boolean }) => {
+      const config = await loadConfig(options.config);
+      if (options.check) {
+        process.stdout.write(`${options.config}: good; ${config.vm.length} VM(s)\n`);
+        return;
+      }
+      requireRoot("run the agent");
+      const log = createLogger(config.agent.log_level, { agent: config.agent.name });
+      const agent = await HostAgent.start(config, log, bpfObject());
+      for (const signal of ["SIGTERM", "SIGINT"] as const) {
+        process.once(signal, () => {
+          log.info("ending; the VMs' output stays under the kernel's lease", { signal });
+          void agent.close().finally(() => process.exit(0));
+        });
+      }
+    });
+}

@@ -1,0 +1,50 @@
+/** `colo-agent status`: what an agent says of its VMs. */
+import Table from "cli-table3";
+import { Command } from "commander";
+import type { VmStatus } from "../agent/vm.ts";
+
+interface AgentStatus {
+  agent: string;
+  version: string;
+  peer: { name: string; connected: boolean };
+  vms: VmStatus[];
+}
+
+export function statusCommand(): Command {
+  return new Command("status")
+    .description("show the VMs of a running agent")
+    .option("--api <url>", "the agent's HTTP interface", "http://127.0.0.1:7401")
+    .option("--json", "for machines")
+    .action(async (options: { api: string; json?: boolean }) => {
+      let status: AgentStatus;
+      try {
+        const response = await fetch(new URL("/v1/status", options.api), {
+          signal: AbortSignal.timeout(5_000),
+        });
+        status = (await response.json()) as AgentStatus;
+      } catch (error) {
+        throw new Error(`no agent answers at ${options.api}: ${(error as Error).message}`, { cause: error });
+      }
+      if (options.json) {
+        process.stdout.write(`${JSON.stringify(status, undefined, 2)}\n`);
+        return;
+      }
+      const table = new Table({
+        head: ["vm", "role", "phase", "protected", "epoch", "held", "remark"],
+        style: { head: [] },
+      });
+      for (const vm of status.vms) {
+        table.push([
+          vm.name,
+          vm.role,
+          vm.phase,
+          vm.protected ? "yes" : "no",
+          vm.epoch,
+          vm.framesHeld,
+          vm.reason ?? "",
+        ]);
+      }
+      const link = status.peer.connected ? "connected to" : "NOT connected to";
+      process.stdout.write(`${status.agent} ${link} ${status.peer.name}\n${table.toString()}\n`);
+    });
+}

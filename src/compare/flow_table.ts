@@ -1,0 +1,252 @@
+import { KEY_KIND, KEY_WORDS } from "./parse.ts";
+
+/**
+ * The flows: one direction each (the guest is always the sender), found by key, with their state as struct of arrays.
+ *
+ * Open addressing with linear probing and backward-shift deletion, so there are no tombstones; the hash is seeded, since
+ * peers choose ports and addresses.
+ */
+
+/** A byte stream (compared by sequence number), not a series of datagrams. */
+export const FLOW_TCP = 0x001;
+/** A divergence has been reported: all of it stays held until the next checkpoint. */
+export const FLOW_FROZEN = 0x002;
+/** The guest has sent FIN or RST and it has been released. */
+export const FLOW_CLOSED = 0x004;
+/** ... and one checkpoint has passed since. */
+export const FLOW_CLOSED_BEFORE = 0x008;
+/** `verified` is known. */
+export const FLOW_VERIFIED_KNOWN = 0x010;
+/** Nothing below `floor` counts as verified: the connection was first seen in mid-stream. */
+export const FLOW_FLOOR = 0x020;
+/** [islandStart, islandEnd) above `verified` is verified already. */
+export const FLOW_ISLAND = 0x040;
+/** `secondaryAck` is known. */
+export const FLOW_ACK_KNOWN = 0x080;
+/** `primaryIsn` is known. */
+export const FLOW_PRIMARY_ISN = 0x100;
+/** `secondaryIsn` is known. */
+export const FLOW_SECONDARY_ISN = 0x200;
+/** The primary has opened a connection and the secondary's SYN has not been seen yet. */
+export const FLOW_AWAIT_SYN = 0x400;
+/** `releasedEnd` is known. */
+export const FLOW_RELEASED_END = 0x800;
+/** `releasedAck` is known. */
+export const FLOW_RELEASED_ACK = 0x1000;
+/** `queuedSyn` is known. */
+export const FLOW_QUEUED_SYN = 0x2000;
+/** The reset* fields are known: a pair of RSTs was matched in this epoch. */
+export const FLOW_RESET = 0x4000;
+
+export class FlowTable {
+  readonly flags: Int32Array;
+  /** Primary frames held in the pool, and in the overflow list. */
+  readonly held: Int32Array;
+  readonly overflowed: Int32Array;
+  /** Secondary frames waiting. */
+  readonly pending: Int32Array;
+  /** Primary SYNs queued that open a connection later than the current one. */
+  readonly openings: Int32Array;
+  readonly lastSeenNs: Float64Array;
+  /** When the last timeout was reported, 0 for never. */
+  readonly reportedNs: Float64Array;
+  // TCP. Sequence numbers are signed 32-bit integers, of which only differences count.
+  /** Every byte below it has been produced by both sides (above `floor`, if there is one). */
+  readonly verified: Int32Array;
+  readonly floor: Int32Array;
+  readonly islandStart: Int32Array;
+  readonly islandEnd: Int32Array;
+  /** The secondary's highest acknowledgement of this connection. */
+  readonly secondaryAck: Int32Array;
+  readonly primaryIsn: Int32Array;
+  readonly secondaryIsn: Int32Array;
+  /** Sequence number of the last SYN that the primary queued. */
+  readonly queuedSyn: Int32Array;
+  /** When the SYN of the current connection was sent; frames older than it belong to another one. */
+  readonly openedNs: Float64Array;
+  /** Highest sequence end and acknowledgement that has been released: what a checkpoint may build on. */
+  readonly releasedEnd: Int32Array;
+  readonly releasedAck: Int32Array;
+  /** The last pair of RSTs that was matched. */
+  readonly resetSequence: Int32Array;
+  readonly resetPrimaryAck: Int32Array;
+  readonly resetSecondaryAck: Int32Array;
+
+  /** Number of flows. */
+  size = 0;
+  /** Ids at or above it have never been used. */
+  highest = 0;
+  private readonly keys: Uint32Array;
+  private readonly hashes: Int32Array;
+  private readonly live: Uint8Array;
+  private readonly freeIds: Int32Array;
+  private freeCount = 0;
+  private readonly buckets: Int32Array;
+  private readonly mask: number;
+  private hand = 0;
+
+  constructor(
+    readonly capacity: number,
+    private readonly seed: number,
+  ) {
+    let buckets = 16;
+    while (buckets < capacity * 2) buckets *= 2;
+    this.buckets = new Int32Array(buckets).fill(-1);
+    this.mask = buckets - 1;
+    this.keys = new Uint32Array(capacity * KEY_WORDS);
+    this.hashes = new Int32Array(capacity);
+    this.live = new Uint8Array(capacity);
+    this.freeIds = new Int32Array(capacity);
+    this.flags = new Int32Array(capacity);
+    this.held = new Int32Array(capacity);
+    this.overflowed = new Int32Array(capacity);
+    this.pending = new Int32Array(capacity);
+    this.openings = new Int32Array(capacity);
+    this.lastSeenNs = new Float64Array(capacity);
+    this.reportedNs = new Float64Array(capacity);
+    this.verified = new Int32Array(capacity);
+    this.floor = new Int32Array(capacity);
+    this.islandStart = new Int32Array(capacity);
+    this.islandEnd = new Int32Array(capacity);
+    this.secondaryAck = new Int32Array(capacity);
+    this.primaryIsn = new Int32Array(capacity);
+    this.secondaryIsn = new Int32Array(capacity);
+    this.queuedSyn = new Int32Array(capacity);
+    this.openedNs = new Float64Array(capacity);
+    this.releasedEnd = new Int32Array(capacity);
+    this.releasedAck = new Int32Array(capacity);
+    this.resetSequence = new Int32Array(capacity);
+    this.resetPrimaryAck = new Int32Array(capacity);
+    this.resetSecondaryAck = new Int32Array(capacity);
+  }
+
+  /** Id of the flow with this key, -1 if there is none. */
+  find(key: Uint32Array): number {
+    const hash = this.hash(key);
+    let bucket = hash & this.mask;
+    for (;;) {
+      const flow = this.buckets[bucket];
+      if (flow < 0) return -1;
+      if (this.hashes[flow] === hash && this.equals(flow, key)) return flow;
+      bucket = (bucket + 1) & this.mask;
+    }
+  }
+
+  /** Id of a new flow with this key, which must not be in the table yet; -1 if the table is full. */
+  add(key: Uint32Array, flags: number, nowNs: number): number {
+    let flow: number;
+    if (this.freeCount > 0) flow = this.freeIds[--this.freeCount];
+    else if (this.highest < this.capacity) flow = this.highest++;
+    else return -1;
+    const hash = this.hash(key);
+    let bucket = hash & this.mask;
+    while (this.buckets[bucket] >= 0) bucket = (bucket + 1) & this.mask;
+    this.buckets[bucket] = flow;
+    this.hashes[flow] = hash;
+    const at = flow * KEY_WORDS;
+    for (let word = 0; word < KEY_WORDS; word++) this.keys[at + word] = key[word];
+    this.live[flow] = 1;
+    this.size++;
+    this.flags[flow] = flags;
+    this.held[flow] = 0;
+    this.overflowed[flow] = 0;
+    this.pending[flow] = 0;
+    this.openings[flow] = 0;
+    this.lastSeenNs[flow] = nowNs;
+    this.reportedNs[flow] = 0;
+    this.openedNs[flow] = 0;
+    return flow;
+  }
+
+  remove(flow: number): void {
+    const buckets = this.buckets;
+    const mask = this.mask;
+    let hole = this.hashes[flow] & mask;
+    while (buckets[hole] !== flow) hole = (hole + 1) & mask;
+    let probe = hole;
+    for (;;) {
+      probe = (probe + 1) & mask;
+      const other = buckets[probe];
+      if (other < 0) break;
+      // Move it back unless its home lies cyclically in (hole, probe].
+      const home = this.hashes[other] & mask;
+      if (((probe - home) & mask) >= ((probe - hole) & mask)) {
+        buckets[hole] = other;
+        hole = probe;
+      }
+    }
+    buckets[hole] = -1;
+    this.live[flow] = 0;
+    this.size--;
+    this.freeIds[this.freeCount++] = flow;
+  }
+
+  /** Forgets all flows. */
+  clear(): void {
+    this.buckets.fill(-1);
+    this.live.fill(0);
+    this.size = 0;
+    this.highest = 0;
+    this.freeCount = 0;
+    this.hand = 0;
+  }
+
+  isLive(flow: number): boolean {
+    return this.live[flow] === 1;
+  }
+
+  /** Nothing of it waits on either side. */
+  isQuiet(flow: number): boolean {
+    return this.held[flow] === 0 && this.pending[flow] === 0 && this.overflowed[flow] === 0;
+  }
+
+  /** Looks at the next `count` ids and removes quiet flows that have been idle; returns how many. */
+  collect(count: number, nowNs: number, idleNs: number, closedIdleNs: number): number {
+    let removed = 0;
+    const looks = count < this.highest ? count : this.highest;
+    for (let i = 0; i < looks; i++) {
+      const flow = this.hand < this.highest ? this.hand : 0;
+      this.hand = flow + 1;
+      if (this.live[flow] === 0 || !this.isQuiet(flow)) continue;
+      const limit = (this.flags[flow] & FLOW_CLOSED) !== 0 ? closedIdleNs : idleNs;
+      if (nowNs - this.lastSeenNs[flow] < limit) continue;
+      this.remove(flow);
+      removed++;
+    }
+    return removed;
+  }
+
+  keyWord(flow: number, word: number): number {
+    return this.keys[flow * KEY_WORDS + word];
+  }
+
+  kind(flow: number): number {
+    return this.keyWord(flow, KEY_KIND) >>> 24;
+  }
+
+  private equals(flow: number, key: Uint32Array): boolean {
+    const keys = this.keys;
+    const at = flow * KEY_WORDS;
+    for (let word = 0; word < KEY_WORDS; word++) {
+      if (keys[at + word] !== key[word]) return false;
+    }
+    return true;
+  }
+
+  private hash(key: Uint32Array): number {
+    // The mixing steps of MurmurHash3 (x86, 32 bit), public domain.
+    let hash = this.seed;
+    for (let word = 0; word < KEY_WORDS; word++) {
+      let k = Math.imul(key[word], 0xcc9e2d51);
+      k = (k << 15) | (k >>> 17);
+      hash ^= Math.imul(k, 0x1b873593);
+      hash = (hash << 13) | (hash >>> 19);
+      hash = (Math.imul(hash, 5) + 0xe6546b64) | 0;
+    }
+    hash ^= hash >>> 16;
+    hash = Math.imul(hash, 0x85ebca6b);
+    hash ^= hash >>> 13;
+    hash = Math.imul(hash, 0xc2b2ae35);
+    return hash ^ (hash >>> 16);
+  }
+}

@@ -1,0 +1,72 @@
+/**
+ * The frames that wait, one index each: struct of arrays with a free list, sized once. A "segment" here is any held frame:
+ * a TCP segment, a datagram, or a frame compared as a whole.
+ */
+
+export const SEGMENT_FIN = 0x01;
+export const SEGMENT_SYN = 0x02;
+export const SEGMENT_RST = 0x04;
+export const SEGMENT_ACK = 0x10;
+/** Primary: this SYN opens another connection than the segments queued before it. */
+export const SEGMENT_OPENS = 0x100;
+/** Primary: takes part in the comparison (it belongs to the current connection and is not newer than the horizon). */
+export const SEGMENT_TRACKED = 0x200;
+/** Primary: every byte of it has been produced by the secondary too. */
+export const SEGMENT_VERIFIED = 0x400;
+/** Primary: it is in the flow's list of unverified segments. */
+export const SEGMENT_SORTED = 0x800;
+
+export class SegmentPool {
+  readonly slot: Float64Array;
+  readonly flow: Int32Array;
+  /** CLOCK_BOOTTIME in ns when the kernel saw the frame. */
+  readonly timeNs: Float64Array;
+  /** Number of the frame in order of arrival at the comparer. */
+  readonly arrival: Float64Array;
+  /** TCP flags (low byte, as on the wire) and SEGMENT_* marks. */
+  readonly flags: Uint16Array;
+  /** Sequence space: [sequence, end), SYN and FIN included, as signed 32-bit integers: only differences count. */
+  readonly sequence: Int32Array;
+  readonly end: Int32Array;
+  readonly acknowledgement: Int32Array;
+  /** What is compared: `dataBytes` bytes at byte offset `data` of the record memory ... */
+  readonly data: Float64Array;
+  readonly dataBytes: Int32Array;
+  /** ... without the `skipBytes` bytes at `data + skipAt` (a checksum), ... */
+  readonly skipAt: Uint8Array;
+  readonly skipBytes: Uint8Array;
+  /** ... and this number, whose meaning depends on the protocol (see ParsedFrame.meta). */
+  readonly meta: Int32Array;
+  used = 0;
+  private readonly free: Int32Array;
+
+  constructor(readonly capacity: number) {
+    this.slot = new Float64Array(capacity);
+    this.flow = new Int32Array(capacity);
+    this.timeNs = new Float64Array(capacity);
+    this.arrival = new Float64Array(capacity);
+    this.flags = new Uint16Array(capacity);
+    this.sequence = new Int32Array(capacity);
+    this.end = new Int32Array(capacity);
+    this.acknowledgement = new Int32Array(capacity);
+    this.data = new Float64Array(capacity);
+    this.dataBytes = new Int32Array(capacity);
+    this.skipAt = new Uint8Array(capacity);
+    this.skipBytes = new Uint8Array(capacity);
+    this.meta = new Int32Array(capacity);
+    this.free = new Int32Array(capacity);
+    for (let i = 0; i < capacity; i++) this.free[i] = capacity - 1 - i;
+  }
+
+  /** Index of a free entry, -1 when the pool is exhausted. */
+  take(): number {
+    if (this.used === this.capacity) return -1;
+    this.used++;
+    return this.free[this.capacity - this.used];
+  }
+
+  give(item: number): void {
+    this.free[this.capacity - this.used] = item;
+    this.used--;
+  }
+}

@@ -1,0 +1,291 @@
+import type { Divergence, DivergenceClass } from "./divergence.ts";
+import { describeFlow } from "./divergence.ts";
+import { FLOW_FROZEN, FlowTable } from "./flow_table.ts";
+import { LinkedLists } from "./linked_lists.ts";
+import type { ParsedFrame } from "./parse.ts";
+import { SegmentPool } from "./segment_pool.ts";
+
+/** Where records are read from. A Ring of src/ffi/ring.ts satisfies it. */
+export interface RecordMemory {
+  readonly bytes: Uint8Array;
+  readonly view: DataView;
+  /** Address of bytes[0], for memcmp. */
+  readonly address: number;
+}
+
+/** Where the comparer's decisions go. The methods are called in the middle of it: they must not call it back. */
+export interface ComparerSink {
+  /** The primary frame of this slot may be sent, in the order of these calls. */
+  release(slot: number): void;
+  /** The secondary record of this slot is not needed any more. */
+  finish(slot: number): void;
+  /** Asks for a checkpoint. */
+  diverged(divergence: Divergence): void;
+}
+
+/** How many of each there may be at once. Passing one costs a checkpoint, never a frame. */
+export interface ComparerLimits {
+  /** Primary frames that are tracked; those beyond are held until the next checkpoint. Default 65 536. */
+  heldFramesMax: number;
+  /** Default 16 384. */
+  heldFramesPerFlowMax: number;
+  /** Secondary records that wait for their primary frame. Default 65 536. */
+  pendingFramesMax: number;
+  /** Default 16 384. */
+  pendingFramesPerFlowMax: number;
+  /** Default 65 536. */
+  flowsMax: number;
+}
+
+/**
+ * Frames since the start, but for the two that say "now".
+ * primaryAdded = releasedFrames + heldFrames and secondaryAdded = finishedFrames + pendingFrames at all times.
+ */
+export class ComparerStats {
+  primaryAdded = 0;
+  /** Now. */
+  heldFrames = 0;
+  releasedFrames = 0;
+  releasedByComparison = 0;
+  releasedByCheckpoint = 0;
+  /** By releaseAll(). */
+  releasedAlone = 0;
+  /** ARP and neighbour discovery. */
+  releasedBypass = 0;
+  /** Primary frames that went to the overflow list. */
+  overflowedFrames = 0;
+  secondaryAdded = 0;
+  /** Now, those kept for a later epoch included. */
+  pendingFrames = 0;
+  finishedFrames = 0;
+  /** Of an older epoch when they arrived. */
+  staleFrames = 0;
+  /** Of a newer epoch when they arrived, kept for the checkpoint. */
+  earlyFrames = 0;
+  /** Finished without having been compared: by a checkpoint, or because the flow had diverged. */
+  discardedFrames = 0;
+  comparedBytes = 0;
+  checkpoints = 0;
+  divergences = 0;
+  flows = 0;
+  flowsCollected = 0;
+}
+
+export interface CompareStateOptions {
+  primary: RecordMemory;
+  secondary: RecordMemory;
+  sink: ComparerSink;
+  memcmp: (a: number, b: number, n: number) => number;
+  limits: ComparerLimits;
+  seed: number;
+}
+
+/** What the parts of the comparer share: pools, lists, counters, and the few ways a frame can leave. */
+export class CompareState {
+  readonly flows: FlowTable;
+  readonly primary: SegmentPool;
+  readonly secondary: SegmentPool;
+  /** Primary frames of a flow in order of arrival. */
+  readonly queue: LinkedLists;
+  /** Primary TCP segments of a flow with unverified bytes, by sequence number. */
+  readonly primarySorted: LinkedLists;
+  /** Secondary TCP segments of a flow's current connection, by sequence number. */
+  readonly secondarySorted: LinkedLists;
+  /** Secondary RSTs of a flow that have no counterpart yet. */
+  readonly secondaryResets: LinkedLists;
+  /** Secondary datagrams of a flow; for TCP those of a connection that the primary has not opened yet. Arrival order. */
+  readonly secondaryQueue: LinkedLists;
+  /** All held primary frames and all waiting secondary frames, in order of arrival: list 0. */
+  readonly primaryAge: LinkedLists;
+  readonly secondaryAge: LinkedLists;
+  /** First frame of the age list whose time has not run out yet, -1 if there is none. */
+  primaryUnexpired = -1;
+  secondaryUnexpired = -1;
+
+  readonly stats = new ComparerStats();
+  readonly limits: ComparerLimits;
+  /** The latest time heard of. */
+  nowNs = 0;
+  /** Primary frames newer than this are held without being compared. */
+  horizonNs = Number.POSITIVE_INFINITY;
+  /** Time of the newest frame released by comparison. */
+  newestComparedNs = Number.NEGATIVE_INFINITY;
+  arrivals = 0;
+
+  private readonly sink: ComparerSink;
+  private readonly memcmp: (a: number, b: number, n: number) => number;
+  private readonly primaryBytes: Uint8Array;
+  private readonly secondaryBytes: Uint8Array;
+  private readonly primaryAddress: number;
+  private readonly secondaryAddress: number;
+
+  constructor(options: CompareStateOptions) {
+    const { limits } = options;
+    this.limits = limits;
+    this.sink = options.sink;
+    this.memcmp = options.memcmp;
+    this.primaryBytes = options.primary.bytes;
+    this.secondaryBytes = options.secondary.bytes;
+    this.primaryAddress = options.primary.address;
+    this.secondaryAddress = options.secondary.address;
+    this.flows = new FlowTable(limits.flowsMax, options.seed);
+    this.primary = new SegmentPool(limits.heldFramesMax);
+    this.secondary = new SegmentPool(limits.pendingFramesMax);
+    this.queue = new LinkedLists(limits.flowsMax, limits.heldFramesMax);
+    this.primarySorted = new LinkedLists(limits.flowsMax, limits.heldFramesMax);
+    this.secondarySorted = new LinkedLists(limits.flowsMax, limits.pendingFramesMax);
+    this.secondaryResets = new LinkedLists(limits.flowsMax, limits.pendingFramesMax);
+    this.secondaryQueue = new LinkedLists(limits.flowsMax, limits.pendingFramesMax);
+    this.primaryAge = new LinkedLists(1, limits.heldFramesMax);
+    this.secondaryAge = new LinkedLists(1, limits.pendingFramesMax);
+  }
+
+  /** A pool entry for a primary frame, at the end of its flow's queue; -1 if the pool is exhausted. */
+  hold(flow: number, slot: number, frame: ParsedFrame): number {
+    const item = this.primary.take();
+    if (item < 0) return -1;
+    fill(this.primary, item, flow, slot, frame, this.arrivals++);
+    this.queue.push(flow, item);
+    this.primaryAge.push(0, item);
+    if (this.primaryUnexpired < 0) this.primaryUnexpired = item;
+    this.flows.held[flow]++;
+    return item;
+  }
+
+  /** A pool entry for a secondary frame, in no list of its flow yet; -1 if the pool is exhausted. */
+  wait(flow: number, slot: number, frame: ParsedFrame): number {
+    const item = this.secondary.take();
+    if (item < 0) return -1;
+    fill(this.secondary, item, flow, slot, frame, 0);
+    this.secondaryAge.push(0, item);
+    if (this.secondaryUnexpired < 0) this.secondaryUnexpired = item;
+    this.flows.pending[flow]++;
+    return item;
+  }
+
+  /** Takes a primary frame out of its flow's queue and hands it to the sink; the caller counts why. */
+  release(item: number): void {
+    const flow = this.primary.flow[item];
+    const slot = this.primary.slot[item];
+    this.queue.remove(flow, item);
+    if (this.primaryUnexpired === item) this.primaryUnexpired = this.primaryAge.next[item];
+    this.primaryAge.remove(0, item);
+    this.flows.held[flow]--;
+    this.primary.give(item);
+    this.releaseSlot(slot);
+  }
+
+  /** For a primary frame that is in no list (any more). */
+  releaseSlot(slot: number): void {
+    this.stats.heldFrames--;
+    this.stats.releasedFrames++;
+    this.sink.release(slot);
+  }
+
+  releaseCompared(item: number): void {
+    const timeNs = this.primary.timeNs[item];
+    if (timeNs > this.newestComparedNs) this.newestComparedNs = timeNs;
+    this.stats.releasedByComparison++;
+    this.release(item);
+  }
+
+  /** The record of a secondary frame that has been taken out of its flow's lists is done with. */
+  finish(item: number): void {
+    const slot = this.secondary.slot[item];
+    if (this.secondaryUnexpired === item) this.secondaryUnexpired = this.secondaryAge.next[item];
+    this.secondaryAge.remove(0, item);
+    this.flows.pending[this.secondary.flow[item]]--;
+    this.secondary.give(item);
+    this.finishSlot(slot);
+  }
+
+  /** For a secondary record that has no pool entry. */
+  finishSlot(slot: number): void {
+    this.stats.pendingFrames--;
+    this.stats.finishedFrames++;
+    this.sink.finish(slot);
+  }
+
+  /** Compares `n` bytes; 0 when equal. Positions are byte offsets in the two record memories. */
+  compareBytes(primaryAt: number, secondaryAt: number, n: number): number {
+    if (n <= 0) return 0;
+    this.stats.comparedBytes += n;
+    return this.memcmp(this.primaryAddress + primaryAt, this.secondaryAddress + secondaryAt, n);
+  }
+
+  /** Index of the first byte that differs, `n` if none does. For reports only. */
+  firstDifference(primaryAt: number, secondaryAt: number, n: number): number {
+    for (let i = 0; i < n; i++) {
+      if (this.primaryBytes[primaryAt + i] !== this.secondaryBytes[secondaryAt + i]) return i;
+    }
+    return n;
+  }
+
+  /** The two bytes at these places, in hexadecimal. For reports only. */
+  bytePair(primaryAt: number, secondaryAt: number): string {
+    const hex = (byte: number) => `0x${byte.toString(16).padStart(2, "0")}`;
+    return `${hex(this.primaryBytes[primaryAt])} on the primary, ${hex(this.secondaryBytes[secondaryAt])} on the secondary`;
+  }
+
+  /**
+   * Reports a divergence and freezes its flow: what the primary has sent and will send of it stays held until the next
+   * checkpoint, and what the secondary sends of it is worth nothing until then.
+   */
+  diverge(flow: number, why: DivergenceClass, detail: string, streamOffset?: number): void {
+    if ((this.flows.flags[flow] & FLOW_FROZEN) !== 0) return;
+    const waitedNs = this.oldestWaitNs(flow);
+    this.flows.flags[flow] |= FLOW_FROZEN;
+    this.discardSecondary(flow);
+    this.report(why, describeFlow(this.flows, flow), waitedNs, detail, streamOffset);
+  }
+
+  /** Reports without freezing anything. */
+  report(why: DivergenceClass, flow: string, waitedNs: number, detail: string, streamOffset?: number): void {
+    this.stats.divergences++;
+    const divergence: Divergence = { class: why, flow, waitedNs, detail };
+    if (streamOffset !== undefined) divergence.streamOffset = streamOffset;
+    this.sink.diverged(divergence);
+  }
+
+  oldestWaitNs(flow: number): number {
+    const head = this.queue.head[flow];
+    return head < 0 ? 0 : Math.max(0, this.nowNs - this.primary.timeNs[head]);
+  }
+
+  private discardSecondary(flow: number): void {
+    this.discardList(flow, this.secondarySorted);
+    this.discardList(flow, this.secondaryResets);
+    this.discardList(flow, this.secondaryQueue);
+  }
+
+  private discardList(flow: number, list: LinkedLists): void {
+    for (let item = list.head[flow]; item >= 0; item = list.head[flow]) {
+      list.remove(flow, item);
+      this.stats.discardedFrames++;
+      this.finish(item);
+    }
+  }
+}
+
+function fill(
+  pool: SegmentPool,
+  item: number,
+  flow: number,
+  slot: number,
+  frame: ParsedFrame,
+  arrival: number,
+): void {
+  pool.slot[item] = slot;
+  pool.flow[item] = flow;
+  pool.timeNs[item] = frame.timeNs;
+  pool.arrival[item] = arrival;
+  pool.flags[item] = frame.flags;
+  pool.sequence[item] = frame.sequence;
+  pool.end[item] = frame.end;
+  pool.acknowledgement[item] = frame.acknowledgement;
+  pool.data[item] = frame.data;
+  pool.dataBytes[item] = frame.dataBytes;
+  pool.skipAt[item] = frame.skipAt;
+  pool.skipBytes[item] = frame.skipBytes;
+  pool.meta[item] = frame.meta;
+}

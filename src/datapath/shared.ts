@@ -1,0 +1,137 @@
+/**
+ * What the main thread and the data-path worker share: one block of shared memory with counters and a histogram that
+ * the worker writes and the main thread reads at any time, and the commands and reports between them.
+ *
+ * Commands go through shared memory plus an eventfd, not through the worker's message queue: the worker blocks in
+ * epoll_wait and never returns to its event loop. Reports come back as ordinary messages.
+ */
+import type { Divergence } from "../compare/divergence.ts";
+
+/** Numbers the worker keeps up to date, one Float64 each (exact below 2^53). */
+export const STAT_NAMES = [
+  "primary_frames",
+  "secondary_frames",
+  "held_frames",
+  "secondary_pending_frames",
+  "released_compared",
+  "released_checkpoint",
+  "released_alone",
+  "secondary_stale",
+  "send_failed",
+  "replayed_frames",
+  "flows",
+  "hold_seconds_sum",
+  "hold_count",
+  "wakeups",
+] as const;
+export type StatName = (typeof STAT_NAMES)[number];
+
+/** Upper bounds of the hold-time histogram in seconds; one more bucket for what is above. */
+export const HOLD_BUCKETS_SECONDS = [
+  0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2,
+] as const;
+
+export const STAT_INDEX = Object.fromEntries(STAT_NAMES.map((name, index) => [name, index])) as Record<
+  StatName,
+  number
+>;
+const HISTOGRAM_START = STAT_NAMES.length;
+const STATS_LENGTH = HISTOGRAM_START + HOLD_BUCKETS_SECONDS.length + 1;
+
+export enum Command {
+  None = 0,
+  /** argumentA: the boundary in ns of CLOCK_BOOTTIME, argumentB: the new epoch. */
+  Checkpoint = 1,
+  /** Releases everything held: the VM runs alone. */
+  ReleaseAlone = 2,
+  /** Puts diverted input back and clears the divert flag. */
+  ReplayInput = 3,
+  /** argumentB: the epoch with which comparison starts, everything older is forgotten. */
+  Start = 4,
+  Quit = 5,
+}
+
+const COMMAND_SLOT_INTS = 2; // sequence number, command
+const COMMAND_SLOT_FLOATS = 2; // arguments
+
+/** The shared block, as seen from either side. */
+export class SharedBlock {
+  readonly stats: Float64Array;
+  readonly #ints: Int32Array;
+  readonly #arguments: Float64Array;
+
+  constructor(readonly buffer: SharedArrayBuffer = SharedBlock.allocate()) {
+    this.stats = new Float64Array(buffer, 0, STATS_LENGTH);
+    this.#arguments = new Float64Array(buffer, STATS_LENGTH * 8, COMMAND_SLOT_FLOATS);
+    this.#ints = new Int32Array(buffer, (STATS_LENGTH + COMMAND_SLOT_FLOATS) * 8, COMMAND_SLOT_INTS);
+  }
+
+  static allocate(): SharedArrayBuffer {
+    return new SharedArrayBuffer((STATS_LENGTH + COMMAND_SLOT_FLOATS + COMMAND_SLOT_INTS) * 8);
+  }
+
+  /** Main thread: places a command; the previous one must have been reported done. Returns its sequence number. */
+  post(command: Command, argumentA: number, argumentB: number): number {
+    this.#arguments[0] = argumentA;
+    this.#arguments[1] = argumentB;
+    this.#ints[1] = command;
+    return Atomics.add(this.#ints, 0, 1) + 1;
+  }
+
+  /** Worker: the sequence number of the newest command. */
+  sequence(): number {
+    return Atomics.load(this.#ints, 0);
+  }
+
+  command(): Command {
+    return this.#ints[1] as Command;
+  }
+
+  argument(index: 0 | 1): number {
+    return this.#arguments[index]!;
+  }
+
+  /** Worker: counts one frame that was held for `seconds`. */
+  observeHold(seconds: number): void {
+    let bucket = 0;
+    while (bucket < HOLD_BUCKETS_SECONDS.length && seconds > HOLD_BUCKETS_SECONDS[bucket]!) bucket++;
+    this.stats[HISTOGRAM_START + bucket]! += 1;
+    this.stats[STAT_INDEX.hold_seconds_sum]! += seconds;
+    this.stats[STAT_INDEX.hold_count]! += 1;
+  }
+
+  stat(name: StatName): number {
+    return this.stats[STAT_INDEX[name]]!;
+  }
+
+  /** Frames per bucket, not cumulated; the last entry counts those above every bound. */
+  holdBuckets(): number[] {
+    return Array.from(this.stats.subarray(HISTOGRAM_START, STATS_LENGTH));
+  }
+}
+
+export interface RingSetup {
+  fd: number;
+  bytes: number;
+}
+
+/** What the worker is started with. */
+export interface WorkerSetup {
+  buffer: SharedArrayBuffer;
+  primaryRing: RingSetup;
+  secondaryRing: RingSetup;
+  inputRing: RingSetup;
+  doorbellFd: number;
+  stateFd: number;
+  wakeFd: number;
+  injectIfindex: number;
+  tapIfindex: number;
+  replayMark: number;
+  maxWaitMs: number;
+}
+
+export type WorkerReport =
+  | { type: "ready" }
+  | { type: "done"; sequence: number; count: number }
+  | { type: "diverged"; epoch: number; divergence: Divergence }
+  | { type: "failed"; message: string };

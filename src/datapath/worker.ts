@@ -1,0 +1,283 @@
+/**
+ * The data path of one VM, in a thread of its own: packet rings -> comparer -> packet socket.
+ *
+ * It never returns to its event loop while it runs: it drains, spins for a moment, then sleeps in epoll_wait on the
+ * doorbell (rung by the BPF programs only while `consumer_sleeping` is set) and on the main thread's eventfd.
+ */
+import { Comparer } from "../compare/comparer.ts";
+import type { Divergence } from "../compare/divergence.ts";
+import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET } from "../ffi/layout.ts";
+import { bootTimeNsNumber, memcmp } from "../ffi/libc.ts";
+import { PacketSocket } from "../ffi/packet_socket.ts";
+import { Waiter } from "../ffi/poll.ts";
+import { Ring } from "../ffi/ring.ts";
+import { StateView } from "../ffi/state_view.ts";
+import { Command, SharedBlock, STAT_INDEX, type WorkerReport, type WorkerSetup } from "./shared.ts";
+
+declare const self: Worker;
+
+/** Records taken from one ring before the other is looked at. */
+const BATCH_RECORDS = 256;
+/** A send buffer is flushed at least this often (sendmmsg takes 64 messages here). */
+const SEND_BATCH = 64;
+/** Busy-waiting before sleeping: a wake-up costs about as much. */
+const SPIN_NS = 50_000;
+const SLEEP_MS_MAX = 1_000;
+/** Deadlines of waiting frames are looked at this often while there is work. */
+const EXPIRE_INTERVAL_NS = 5_000_000;
+
+const report = (message: WorkerReport) => self.postMessage(message);
+
+class DataPathLoop {
+  readonly #shared: SharedBlock;
+  readonly #stats: Float64Array;
+  readonly #state: StateView;
+  readonly #primary: Ring;
+  readonly #secondary: Ring;
+  readonly #input: Ring;
+  readonly #inject: PacketSocket;
+  readonly #replay: PacketSocket;
+  readonly #waiter: Waiter;
+  readonly #comparer: Comparer;
+  /** Slots queued for sending, to be given back to the ring after the flush. */
+  readonly #queued = new Int32Array(SEND_BATCH);
+  #queuedCount = 0;
+  #epoch = 0;
+  /**
+   * closed: nothing is known yet; what an earlier agent left in the ring stays there. alone: what is held is released.
+   */
+  #mode: "closed" | "comparing" | "alone" = "closed";
+  #nowNs = 0;
+  #lastExpireNs = 0;
+  #lastSequence = 0;
+  #quit = false;
+
+  constructor(setup: WorkerSetup) {
+    this.#shared = new SharedBlock(setup.buffer);
+    this.#stats = this.#shared.stats;
+    this.#state = new StateView(setup.stateFd);
+    this.#primary = new Ring(setup.primaryRing.fd, setup.primaryRing.bytes);
+    this.#secondary = new Ring(setup.secondaryRing.fd, setup.secondaryRing.bytes);
+    this.#input = new Ring(setup.inputRing.fd, setup.inputRing.bytes);
+    this.#inject = new PacketSocket(setup.injectIfindex);
+    this.#replay = new PacketSocket(setup.tapIfindex, { mark: setup.replayMark });
+    this.#waiter = new Waiter(setup.doorbellFd, setup.wakeFd);
+    this.#comparer = new Comparer({
+      primary: this.#primary,
+      secondary: this.#secondary,
+      sink: {
+        release: (slot) => this.#release(slot),
+        finish: (slot) => this.#secondary.done(slot),
+        diverged: (divergence: Divergence) => report({ type: "diverged", epoch: this.#epoch, divergence }),
+      },
+      memcmp,
+      maxWaitNs: setup.maxWaitMs * 1e6,
+    });
+  }
+
+  run(): void {
+    while (!this.#quit) {
+      if (this.#turn() > 0) continue;
+      if (this.#spin()) continue;
+      this.#sleep();
+    }
+    this.#waiter.close();
+    this.#inject.close();
+    this.#replay.close();
+    for (const ring of [this.#primary, this.#secondary, this.#input]) ring.close();
+    this.#state.close();
+  }
+
+  /** One look at everything; returns how much there was to do. */
+  #turn(): number {
+    this.#nowNs = bootTimeNsNumber();
+    let work = this.#drainSecondary(BATCH_RECORDS) + this.#drainPrimary(BATCH_RECORDS);
+    this.#flush();
+    if (this.#mode === "comparing" && this.#nowNs - this.#lastExpireNs >= EXPIRE_INTERVAL_NS) {
+      this.#lastExpireNs = this.#nowNs;
+      this.#comparer.expire(this.#nowNs);
+    }
+    if (this.#shared.sequence() !== this.#lastSequence) {
+      this.#obey();
+      work++;
+    }
+    if (work > 0) this.#publish();
+    return work;
+  }
+
+  #drainPrimary(limit: number): number {
+    if (this.#mode === "closed") return 0;
+    let count = 0;
+    while (count < limit) {
+      const slot = this.#primary.next();
+      if (slot < 0) break;
+      count++;
+      this.#stats[STAT_INDEX.primary_frames]! += 1;
+      if (this.#mode === "comparing") this.#comparer.addPrimary(slot, this.#primary.offset(slot));
+      else this.#release(slot);
+    }
+    return count;
+  }
+
+  #drainSecondary(limit: number): number {
+    let count = 0;
+    while (count < limit) {
+      const slot = this.#secondary.next();
+      if (slot < 0) break;
+      count++;
+      this.#stats[STAT_INDEX.secondary_frames]! += 1;
+      if (this.#mode === "comparing")
+        this.#comparer.addSecondary(slot, this.#secondary.offset(slot), this.#nowNs);
+      else this.#secondary.done(slot);
+    }
+    return count;
+  }
+
+  #release(slot: number): void {
+    const offset = this.#primary.offset(slot);
+    const view = this.#primary.view;
+    const heldSince =
+      view.getUint32(offset + RECORD.time_ns, true) +
+      view.getUint32(offset + RECORD.time_ns + 4, true) * 2 ** 32;
+    this.#shared.observeHold(Math.max(0, this.#nowNs - heldSince) / 1e9);
+    const bytes =
+      RECORD_HEADER_BYTES - RECORD_SEND_OFFSET + view.getUint32(offset + RECORD.frame_bytes, true);
+    this.#inject.queue(this.#primary.address + offset + RECORD_SEND_OFFSET, bytes);
+    this.#queued[this.#queuedCount++] = slot;
+    if (this.#queuedCount === SEND_BATCH) this.#flush();
+  }
+
+  #flush(): void {
+    if (this.#queuedCount === 0) return;
+    this.#inject.flush();
+    for (let i = 0; i < this.#queuedCount; i++) this.#primary.done(this.#queued[i]!);
+    this.#queuedCount = 0;
+    this.#stats[STAT_INDEX.send_failed] = this.#inject.failed;
+  }
+
+  /** Puts diverted input back in order, until none is left and the diversion is over. */
+  #replayInput(): number {
+    let count = this.#replayOnce();
+    // What arrives while we replay is diverted too. Only when the ring is empty does new input go its own way again.
+    while (this.#input.unreadBytes() > 0) count += this.#replayOnce();
+    this.#state.divertInput = false;
+    return count + this.#replayOnce();
+  }
+
+  #replayOnce(): number {
+    let count = 0;
+    const view = this.#input.view;
+    for (;;) {
+      let queued = 0;
+      while (queued < SEND_BATCH) {
+        const slot = this.#input.next();
+        if (slot < 0) break;
+        const offset = this.#input.offset(slot);
+        const bytes =
+          RECORD_HEADER_BYTES - RECORD_SEND_OFFSET + view.getUint32(offset + RECORD.frame_bytes, true);
+        this.#replay.queue(this.#input.address + offset + RECORD_SEND_OFFSET, bytes);
+        this.#queued[queued++] = slot;
+      }
+      if (queued === 0) return count;
+      this.#replay.flush();
+      for (let i = 0; i < queued; i++) this.#input.done(this.#queued[i]!);
+      count += queued;
+    }
+  }
+
+  #obey(): void {
+    const sequence = this.#shared.sequence();
+    this.#lastSequence = sequence;
+    let count = 0;
+    switch (this.#shared.command()) {
+      case Command.Start:
+        this.#epoch = this.#shared.argument(1);
+        // What a former pairing left behind belongs to no comparison of this one.
+        this.#comparer.releaseAll();
+        this.#comparer.checkpoint(0, this.#epoch);
+        this.#mode = "comparing";
+        break;
+      case Command.Checkpoint: {
+        // Everything that the primary sent before it stopped is in the ring already: the boundary is in the past.
+        while (this.#drainPrimary(BATCH_RECORDS) > 0) this.#flush();
+        this.#epoch = this.#shared.argument(1);
+        const { released } = this.#comparer.checkpoint(this.#shared.argument(0), this.#epoch);
+        count = released;
+        break;
+      }
+      case Command.ReleaseAlone:
+        count = this.#comparer.releaseAll();
+        this.#mode = "alone";
+        while (this.#drainPrimary(BATCH_RECORDS) > 0) this.#flush();
+        break;
+      case Command.ReplayInput:
+        count = this.#replayInput();
+        this.#stats[STAT_INDEX.replayed_frames]! += count;
+        break;
+      case Command.Quit:
+        this.#quit = true;
+        break;
+      case Command.None:
+        break;
+    }
+    this.#flush();
+    this.#publish();
+    report({ type: "done", sequence, count });
+  }
+
+  /** Waits a moment for the next record; true if there is one. */
+  #spin(): boolean {
+    const until = this.#nowNs + SPIN_NS;
+    do {
+      if (
+        (this.#mode !== "closed" && this.#primary.unreadBytes() > 0) ||
+        this.#secondary.unreadBytes() > 0 ||
+        this.#shared.sequence() !== this.#lastSequence
+      ) {
+        return true;
+      }
+    } while (bootTimeNsNumber() < until);
+    return false;
+  }
+
+  #sleep(): void {
+    this.#state.consumerSleeping = true;
+    // Once more after the flag is set: a record from between the last look and the flag rang no bell.
+    if (this.#turn() === 0) {
+      const deadlineNs =
+        this.#mode === "comparing" ? this.#comparer.nextDeadlineNs() : Number.POSITIVE_INFINITY;
+      const waitMs = Math.ceil((deadlineNs - this.#nowNs) / 1e6);
+      if (waitMs > 0) {
+        this.#stats[STAT_INDEX.wakeups]! += 1;
+        this.#waiter.wait(Math.min(waitMs, SLEEP_MS_MAX));
+      }
+      if (this.#mode === "comparing") {
+        this.#nowNs = bootTimeNsNumber();
+        this.#lastExpireNs = this.#nowNs;
+        this.#comparer.expire(this.#nowNs);
+      }
+    }
+    this.#state.consumerSleeping = false;
+  }
+
+  #publish(): void {
+    const stats = this.#comparer.stats;
+    this.#stats[STAT_INDEX.held_frames] = stats.heldFrames;
+    this.#stats[STAT_INDEX.secondary_pending_frames] = stats.secondaryPending;
+    this.#stats[STAT_INDEX.released_compared] = stats.releasedByComparison;
+    this.#stats[STAT_INDEX.released_checkpoint] = stats.releasedByCheckpoint;
+    this.#stats[STAT_INDEX.released_alone] = stats.releasedAlone;
+    this.#stats[STAT_INDEX.secondary_stale] = stats.secondaryStale;
+    this.#stats[STAT_INDEX.flows] = stats.flows;
+  }
+}
+
+self.onmessage = (message: MessageEvent<WorkerSetup>) => {
+  try {
+    const loop = new DataPathLoop(message.data);
+    report({ type: "ready" });
+    loop.run();
+  } catch (error) {
+    report({ type: "failed", message: (error as Error).stack ?? String(error) });
+  }
+};

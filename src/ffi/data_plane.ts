@@ -1,0 +1,481 @@
+/**
+ * Loads bpf/colo.bpf.c, pins it and attaches it to a VM's interfaces.
+ *
+ * Everything is made to outlive the agent: maps and programs are pinned, filters stay attached. A new agent loads the
+ * programs again, adopts the pinned maps with what is in them (the role, held frames, connections) and replaces the
+ * filters one by one, with no moment in between at which a frame meets none.
+ */
+
+import type { Pointer } from "bun:ffi";
+import { existsSync, mkdirSync, readdirSync, rmSync, statfsSync, unlinkSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { Btf } from "./btf.ts";
+import {
+  CONNECTION,
+  CONNECTION_BYTES,
+  CONNECTION_KEY_BYTES,
+  COUNTER_NAMES,
+  type CounterName,
+  SETTINGS,
+  SETTINGS_BYTES,
+} from "./layout.ts";
+import {
+  attachFilter,
+  checkBpf,
+  checkPointer,
+  detachFilter,
+  lastVerifierLines,
+  libbpf,
+  mapInfo,
+  openPinned,
+  runFilter,
+  TC_EGRESS,
+  TC_INGRESS,
+  type TestRun,
+} from "./libbpf.ts";
+import {
+  Arena,
+  check,
+  closeFd,
+  errorText,
+  isRoot,
+  libc,
+  PAGE_BYTES,
+  temporaryString,
+  textAt,
+} from "./libc.ts";
+import { DOORBELL_BYTES } from "./poll.ts";
+import { StateView } from "./state_view.ts";
+
+export interface DataPlaneSettings {
+  /** The VM's tap. */
+  tapIfindex: number;
+  /** VXLAN device in external mode. */
+  tunnelIfindex: number;
+  /** The other agent's replication address, most significant byte first: 198.18.0.1 is 0xc6120001. */
+  peerIpv4: number;
+  /** 0 to 255, the same on both hosts, unique among the VMs of a tunnel device. */
+  tunnelId: number;
+  /** On frames that the agent releases, on mirrored frames, and on diverted input put back. Different, not 0. */
+  injectMark: number;
+  deliverMark: number;
+  replayMark: number;
+}
+
+export interface DataPlaneOptions {
+  /** The compiled bpf/colo.bpf.c. */
+  objectPath: string;
+  /** On a BPF file system; one for each VM. /sys/fs/bpf is mounted if nobody has done so. */
+  pinDirectory: string;
+  settings: DataPlaneSettings;
+  /** Size of the rings for primary and secondary output, a power of two; 64 MiB. Pinned rings keep their size. */
+  ringBytes?: number;
+  /** Size of the ring for diverted input, a power of two; 8 MiB. Pinned rings keep their size. */
+  inputRingBytes?: number;
+  /** TCP connections that are remembered at a time; 65536. A pinned map keeps its size. */
+  connectionsMax?: number;
+  /** Uses the way to copy a frame that kernels before 6.15 need, even if this one has a better one. For tests. */
+  copyInChunks?: boolean;
+}
+
+export const PROGRAMS = ["from_vm", "inject", "to_vm", "from_tunnel"] as const;
+export type ProgramName = (typeof PROGRAMS)[number];
+
+const MAPS = [
+  "state_map",
+  "counters",
+  "connections",
+  "primary_ring",
+  "secondary_ring",
+  "input_ring",
+  "doorbell_ring",
+] as const;
+type MapName = (typeof MAPS)[number];
+
+/** Maps whose size is a matter of the options; a pinned one keeps the size it has. */
+const SIZED: ReadonlySet<string> = new Set(["connections", "primary_ring", "secondary_ring", "input_ring"]);
+
+const DEFAULT_RING_BYTES = 64 * 1024 * 1024;
+const DEFAULT_INPUT_RING_BYTES = 8 * 1024 * 1024;
+const DEFAULT_CONNECTIONS_MAX = 65536;
+const VERIFIER_LOG_BYTES = 1024 * 1024;
+const BPF_FS = "/sys/fs/bpf";
+const BPF_FS_MAGIC = 0xcafe4a11;
+
+export class DataPlane {
+  readonly state: StateView;
+  /** For StateView in another thread. */
+  readonly stateFd: number;
+  /** For Ring and Waiter in another thread. */
+  readonly ringFds: { primary: number; secondary: number; input: number; doorbell: number };
+  /** The sizes that Ring wants to know. */
+  readonly ringBytes: { primary: number; secondary: number; input: number; doorbell: number };
+
+  readonly #object: Pointer;
+  readonly #arena = new Arena(64 * 1024);
+
+  private constructor(object: Pointer) {
+    this.#object = object;
+    this.stateFd = mapFd(object, "state_map");
+    this.state = new StateView(this.stateFd);
+    this.ringFds = {
+      primary: mapFd(object, "primary_ring"),
+      secondary: mapFd(object, "secondary_ring"),
+      input: mapFd(object, "input_ring"),
+      doorbell: mapFd(object, "doorbell_ring"),
+    };
+    this.ringBytes = {
+      primary: mapInfo(this.ringFds.primary).maxEntries,
+      secondary: mapInfo(this.ringFds.secondary).maxEntries,
+      input: mapInfo(this.ringFds.input).maxEntries,
+      doorbell: DOORBELL_BYTES,
+    };
+  }
+
+  /**
+   * Loads the programs and creates the maps, or adopts those pinned in `pinDirectory`. A fresh state is BLOCKED with no
+   * lease.
+   *
+   * @throws Error with what the kernel lacks, or the verifier's last lines
+   */
+  static load(options: DataPlaneOptions): DataPlane {
+    const { objectPath, pinDirectory, settings } = options;
+    checkSettings(settings);
+    if (!isRoot()) throw new Error("Loading BPF programs needs root.");
+    if (!existsSync(objectPath)) {
+      throw new Error(`There is no BPF object at ${objectPath}: run scripts/build-bpf.`);
+    }
+    const kernel = probeKernel();
+    preparePinDirectory(pinDirectory);
+
+    const opened = libbpf().bpf_object__open_file(temporaryString(objectPath), null);
+    const object = checkPointer(opened, `Cannot read the BPF object ${objectPath}`);
+    try {
+      writeSettings(object, settings, {
+        ...kernel,
+        copyInChunks: options.copyInChunks || kernel.copyInChunks,
+      });
+      sizeMaps(object, pinDirectory, options);
+      loadPrograms(object);
+      pinPrograms(object, pinDirectory);
+      return new DataPlane(object);
+    } catch (error) {
+      libbpf().bpf_object__close(object);
+      throw error;
+    }
+  }
+
+  /**
+   * Attaches the programs to the tap (both ways), the tunnel and the veth peer through which released frames come
+   * back. Replaces what an earlier agent attached. Call it in the interfaces' network namespace.
+   */
+  attach(at: { tapIfindex: number; tunnelIfindex: number; injectPeerIfindex: number }): void {
+    attachFilter(at.tapIfindex, TC_EGRESS, this.#programFd("to_vm"));
+    attachFilter(at.tapIfindex, TC_INGRESS, this.#programFd("from_vm"));
+    attachFilter(at.tunnelIfindex, TC_INGRESS, this.#programFd("from_tunnel"));
+    attachFilter(at.injectPeerIfindex, TC_INGRESS, this.#programFd("inject"));
+  }
+
+  /** Frames counted since the maps were created, over all CPUs. */
+  counters(): Record<CounterName, number> {
+    const cpus = checkBpf(libbpf().libbpf_num_possible_cpus(), "Cannot count the machine's CPUs");
+    const fd = mapFd(this.#object, "counters");
+    const arena = new Arena(4096 + cpus * 8);
+    try {
+      const key = arena.allocate(4);
+      const values = arena.allocate(cpus * 8);
+      const result = {} as Record<CounterName, number>;
+      COUNTER_NAMES.forEach((name, index) => {
+        arena.view.setUint32(key, index, true);
+        const read = libbpf().bpf_map_lookup_elem(
+          fd,
+          (arena.address + key) as Pointer,
+          (arena.address + values) as Pointer,
+        );
+        checkBpf(read, "Cannot read the counters");
+        let sum = 0;
+        for (let cpu = 0; cpu < cpus; cpu++) sum += Number(arena.view.getBigUint64(values + cpu * 8, true));
+        result[name] = sum;
+      });
+      return result;
+    } finally {
+      arena.close();
+    }
+  }
+
+  /** Remembered TCP connections, those of past epochs included. */
+  connectionCount(): number {
+    let count = 0;
+    this.#forEachConnection(() => count++);
+    return count;
+  }
+
+  /**
+   * Forgets connections.
+   *
+   * @param olderThanEpoch only those learned in another epoch than this; without it, all
+   * @returns how many were forgotten
+   */
+  clearConnections(olderThanEpoch?: number): number {
+    const fd = mapFd(this.#object, "connections");
+    let cleared = 0;
+    this.#forEachConnection((key, value) => {
+      if (
+        olderThanEpoch !== undefined &&
+        this.#arena.view.getUint32(value + CONNECTION.epoch, true) === olderThanEpoch
+      ) {
+        return;
+      }
+      if (libbpf().bpf_map_delete_elem(fd, (this.#arena.address + key) as Pointer) === 0) cleared++;
+    });
+    return cleared;
+  }
+
+  /**
+   * Runs a program on a frame, as the kernel would (BPF_PROG_TEST_RUN).
+   *
+   * @param options.mark skb->mark before
+   * @param options.ifindex the device that the frame belongs to; the loopback device
+   * @param options.gsoSize segment size of a GSO frame
+   * @returns verdict: TC_ACT_OK 0, TC_ACT_SHOT 2, TC_ACT_REDIRECT 7; the frame and its mark afterwards
+   */
+  testRun(
+    program: ProgramName,
+    frame: Uint8Array,
+    options: { mark?: number; ifindex?: number; gsoSize?: number } = {},
+  ): TestRun {
+    return runFilter(this.#programFd(program), frame, options);
+  }
+
+  /** Lets go of everything here; filters, programs and maps stay in the kernel. Close Rings and Waiters first. */
+  close(): void {
+    this.state.close();
+    this.#arena.close();
+    libbpf().bpf_object__close(this.#object);
+  }
+
+  /** Takes our filters from the interfaces and unpins everything. Then the VM's frames pass unprotected. */
+  static remove(pinDirectory: string, ifindexes: readonly number[]): void {
+    for (const ifindex of ifindexes) {
+      detachFilter(ifindex, TC_INGRESS);
+      detachFilter(ifindex, TC_EGRESS);
+    }
+    rmSync(pinDirectory, { recursive: true, force: true });
+  }
+
+  #programFd(name: ProgramName): number {
+    return libbpf().bpf_program__fd(
+      libbpf().bpf_object__find_program_by_name(this.#object, temporaryString(name)),
+    );
+  }
+
+  /** `visit` gets offsets in the arena; it may delete the connection. */
+  #forEachConnection(visit: (key: number, value: number) => void): void {
+    const fd = mapFd(this.#object, "connections");
+    const arena = this.#arena;
+    arena.reset();
+    const keys = [arena.allocate(CONNECTION_KEY_BYTES), arena.allocate(CONNECTION_KEY_BYTES)];
+    const value = arena.allocate(CONNECTION_BYTES);
+    const at = (offset: number) => (arena.address + offset) as Pointer;
+    const limit = 4 * libbpf().bpf_map__max_entries(findMap(this.#object, "connections"));
+
+    // The key after the current one is fetched first: a deleted key would send the walk back to the start.
+    let more = libbpf().bpf_map_get_next_key(fd, null, at(keys[0])) === 0;
+    for (let i = 0; more && i < limit; i++) {
+      const current = keys[i % 2];
+      more = libbpf().bpf_map_get_next_key(fd, at(current), at(keys[(i + 1) % 2])) === 0;
+      if (libbpf().bpf_map_lookup_elem(fd, at(current), at(value)) === 0) visit(current, value);
+    }
+  }
+}
+
+function checkSettings(settings: DataPlaneSettings): void {
+  const marks = [settings.injectMark, settings.deliverMark, settings.replayMark];
+  if (marks.includes(0) || new Set(marks).size !== marks.length) {
+    throw new Error("The marks for injected, delivered and replayed frames have to be different and not 0.");
+  }
+  if (!Number.isInteger(settings.tunnelId) || settings.tunnelId < 0 || settings.tunnelId > 255) {
+    throw new Error(`The tunnel id is a number from 0 to 255, not ${settings.tunnelId}.`);
+  }
+}
+
+/** What the programs need from the kernel (bpf/kernel.h). */
+interface KernelFeatures {
+  copyInChunks: boolean;
+  gso: Map<string, number>;
+}
+
+const NEEDED_FUNCTIONS = ["bpf_cast_to_kern_ctx", "bpf_rdonly_cast"];
+const COPY_FUNCTIONS = ["bpf_dynptr_from_skb", "bpf_dynptr_copy"];
+const GSO_BITS = ["SKB_GSO_TCPV4", "SKB_GSO_TCPV6", "SKB_GSO_TCP_ECN", "SKB_GSO_UDP", "SKB_GSO_UDP_L4"];
+
+let probed: KernelFeatures | undefined;
+
+function probeKernel(): KernelFeatures {
+  if (probed !== undefined) return probed;
+  const btf = Btf.ofKernel();
+  const functions = btf.functions([...NEEDED_FUNCTIONS, ...COPY_FUNCTIONS]);
+  const missing = NEEDED_FUNCTIONS.filter((name) => !functions.has(name));
+  if (missing.length > 0) {
+    throw new Error(
+      `Linux 6.2 or later is needed: this kernel does not offer ${missing.join(" and ")} to BPF programs.`,
+    );
+  }
+  const gso = btf.enumerators(GSO_BITS);
+  const unknown = GSO_BITS.filter((name) => !gso.has(name));
+  if (unknown.length > 0) {
+    throw new Error(
+      `The kernel's type information does not name ${unknown.join(", ")}: Linux 6.2 or later is needed.`,
+    );
+  }
+  probed = { gso, copyInChunks: COPY_FUNCTIONS.some((name) => !functions.has(name)) };
+  return probed;
+}
+
+function isBpfFs(path: string): boolean {
+  return existsSync(path) && statfsSync(path).type === BPF_FS_MAGIC;
+}
+
+function preparePinDirectory(path: string): void {
+  let existing = path;
+  while (!existsSync(existing)) existing = dirname(existing);
+  if (!isBpfFs(existing)) {
+    if (path !== BPF_FS && !path.startsWith(`${BPF_FS}/`)) {
+      throw new Error(`${path} is not on a BPF file system: use a directory under ${BPF_FS}.`);
+    }
+    const arena = new Arena(4096);
+    try {
+      const [type, target] = [arena.string("bpf") as Pointer, arena.string(BPF_FS) as Pointer];
+      check(libc.mount(type, target, type, 0, null), `Cannot mount a BPF file system at ${BPF_FS}`);
+    } finally {
+      arena.close();
+    }
+  }
+  mkdirSync(path, { recursive: true, mode: 0o700 });
+}
+
+function findMap(object: Pointer, name: string): Pointer {
+  const map = libbpf().bpf_object__find_map_by_name(object, temporaryString(name));
+  return checkPointer(map, `The BPF object has no map ${name}; build it again with scripts/build-bpf`);
+}
+
+function findProgram(object: Pointer, name: ProgramName): Pointer {
+  const program = libbpf().bpf_object__find_program_by_name(object, temporaryString(name));
+  return checkPointer(
+    program,
+    `The BPF object has no program ${name}; build it again with scripts/build-bpf`,
+  );
+}
+
+function mapFd(object: Pointer, name: MapName): number {
+  return libbpf().bpf_map__fd(findMap(object, name));
+}
+
+function writeSettings(object: Pointer, settings: DataPlaneSettings, kernel: KernelFeatures): void {
+  const map = findMap(object, ".rodata");
+  const bytes = libbpf().bpf_map__value_size(map);
+  if (bytes !== SETTINGS_BYTES) {
+    throw new Error(
+      `The BPF object's settings have ${bytes} bytes instead of ${SETTINGS_BYTES}: build it again with scripts/build-bpf.`,
+    );
+  }
+  const values: Record<keyof typeof SETTINGS, number> = {
+    tap_ifindex: settings.tapIfindex,
+    tunnel_ifindex: settings.tunnelIfindex,
+    peer_ipv4: settings.peerIpv4,
+    tunnel_id: settings.tunnelId,
+    inject_mark: settings.injectMark,
+    deliver_mark: settings.deliverMark,
+    replay_mark: settings.replayMark,
+    copy_in_chunks: kernel.copyInChunks ? 1 : 0,
+    gso_tcpv4: kernel.gso.get("SKB_GSO_TCPV4")!,
+    gso_tcpv6: kernel.gso.get("SKB_GSO_TCPV6")!,
+    gso_tcp_ecn: kernel.gso.get("SKB_GSO_TCP_ECN")!,
+    gso_udp: kernel.gso.get("SKB_GSO_UDP")!,
+    gso_udp_l4: kernel.gso.get("SKB_GSO_UDP_L4")!,
+    reserved: 0,
+  };
+  const arena = new Arena(PAGE_BYTES);
+  try {
+    const at = arena.allocate(SETTINGS_BYTES);
+    for (const [field, offset] of Object.entries(SETTINGS)) {
+      arena.view.setUint32(at + offset, values[field as keyof typeof SETTINGS], true);
+    }
+    const set = libbpf().bpf_map__set_initial_value(map, (arena.address + at) as Pointer, SETTINGS_BYTES);
+    checkBpf(set, "Cannot write the settings into the BPF object");
+  } finally {
+    arena.close();
+  }
+}
+
+/** Gives each map its size and the path at which libbpf adopts or pins it. */
+function sizeMaps(object: Pointer, pinDirectory: string, options: DataPlaneOptions): void {
+  const ringBytes = options.ringBytes ?? DEFAULT_RING_BYTES;
+  const sizes: Partial<Record<MapName, number>> = {
+    connections: options.connectionsMax ?? DEFAULT_CONNECTIONS_MAX,
+    primary_ring: ringBytes,
+    secondary_ring: ringBytes,
+    input_ring: options.inputRingBytes ?? DEFAULT_INPUT_RING_BYTES,
+  };
+  for (const name of MAPS) {
+    const map = findMap(object, name);
+    const path = join(pinDirectory, name);
+    const size = pinnedSize(map, name, path) ?? sizes[name];
+    if (size !== undefined)
+      checkBpf(libbpf().bpf_map__set_max_entries(map, size), `Cannot size the map ${name}`);
+    checkBpf(libbpf().bpf_map__set_pin_path(map, temporaryString(path)), `Cannot pin the map ${name}`);
+  }
+}
+
+/** Size of the map pinned at `path`, undefined if there is none. */
+function pinnedSize(map: Pointer, name: MapName, path: string): number | undefined {
+  const fd = openPinned(path);
+  if (fd < 0) return undefined;
+  try {
+    const pinned = mapInfo(fd);
+    const same =
+      pinned.keyBytes === libbpf().bpf_map__key_size(map) &&
+      pinned.valueBytes === libbpf().bpf_map__value_size(map) &&
+      (SIZED.has(name) || pinned.maxEntries === libbpf().bpf_map__max_entries(map));
+    if (!same) {
+      throw new Error(
+        `The map pinned at ${path} was made by another version of the agent: stop the VM's protection with that version first.`,
+      );
+    }
+    return pinned.maxEntries;
+  } finally {
+    closeFd(fd);
+  }
+}
+
+function loadPrograms(object: Pointer): void {
+  const log = new Arena(PROGRAMS.length * VERIFIER_LOG_BYTES);
+  try {
+    const buffers = PROGRAMS.map((name) => {
+      const program = findProgram(object, name);
+      const buffer = log.address + log.allocate(VERIFIER_LOG_BYTES);
+      libbpf().bpf_program__set_log_buf(program, buffer as Pointer, VERIFIER_LOG_BYTES);
+      return { name, buffer };
+    });
+    const result = libbpf().bpf_object__load(object);
+    if (result >= 0) return;
+    const refused = buffers.findLast(({ buffer }) => log.view.getUint8(buffer - log.address) !== 0);
+    if (refused === undefined) {
+      throw new Error(`The kernel does not take the BPF object: ${errorText(-result)}.`);
+    }
+    throw new Error(
+      `The kernel's verifier refuses the program ${refused.name}:\n${lastVerifierLines(textAt(refused.buffer))}`,
+    );
+  } finally {
+    log.close();
+  }
+}
+
+function pinPrograms(object: Pointer, pinDirectory: string): void {
+  for (const name of PROGRAMS) {
+    const path = join(pinDirectory, name);
+    if (readdirSync(pinDirectory).includes(name)) unlinkSync(path);
+    const program = findProgram(object, name);
+    checkBpf(libbpf().bpf_program__pin(program, temporaryString(path)), `Cannot pin the program ${name}`);
+  }
+}

@@ -1,0 +1,122 @@
+/**
+ * The offsets and numbers of bpf/colo.h. test/layout.test.ts compares them with the BTF of the compiled object.
+ */
+
+/** enum colo_role: what the VM behind the tap is allowed to do. */
+export const ROLE = { BLOCKED: 0, SOLO: 1, PRIMARY: 2, SECONDARY: 3 } as const;
+export type Role = (typeof ROLE)[keyof typeof ROLE];
+
+/** enum colo_source: who sent a recorded frame. */
+export const SOURCE = { PRIMARY: 1, SECONDARY: 2, INPUT: 3 } as const;
+
+/** enum colo_connection_flag. */
+export const CONNECTION_FLAG = { KNOWN: 1, TIMESTAMPS: 2, CLOSING: 4 } as const;
+
+/** Offsets in struct colo_state. */
+export const STATE = {
+  lease_deadline_ns: 0,
+  role: 8,
+  epoch: 12,
+  rewrite_epoch: 16,
+  divert_input: 20,
+  consumer_sleeping: 24,
+  reserved: 28,
+} as const;
+export const STATE_BYTES = 32;
+
+/** Offsets in struct colo_settings; every field is a 32-bit number. */
+export const SETTINGS = {
+  tap_ifindex: 0,
+  tunnel_ifindex: 4,
+  peer_ipv4: 8,
+  tunnel_id: 12,
+  inject_mark: 16,
+  deliver_mark: 20,
+  replay_mark: 24,
+  copy_in_chunks: 28,
+  gso_tcpv4: 32,
+  gso_tcpv6: 36,
+  gso_tcp_ecn: 40,
+  gso_udp: 44,
+  gso_udp_l4: 48,
+  reserved: 52,
+} as const;
+export const SETTINGS_BYTES = 56;
+
+/** Offsets in struct colo_vnet_hdr. */
+export const VNET = {
+  flags: 0,
+  gso_type: 1,
+  hdr_len: 2,
+  gso_size: 4,
+  csum_start: 6,
+  csum_offset: 8,
+} as const;
+export const VNET_BYTES = 10;
+
+/** Offsets in struct colo_record. */
+export const RECORD = {
+  time_ns: 0,
+  frame_bytes: 8,
+  epoch: 12,
+  source: 16,
+  hash: 20,
+  reserved: 24,
+  vnet: 54,
+} as const;
+/** The frame begins here. */
+export const RECORD_HEADER_BYTES = 64;
+/** From here on a record is what PacketSocket.queue() takes: virtio_net_hdr, then the frame. */
+export const RECORD_SEND_OFFSET = 54;
+
+/** Offsets in struct colo_connection_key. */
+export const CONNECTION_KEY = {
+  client_address: 0,
+  guest_address: 16,
+  client_port_be: 32,
+  guest_port_be: 34,
+  ip_version: 36,
+} as const;
+export const CONNECTION_KEY_BYTES = 40;
+
+/** Offsets in struct colo_connection. */
+export const CONNECTION = {
+  epoch: 0,
+  isn: 4,
+  syn_tsval: 8,
+  sequence_offset: 12,
+  timestamp_offset: 16,
+  flags: 20,
+  last_seen_ns: 24,
+} as const;
+export const CONNECTION_BYTES = 32;
+
+/** enum colo_counter in order, without COLO_COUNT_ and in lower case; what each counts is said in bpf/colo.h. */
+export const COUNTER_NAMES = [
+  "held",
+  "hold_ring_full",
+  "hold_failed",
+  "passed_direct",
+  "passed_solo",
+  "passed_released",
+  "dropped_lease",
+  "dropped_blocked",
+  "mirrored",
+  "mirror_failed",
+  "diverted",
+  "divert_failed",
+  "input_solo",
+  "input_blocked",
+  "forwarded",
+  "forward_failed",
+  "forward_suppressed",
+  "collected",
+  "collect_ring_full",
+  "collect_failed",
+  "delivered",
+  "deliver_rejected",
+  "foreign_dropped",
+  "connection_full",
+  "replayed",
+] as const;
+export type CounterName = (typeof COUNTER_NAMES)[number];

@@ -1,0 +1,99 @@
+/**
+ * Where the lab finds what scripts/setup has put on this machine: a QEMU that can do COLO, the guest's kernel and
+ * initramfs, promtool, and the compiled BPF object. scripts/lib/ writes the same layout.
+ *
+ * Every function throws an Error that names the missing thing and says to run scripts/setup.
+ */
+import { existsSync } from "node:fs";
+import { homedir } from "node:os";
+import { join } from "node:path";
+
+const repository = join(import.meta.dir, "../..");
+
+/** The folder of everything that is downloaded: $XDG_CACHE_HOME/colo-agent, else ~/.cache/colo-agent. */
+export function cacheDirectory(): string {
+  return join(process.env.XDG_CACHE_HOME || join(homedir(), ".cache"), "colo-agent");
+}
+
+function present(path: string, what: string): string {
+  if (!existsSync(path)) throw new Error(`${what} is missing (${path}), run scripts/setup`);
+  return path;
+}
+
+function qemuFolder(): string {
+  return join(cacheDirectory(), "qemu");
+}
+
+function qemuLibraries(): string {
+  return join(qemuFolder(), "usr/lib/x86_64-linux-gnu");
+}
+
+/** argv that starts a program of the unpacked QEMU through its own loader and libraries. */
+function programArgv(program: string): string[] {
+  const path = present(join(qemuFolder(), "usr/bin", program), program);
+  return [join(qemuLibraries(), "ld-linux-x86-64.so.2"), "--library-path", qemuLibraries(), path];
+}
+
+/** The beginning of an argv that starts qemu-system-x86_64; options follow. Use it with qemuEnvironment(). */
+export function qemuArgv(): string[] {
+  const share = join(qemuFolder(), "usr/share");
+  return [...programArgv("qemu-system-x86_64"), "-L", join(share, "qemu"), "-L", join(share, "seabios")];
+}
+
+/** The beginning of an argv that starts qemu-img; its subcommand follows. Use it with qemuEnvironment(). */
+export function qemuImgArgv(): string[] {
+  return programArgv("qemu-img");
+}
+
+/** This process's environment with what the unpacked QEMU needs to find its loadable modules. */
+export function qemuEnvironment(): Record<string, string> {
+  const environment: Record<string, string> = {};
+  for (const [name, value] of Object.entries(process.env)) if (value !== undefined) environment[name] = value;
+  environment.QEMU_MODULE_DIR = join(qemuLibraries(), "qemu");
+  return environment;
+}
+
+/** Path of the guest's kernel, for -kernel. */
+export function guestKernel(): string {
+  return present(join(cacheDirectory(), "guest/image/vmlinuz"), "the guest's kernel");
+}
+
+/** Path of the guest's initramfs, for -initrd. */
+export function guestInitrd(): string {
+  return present(join(cacheDirectory(), "guest/image/initrd.img"), "the guest's initramfs");
+}
+
+/** Addresses of the guest's one network card, each with its prefix length, and the way out of that network. */
+export interface GuestAddresses {
+  ip4?: string;
+  ip6?: string;
+  gw4?: string;
+  gw6?: string;
+}
+
+/**
+ * Kernel command line for -append. The console is ttyS0; a panic ends the machine (with -no-reboot, QEMU too).
+ * `extra` goes behind, for example "sysctl.net.ipv4.tcp_timestamps=0".
+ */
+export function guestCommandLine(addresses: GuestAddresses, extra = ""): string {
+  // The kernel's tests of its own ciphers take a tenth of the boot under emulation.
+  const words = ["console=ttyS0", "quiet", "panic=-1", "cryptomgr.notests"];
+  for (const name of ["ip4", "ip6", "gw4", "gw6"] as const) {
+    if (addresses[name]) words.push(`colo.${name}=${addresses[name]}`);
+  }
+  if (extra) words.push(extra);
+  return words.join(" ");
+}
+
+/** What the guest prints on its console when all services listen. */
+export const guestReadyPattern = /colo-guest: READY boot=([0-9a-f]{32})/;
+
+/** Path of the compiled BPF object. */
+export function bpfObject(): string {
+  return present(join(repository, "build/colo.bpf.o"), "the BPF object");
+}
+
+/** Path of promtool: the machine's own if it has one, else the one unpacked into the cache. */
+export function promtool(): string {
+  return Bun.which("promtool") ?? present(join(cacheDirectory(), "promtool/usr/bin/promtool"), "promtool");
+}

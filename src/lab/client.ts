@@ -1,0 +1,370 @@
+/**
+ * The lab's client: traffic against the lab guest's services (guest/README.md) that notices every wrong, missing or
+ * doubled byte. Runs as a process of its own inside the client's namespace and reports on standard output, one JSON
+ * object a line; it ends when its standard input closes, or after `seconds`.
+ *
+ *   bun client.ts KIND '{"host": "198.18.0.10", "seconds": 10, ...}'
+ */
+import { createHash } from "node:crypto";
+import { createSocket } from "node:dgram";
+import { connect, type Socket } from "node:net";
+import { firstWrongByte, patternBytes } from "./pattern.ts";
+
+export interface ClientOptions {
+  host: string;
+  /** Ends by itself after this; without it, when standard input closes. */
+  seconds?: number;
+  /** Upper limit of what is sent or asked for. */
+  bytesPerSecond?: number;
+  /** Pause between two requests of the request-and-answer kinds. */
+  pauseMs?: number;
+}
+
+export type ClientKind = "duplex" | "random" | "disk" | "source" | "sink" | "http" | "udp";
+
+export interface ClientReport {
+  kind: ClientKind;
+  type: "progress" | "end" | "error";
+  /** Bytes sent and received (TCP payload, UDP payload). */
+  sent: number;
+  received: number;
+  /** Requests answered, blocks acknowledged, datagrams returned. */
+  answers: number;
+  /** UDP: datagrams sent and not returned. */
+  lost: number;
+  /** Longest time without anything received, and when it ended (milliseconds since the start). */
+  longestGapMs: number;
+  longestGapEndMs: number;
+  /** Times from request to answer in ms: median and 99th percentile; only at the end. */
+  latencyMs?: { p50: number; p99: number; max: number };
+  message?: string;
+}
+
+const TICK_MS = 20;
+const REPORT_MS = 100;
+const SEND_AHEAD_BYTES = 256 * 1024;
+/** After the last request, this long without an answer is an error. */
+const FINISH_MS = 30_000;
+
+class Traffic {
+  sent = 0;
+  received = 0;
+  answers = 0;
+  lost = 0;
+  readonly latencies: number[] = [];
+  #longestGapMs = 0;
+  #longestGapEndMs = 0;
+  readonly #start = performance.now();
+  #last = performance.now();
+
+  constructor(
+    readonly kind: ClientKind,
+    readonly options: ClientOptions,
+  ) {
+    setInterval(() => this.report("progress"), REPORT_MS).unref();
+  }
+
+  elapsedMs(): number {
+    return performance.now() - this.#start;
+  }
+
+  /** Something arrived. */
+  arrived(bytes: number): void {
+    const now = performance.now();
+    const gap = now - this.#last;
+    if (gap > this.#longestGapMs) {
+      this.#longestGapMs = gap;
+      this.#longestGapEndMs = now - this.#start;
+    }
+    this.#last = now;
+    this.received += bytes;
+  }
+
+  report(type: ClientReport["type"], message?: string): void {
+    const sorted = this.latencies.toSorted((a, b) => a - b);
+    const at = (share: number) => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? 0;
+    const report: ClientReport = {
+      kind: this.kind,
+      type,
+      sent: this.sent,
+      received: this.received,
+      answers: this.answers,
+      lost: this.lost,
+      longestGapMs: Math.max(this.#longestGapMs, type === "progress" ? performance.now() - this.#last : 0),
+      longestGapEndMs: this.#longestGapEndMs,
+      ...(type === "end" && sorted.length > 0 ? { latencyMs: { p50: at(0.5), p99: at(0.99), max: at(1) } } : {}),
+      ...(message === undefined ? {} : { message }),
+    };
+    process.stdout.write(`${JSON.stringify(report)}\n`);
+  }
+
+  fail(message: string): never {
+    this.report("error", message);
+    process.exit(1);
+  }
+}
+
+/** Resolves when the traffic is to end. */
+function untilEnd(options: ClientOptions): Promise<void> {
+  return new Promise((resolve) => {
+    if (options.seconds !== undefined) setTimeout(resolve, options.seconds * 1000);
+    process.stdin.on("end", () => resolve());
+    process.stdin.on("error", () => resolve());
+    process.stdin.resume();
+  });
+}
+
+function open(traffic: Traffic, port: number): Promise<Socket> {
+  return new Promise((resolve) => {
+    const socket = connect({ host: traffic.options.host, port, noDelay: true });
+    socket.once("connect", () => resolve(socket));
+    socket.on("error", (error) => traffic.fail(`the connection broke: ${error.message}`));
+  });
+}
+
+function closedEarly(traffic: Traffic, socket: Socket, finished: () => boolean): void {
+  socket.on("close", () => {
+    if (!finished()) traffic.fail("the guest closed the connection");
+  });
+}
+
+/** Port 7001: the pattern both ways on one connection. */
+async function duplex(traffic: Traffic): Promise<void> {
+  const socket = await open(traffic, 7001);
+  const rate = traffic.options.bytesPerSecond ?? 1_000_000;
+  const { promise, resolve } = Promise.withResolvers<void>();
+  let ending = false;
+  closedEarly(traffic, socket, () => ending && traffic.received === traffic.sent);
+  socket.on("data", (chunk) => {
+    const wrong = firstWrongByte(traffic.received, chunk as Buffer);
+    if (wrong >= 0) traffic.fail(`wrong byte at position ${wrong}`);
+    traffic.arrived(chunk.length);
+    if (traffic.received > traffic.sent) traffic.fail("more bytes came back than were sent");
+    if (ending && traffic.received === traffic.sent) resolve();
+  });
+  let credit = 0;
+  let before = performance.now();
+  const timer = setInterval(() => {
+    const now = performance.now();
+    credit = Math.min(credit + ((now - before) / 1000) * rate, rate / 5);
+    before = now;
+    const room = SEND_AHEAD_BYTES - (traffic.sent - traffic.received);
+    const bytes = Math.floor(Math.min(credit, room));
+    if (bytes <= 0) return;
+    socket.write(patternBytes(traffic.sent, bytes));
+    traffic.sent += bytes;
+    credit -= bytes;
+  }, TICK_MS);
+  await untilEnd(traffic.options);
+  clearInterval(timer);
+  ending = true;
+  if (traffic.received === traffic.sent) resolve();
+  setTimeout(() => traffic.fail(`${traffic.sent - traffic.received} bytes never came back`), FINISH_MS).unref();
+  await promise;
+  socket.end();
+}
+
+/** One line out, one line back, checked by `check`, until the end. */
+async function requests(
+  traffic: Traffic,
+  port: number,
+  request: (index: number) => string,
+  check: (index: number, line: string) => string | undefined,
+): Promise<void> {
+  const socket = await open(traffic, port);
+  let ended = false;
+  closedEarly(traffic, socket, () => ended);
+  let rest = "";
+  let waiting: ((line: string) => void) | undefined;
+  socket.on("data", (chunk) => {
+    traffic.arrived(chunk.length);
+    rest += chunk.toString();
+    const lines = rest.split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines) waiting?.(line);
+  });
+  let stop = false;
+  void untilEnd(traffic.options).then(() => {
+    stop = true;
+  });
+  for (let index = 0; !stop; index++) {
+    const line = request(index);
+    const begun = performance.now();
+    const answer = await new Promise<string>((resolve) => {
+      waiting = resolve;
+      socket.write(`${line}\n`);
+      traffic.sent += line.length + 1;
+    });
+    traffic.latencies.push(performance.now() - begun);
+    const complaint = check(index, answer);
+    if (complaint !== undefined) traffic.fail(complaint);
+    traffic.answers++;
+    if (traffic.options.pauseMs) await Bun.sleep(traffic.options.pauseMs);
+  }
+  ended = true;
+  socket.end();
+}
+
+/** Port 7004: random output, chained, so that a mixture of two machines' streams is noticed. */
+function random(traffic: Traffic): Promise<void> {
+  let chain = "";
+  return requests(
+    traffic,
+    7004,
+    (index) => `request ${index}`,
+    (index, line) => {
+      const [digits, sum] = line.split(" ");
+      if (digits === undefined || !/^[0-9a-f]{64}$/.test(digits)) return `answer ${index} is not one: ${line}`;
+      chain = createHash("md5").update(chain + digits).digest("hex");
+      return sum === chain ? undefined : `the chain is broken at answer ${index}: the stream is not of one machine`;
+    },
+  );
+}
+
+/** Port 7005: numbered blocks, each written through to the disk before it is acknowledged. */
+function disk(traffic: Traffic): Promise<void> {
+  return requests(
+    traffic,
+    7005,
+    (index) => `WRITE ${index}`,
+    (index, line) => (line === `ACK ${index}` ? undefined : `block ${index} was answered: ${line}`),
+  );
+}
+
+/** Port 7002: bulk from the guest. */
+async function source(traffic: Traffic): Promise<void> {
+  const socket = await open(traffic, 7002);
+  const piece = 256 * 1024;
+  const rate = traffic.options.bytesPerSecond ?? 10_000_000;
+  let ended = false;
+  closedEarly(traffic, socket, () => ended);
+  let asked = 0;
+  let stop = false;
+  let more: (() => void) | undefined;
+  socket.on("data", (chunk) => {
+    const wrong = firstWrongByte(traffic.received, chunk as Buffer);
+    if (wrong >= 0) traffic.fail(`wrong byte at position ${wrong}`);
+    traffic.arrived(chunk.length);
+    if (traffic.received === asked) more?.();
+  });
+  void untilEnd(traffic.options).then(() => {
+    stop = true;
+  });
+  while (!stop) {
+    const begun = performance.now();
+    asked += piece;
+    await new Promise<void>((resolve) => {
+      more = resolve;
+      socket.write(`${piece}\n`);
+    });
+    traffic.answers++;
+    traffic.latencies.push(performance.now() - begun);
+    const rest = (piece / rate) * 1000 - (performance.now() - begun);
+    if (rest > 0) await Bun.sleep(rest);
+  }
+  ended = true;
+  socket.end();
+}
+
+/** Port 7003: bulk to the guest. */
+async function sink(traffic: Traffic): Promise<void> {
+  const piece = 256 * 1024;
+  const rate = traffic.options.bytesPerSecond ?? 10_000_000;
+  const socket = await open(traffic, 7003);
+  let ended = false;
+  closedEarly(traffic, socket, () => ended);
+  let stop = false;
+  let answered: ((text: string) => void) | undefined;
+  socket.on("data", (chunk) => {
+    traffic.arrived(chunk.length);
+    answered?.(chunk.toString());
+  });
+  void untilEnd(traffic.options).then(() => {
+    stop = true;
+  });
+  while (!stop) {
+    const begun = performance.now();
+    const answer = await new Promise<string>((resolve) => {
+      answered = resolve;
+      socket.write(`${piece}\n`);
+      socket.write(patternBytes(traffic.sent, piece));
+    });
+    if (answer !== `OK ${piece}\n`) traffic.fail(`the guest answered ${JSON.stringify(answer)}`);
+    traffic.sent += piece;
+    traffic.answers++;
+    traffic.latencies.push(performance.now() - begun);
+    const rest = (piece / rate) * 1000 - (performance.now() - begun);
+    if (rest > 0) await Bun.sleep(rest);
+  }
+  ended = true;
+  socket.end();
+}
+
+/** Port 80: pages, on kept connections. */
+async function http(traffic: Traffic): Promise<void> {
+  const bytes = 4096;
+  const expected = patternBytes(0, bytes);
+  let stop = false;
+  void untilEnd(traffic.options).then(() => {
+    stop = true;
+  });
+  const host = traffic.options.host.includes(":") ? `[${traffic.options.host}]` : traffic.options.host;
+  while (!stop) {
+    const begun = performance.now();
+    let body: Buffer;
+    try {
+      const response = await fetch(`http://${host}/size/${bytes}`);
+      body = Buffer.from(await response.arrayBuffer());
+    } catch (error) {
+      traffic.fail(`HTTP: ${(error as Error).message}`);
+    }
+    if (!body.equals(expected)) traffic.fail("HTTP: the body is wrong");
+    traffic.latencies.push(performance.now() - begun);
+    traffic.arrived(body.length);
+    traffic.answers++;
+    if (traffic.options.pauseMs) await Bun.sleep(traffic.options.pauseMs);
+  }
+}
+
+/** Port 7006: datagrams that come back; loss is counted, a wrong one is an error. */
+async function udp(traffic: Traffic): Promise<void> {
+  const socket = createSocket(traffic.options.host.includes(":") ? "udp6" : "udp4");
+  const bytes = 512;
+  const awaited = new Map<number, number>();
+  let next = 0;
+  socket.on("message", (message) => {
+    const number = message.readUInt32BE(4);
+    if (!message.equals(patternBytes(number * 8, bytes))) traffic.fail("UDP: a wrong datagram came back");
+    const sentAt = awaited.get(number);
+    if (sentAt === undefined) return;
+    awaited.delete(number);
+    traffic.latencies.push(performance.now() - sentAt);
+    traffic.answers++;
+    traffic.arrived(bytes);
+  });
+  socket.on("error", (error) => traffic.fail(`UDP: ${error.message}`));
+  await new Promise<void>((resolve) => socket.connect(7006, traffic.options.host, resolve));
+  const timer = setInterval(() => {
+    const number = next++;
+    awaited.set(number, performance.now());
+    traffic.sent += bytes;
+    socket.send(patternBytes(number * 8, bytes));
+  }, traffic.options.pauseMs ?? 10);
+  await untilEnd(traffic.options);
+  clearInterval(timer);
+  await Bun.sleep(2_000);
+  traffic.lost = awaited.size;
+  socket.close();
+}
+
+const KINDS: Record<ClientKind, (traffic: Traffic) => Promise<void>> = { duplex, random, disk, source, sink, http, udp };
+
+if (import.meta.main) {
+  const [kind, options] = process.argv.slice(2);
+  const run = KINDS[kind as ClientKind];
+  if (run === undefined) throw new Error(`kinds of traffic: ${Object.keys(KINDS).join(", ")}`);
+  const traffic = new Traffic(kind as ClientKind, JSON.parse(options ?? "{}") as ClientOptions);
+  await run(traffic);
+  traffic.report("end");
+  process.exit(0);
+}

@@ -1,0 +1,408 @@
+/**
+ * The two-host lab on one machine: network, witness, two QEMUs and two agents, kept in a directory so that separate
+ * commands (up, status, down) can work on it. Nothing of it is a child of the command that started it.
+ */
+import { existsSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { VmStatus } from "../agent/vm.ts";
+import { DataPlane } from "../ffi/data_plane.ts";
+import {
+  guestCommandLine,
+  guestInitrd,
+  guestKernel,
+  guestReadyPattern,
+  qemuArgv,
+  qemuEnvironment,
+  qemuImgArgv,
+} from "./assets.ts";
+import {
+  CLIENT_IPV4,
+  createNetwork,
+  GUEST_IPV4,
+  GUEST_IPV6,
+  GUEST_MAC,
+  HOST_ADDRESSES,
+  type HostLetter,
+  inNamespace,
+  type LabNamespaces,
+  removeNetwork,
+  TAP,
+} from "./network.ts";
+import { endProcess, identify, isAlive, type ProcessIdentity, startDetached } from "./process.ts";
+import { LAB_NODES, startQemu } from "./qemu.ts";
+
+const ROOT = "/run/colo-agent-lab";
+const PIN_ROOT = "/sys/fs/bpf/colo-agent";
+const VM_NAME = "vm1";
+const WITNESS_PORT = 7300;
+const CONTROL_PORT = 7400;
+const API_PORT = 7401;
+const DISK_BYTES = 64 << 20;
+const START_TIMEOUT_MS = 60_000;
+const PROTECT_TIMEOUT_MS = 180_000;
+const LETTERS: readonly HostLetter[] = ["a", "b"];
+
+export interface LabOptions {
+  name: string;
+  /** Another guest; its addresses are its own business. */
+  kernel?: string;
+  initrd?: string;
+  append?: string;
+  memoryMib: number;
+  /** "none": one unprotected VM without agents. */
+  proxy: "agent" | "none";
+  /** Lines added to the agents' configuration, in their [[vm]] table. */
+  vmConfig?: string;
+  /** Lines added to the agents' [agent] table. */
+  agentConfig?: string;
+}
+
+interface HostState {
+  letter: HostLetter;
+  netns: string;
+  agent?: ProcessIdentity;
+  qemu?: ProcessIdentity;
+  qmp?: string;
+  socket: string;
+  serial?: string;
+  disk: string;
+}
+
+interface LabState {
+  name: string;
+  namespaces: LabNamespaces;
+  proxy: LabOptions["proxy"];
+  ownGuest: boolean;
+  witness?: ProcessIdentity;
+  hosts: Record<HostLetter, HostState>;
+}
+
+export interface LabHost {
+  name: string;
+  netns: string;
+  tap: string;
+  /** "primary", "secondary" or "none". */
+  role: string;
+  agent_pid: number | null;
+  qemu_pid: number | null;
+  /** A QMP socket for people; the agent has another. */
+  qmp: string | null;
+  /** Reachable from the client's namespace. */
+  api: string | null;
+}
+
+export interface LabReport {
+  client: { netns: string };
+  guest: { ipv4: string | null; ipv6: string | null; mac: string };
+  protected: boolean;
+  hosts: LabHost[];
+}
+
+export type LabProgress = (step: string) => void;
+
+const colo = (...words: string[]) => [process.execPath, join(import.meta.dir, "../cli/main.ts"), ...words];
+
+export class Lab {
+  private constructor(private readonly state: LabState) {}
+
+  static directory(name: string): string {
+    return join(ROOT, name);
+  }
+
+  /** An existing lab. Throws when there is none of that name. */
+  static open(name: string): Lab {
+    const path = join(Lab.directory(name), "state.json");
+    if (!existsSync(path)) throw new Error(`no lab "${name}" is up; start one with: colo-agent lab up`);
+    return new Lab(JSON.parse(readFileSync(path, "utf8")) as LabState);
+  }
+
+  /** Starts a lab and returns when its VM is protected (or runs, with proxy "none"). On an error all is taken down. */
+  static async up(options: LabOptions, progress: LabProgress = () => undefined): Promise<Lab> {
+    if (!/^[a-z0-9]{1,16}$/.test(options.name)) throw new Error("a lab's name is 1-16 of a-z and 0-9");
+    const directory = Lab.directory(options.name);
+    if (existsSync(directory)) {
+      throw new Error(`lab "${options.name}" is up already; take it down first: colo-agent lab down`);
+    }
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    try {
+      progress("network");
+      const namespaces = await createNetwork(options.name);
+      const host = (letter: HostLetter): HostState => ({
+        letter,
+        netns: namespaces[letter],
+        socket: join(directory, letter, "api.sock"),
+        disk: join(directory, letter, "disk.raw"),
+      });
+      const lab = new Lab({
+        name: options.name,
+        namespaces,
+        proxy: options.proxy,
+        ownGuest: options.kernel === undefined,
+        hosts: { a: host("a"), b: host("b") },
+      });
+      lab.#save();
+      await lab.#start(options, progress);
+      return lab;
+    } catch (error) {
+      await Lab.down(options.name);
+      throw error;
+    }
+  }
+
+  /** Takes a lab down, also one that was left half way; false when there was nothing. */
+  static async down(name: string): Promise<boolean> {
+    const directory = Lab.directory(name);
+    const found = existsSync(directory);
+    if (existsSync(join(directory, "state.json"))) {
+      const { state } = Lab.open(name);
+      for (const { agent, qemu } of Object.values(state.hosts)) {
+        if (agent !== undefined) await endProcess(agent);
+        if (qemu !== undefined) await endProcess(qemu);
+      }
+      if (state.witness !== undefined) await endProcess(state.witness);
+    }
+    await removeNetwork(name);
+    for (const letter of LETTERS) DataPlane.remove(`${PIN_ROOT}/${name}-${letter}/${VM_NAME}`, []);
+    rmSync(directory, { recursive: true, force: true });
+    return found;
+  }
+
+  get namespaces(): LabNamespaces {
+    return this.state.namespaces;
+  }
+
+  host(letter: HostLetter): Readonly<HostState> {
+    return this.state.hosts[letter];
+  }
+
+  /** Directory of logs, sockets and disks. */
+  get directory(): string {
+    return Lab.directory(this.state.name);
+  }
+
+  /** What a host's agent says of the VM, undefined when it does not answer. */
+  async agentStatus(letter: HostLetter): Promise<VmStatus | undefined> {
+    try {
+      const response = await fetch("http://agent/v1/status", {
+        unix: this.state.hosts[letter].socket,
+        signal: AbortSignal.timeout(2_000),
+      });
+      const status = (await response.json()) as { vms: VmStatus[] };
+      return status.vms[0];
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** The text of a host's /metrics. Throws when its agent does not answer. */
+  async metrics(letter: HostLetter): Promise<string> {
+    const response = await fetch("http://agent/metrics", { unix: this.state.hosts[letter].socket });
+    return response.text();
+  }
+
+  /** Waits until `condition` holds for what both agents say; throws after `timeoutMs`, or when it cannot come true. */
+  async waitFor(
+    what: string,
+    condition: (status: Record<HostLetter, VmStatus | undefined>) => boolean,
+    timeoutMs: number,
+  ): Promise<void> {
+    const deadline = performance.now() + timeoutMs;
+    for (;;) {
+      const [a, b] = await Promise.all([this.agentStatus("a"), this.agentStatus("b")]);
+      if (condition({ a, b })) return;
+      if (performance.now() > deadline) {
+        const seen = JSON.stringify({ a: a && [a.phase, a.reason], b: b && [b.phase, b.reason] });
+        throw new Error(
+          `${what}: not within ${timeoutMs} ms; the agents say ${seen}; logs are in ${this.directory}`,
+        );
+      }
+      await Bun.sleep(50);
+    }
+  }
+
+  async report(): Promise<LabReport> {
+    const hosts: LabHost[] = [];
+    let isProtected = false;
+    for (const letter of LETTERS) {
+      const host = this.state.hosts[letter];
+      const status = host.agent === undefined ? undefined : await this.agentStatus(letter);
+      if (status?.protected) isProtected = true;
+      const alive = (identity: ProcessIdentity | undefined) =>
+        identity !== undefined && isAlive(identity) ? identity.pid : null;
+      hosts.push({
+        name: `${this.state.name}-${letter}`,
+        netns: host.netns,
+        tap: TAP,
+        role: status?.role ?? (this.state.proxy === "none" && letter === "a" ? "primary" : "none"),
+        agent_pid: alive(host.agent),
+        qemu_pid: alive(host.qemu),
+        qmp: alive(host.qemu) === null ? null : (host.qmp ?? null),
+        api: alive(host.agent) === null ? null : `http://${HOST_ADDRESSES[letter].lan}:${API_PORT}`,
+      });
+    }
+    const { ownGuest } = this.state;
+    return {
+      client: { netns: this.namespaces.client },
+      guest: { ipv4: ownGuest ? GUEST_IPV4 : null, ipv6: ownGuest ? GUEST_IPV6 : null, mac: GUEST_MAC },
+      protected: isProtected,
+      hosts,
+    };
+  }
+
+  /** kill -9, as a host's death would be for its processes. */
+  async kill(letter: HostLetter, what: "qemu" | "agent" | "both"): Promise<void> {
+    const { agent, qemu } = this.state.hosts[letter];
+    const victims = [what === "qemu" ? undefined : agent, what === "agent" ? undefined : qemu];
+    await Promise.all(victims.map((victim) => victim && endProcess(victim)));
+  }
+
+  #save(): void {
+    writeFileSync(join(this.directory, "state.json"), JSON.stringify(this.state, undefined, 2));
+  }
+
+  async #start(options: LabOptions, progress: LabProgress): Promise<void> {
+    const { state } = this;
+    const withAgents = options.proxy === "agent";
+    if (withAgents) {
+      progress("witness");
+      state.witness = startDetached(
+        [
+          ...inNamespace(state.namespaces.client),
+          ...colo("witness", "--listen", `${CLIENT_IPV4}:${WITNESS_PORT}`),
+          ...["--directory", join(this.directory, "witness")],
+        ],
+        join(this.directory, "witness.log"),
+      );
+      this.#save();
+    }
+    const letters: readonly HostLetter[] = withAgents ? LETTERS : ["a"];
+    for (const letter of letters) {
+      progress(`QEMU on host ${letter}`);
+      await this.#startQemu(letter, options);
+    }
+    if (state.ownGuest) {
+      progress("guest boots");
+      await this.#waitForGuest();
+    }
+    if (!withAgents) return;
+    for (const letter of LETTERS) {
+      progress(`agent on host ${letter}`);
+      this.startAgent(letter, options);
+      await this.#waitForAgent(letter);
+    }
+    progress("protecting: disk, memory, first checkpoints");
+    await this.waitFor(
+      "the VM is protected",
+      ({ a, b }) => {
+        if (a?.phase === "stopped" || b?.phase === "stopped") {
+          throw new Error(`the pair broke: ${a?.reason ?? b?.reason}; logs are in ${this.directory}`);
+        }
+        return a?.protected === true;
+      },
+      PROTECT_TIMEOUT_MS,
+    );
+  }
+
+  async #startQemu(letter: HostLetter, options: LabOptions): Promise<void> {
+    const host = this.state.hosts[letter];
+    const directory = join(this.directory, letter);
+    mkdirSync(directory, { recursive: true });
+    writeFileSync(host.disk, "");
+    truncateSync(host.disk, DISK_BYTES);
+    const own = options.kernel === undefined;
+    const initrd = own ? guestInitrd() : options.initrd;
+    const append = own
+      ? guestCommandLine({ ip4: `${GUEST_IPV4}/24`, ip6: `${GUEST_IPV6}/64` }, options.append ?? "")
+      : options.append;
+    const qemu = await startQemu({
+      role: letter === "a" ? "primary" : "secondary",
+      directory,
+      qemuArgv: qemuArgv(),
+      qemuImgArgv: qemuImgArgv(),
+      environment: qemuEnvironment(),
+      memoryMib: options.memoryMib,
+      kernel: options.kernel ?? guestKernel(),
+      ...(initrd === undefined ? {} : { initrd }),
+      ...(append === undefined ? {} : { append }),
+      diskPath: host.disk,
+      network: { tap: TAP, mac: GUEST_MAC },
+      netns: host.netns,
+      name: `${this.state.name}-${letter}`,
+    });
+    host.qemu = identify(qemu.pid);
+    host.qmp = qemu.qmpSpare;
+    host.serial = qemu.serial;
+    this.#save();
+  }
+
+  async #waitForGuest(): Promise<void> {
+    const { serial, qemu } = this.state.hosts.a;
+    const deadline = performance.now() + START_TIMEOUT_MS;
+    while (!(existsSync(serial!) && guestReadyPattern.test(readFileSync(serial!, "latin1")))) {
+      if (!isAlive(qemu!))
+        throw new Error(`the guest's QEMU ended while booting; see ${this.directory}/a/qemu.log`);
+      if (performance.now() > deadline) throw new Error(`the guest did not boot; see ${serial}`);
+      await Bun.sleep(50);
+    }
+  }
+
+  /** Starts a host's agent with the lab's configuration. */
+  startAgent(letter: HostLetter, options: Pick<LabOptions, "vmConfig" | "agentConfig"> = {}): void {
+    const host = this.state.hosts[letter];
+    const path = join(this.directory, letter, "agent.toml");
+    writeFileSync(path, this.#agentConfig(letter, options));
+    host.agent = startDetached(
+      [...inNamespace(host.netns), ...colo("run", "--config", path)],
+      join(this.directory, letter, "agent.log"),
+    );
+    this.#save();
+  }
+
+  async #waitForAgent(letter: HostLetter): Promise<void> {
+    const deadline = performance.now() + START_TIMEOUT_MS;
+    const log = join(this.directory, letter, "agent.log");
+    while ((await this.agentStatus(letter)) === undefined) {
+      const { agent } = this.state.hosts[letter];
+      if (!isAlive(agent!)) throw new Error(`the agent of host ${letter} ended:\n${tail(log)}`);
+      if (performance.now() > deadline)
+        throw new Error(`the agent of host ${letter} does not answer:\n${tail(log)}`);
+      await Bun.sleep(50);
+    }
+  }
+
+  #agentConfig(letter: HostLetter, options: Pick<LabOptions, "vmConfig" | "agentConfig">): string {
+    const other = letter === "a" ? "b" : "a";
+    const { lan, replication } = HOST_ADDRESSES[letter];
+    return `[agent]
+name = "${this.state.name}-${letter}"
+control = "${replication}:${CONTROL_PORT}"
+api = "${lan}:${API_PORT}"
+socket = "${this.state.hosts[letter].socket}"
+log_level = "debug"
+${options.agentConfig ?? ""}
+
+[peer]
+name = "${this.state.name}-${other}"
+control = "${HOST_ADDRESSES[other].replication}:${CONTROL_PORT}"
+
+[witness]
+url = "http://${CLIENT_IPV4}:${WITNESS_PORT}"
+
+[[vm]]
+name = "${VM_NAME}"
+tap = "${TAP}"
+qmp = "${join(this.directory, letter, "qmp.sock")}"
+initial_role = "${letter === "a" ? "primary" : "secondary"}"
+disk = { quorum_node = "${LAB_NODES.quorum}", export_node = "${LAB_NODES.disk}" }
+${options.vmConfig ?? ""}
+`;
+  }
+}
+
+function tail(path: string): string {
+  try {
+    return readFileSync(path, "utf8").trimEnd().split("\n").slice(-10).join("\n");
+  } catch {
+    return "(no log)";
+  }
+}

@@ -1,0 +1,57 @@
+/** Processes that outlive the command that starts them, and are ended by id only if they are still the same ones. */
+import { spawn } from "node:child_process";
+import { closeSync, openSync, readFileSync } from "node:fs";
+
+export interface ProcessIdentity {
+  pid: number;
+  /** Clock ticks since boot (proc(5), stat field 22): tells a process from a later one with the same id. */
+  startTicks: number;
+}
+
+function statFields(pid: number): string[] | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
+    return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  } catch {
+    return undefined;
+  }
+}
+
+/** The identity of a running process. Throws when there is none. */
+export function identify(pid: number): ProcessIdentity {
+  const fields = statFields(pid);
+  if (fields === undefined) throw new Error(`process ${pid} is not running`);
+  return { pid, startTicks: Number(fields[19]) };
+}
+
+export function isAlive(process: ProcessIdentity): boolean {
+  const fields = statFields(process.pid);
+  return fields !== undefined && fields[0] !== "Z" && Number(fields[19]) === process.startTicks;
+}
+
+/** Ends a process and waits until it is gone; one that is gone already is no error. */
+export async function endProcess(
+  identity: ProcessIdentity,
+  signal: NodeJS.Signals = "SIGKILL",
+): Promise<void> {
+  if (!isAlive(identity)) return;
+  try {
+    process.kill(identity.pid, signal);
+  } catch {
+    return;
+  }
+  while (isAlive(identity)) await Bun.sleep(2);
+}
+
+/** Starts a process in a session of its own, with its output in `logPath`. */
+export function startDetached(command: readonly string[], logPath: string): ProcessIdentity {
+  const log = openSync(logPath, "a");
+  try {
+    const child = spawn(command[0]!, command.slice(1), { detached: true, stdio: ["ignore", log, log] });
+    child.unref();
+    if (child.pid === undefined) throw new Error(`cannot start ${command.join(" ")}`);
+    return identify(child.pid);
+  } finally {
+    closeSync(log);
+  }
+}

@@ -1,0 +1,71 @@
+/** Starts the lab's client (client.ts) in the client's namespace and follows what it reports. */
+import { join } from "node:path";
+import type { ClientKind, ClientOptions, ClientReport } from "./client.ts";
+import type { Lab } from "./lab.ts";
+import { inNamespace } from "./network.ts";
+
+export class LabTraffic {
+  #last: ClientReport | undefined;
+  #ended: Promise<ClientReport>;
+  readonly #child;
+
+  /** `onReport` is called about every 100 ms. */
+  constructor(lab: Lab, kind: ClientKind, options: ClientOptions, onReport?: (report: ClientReport) => void) {
+    const program = join(import.meta.dir, "client.ts");
+    this.#child = Bun.spawn(
+      [...inNamespace(lab.namespaces.client), process.execPath, program, kind, JSON.stringify(options)],
+      { stdin: "pipe", stdout: "pipe", stderr: "inherit" },
+    );
+    this.#ended = this.#follow(kind, onReport);
+    this.#ended.catch(() => undefined);
+  }
+
+  /** What it reported last. */
+  get last(): ClientReport | undefined {
+    return this.#last;
+  }
+
+  /** Lets it come to its end. Resolves with its last report; rejects when it found something wrong. */
+  finish(): Promise<ClientReport> {
+    void this.#child.stdin.end();
+    return this.#ended;
+  }
+
+  /** Resolves when it ends by itself, as {@link finish}. */
+  ended(): Promise<ClientReport> {
+    return this.#ended;
+  }
+
+  /** Waits until `condition` holds for a report; rejects when the traffic fails or after `timeoutMs`. */
+  async until(what: string, condition: (report: ClientReport) => boolean, timeoutMs: number): Promise<void> {
+    const deadline = performance.now() + timeoutMs;
+    while (this.#last === undefined || !condition(this.#last)) {
+      if (this.#last?.type === "error") throw new Error(`${this.#last.kind}: ${this.#last.message}`);
+      if (performance.now() > deadline) {
+        throw new Error(`${what}: not within ${timeoutMs} ms; last report ${JSON.stringify(this.#last)}`);
+      }
+      await Bun.sleep(20);
+    }
+  }
+
+  kill(): void {
+    this.#child.kill("SIGKILL");
+  }
+
+  async #follow(kind: ClientKind, onReport?: (report: ClientReport) => void): Promise<ClientReport> {
+    const decoder = new TextDecoder();
+    let rest = "";
+    for await (const chunk of this.#child.stdout) {
+      rest += decoder.decode(chunk, { stream: true });
+      const lines = rest.split("\n");
+      rest = lines.pop() ?? "";
+      for (const line of lines) {
+        this.#last = JSON.parse(line) as ClientReport;
+        onReport?.(this.#last);
+      }
+    }
+    await this.#child.exited;
+    if (this.#last?.type === "end") return this.#last;
+    throw new Error(`${kind}: ${this.#last?.message ?? "the client ended without a report"}`);
+  }
+}

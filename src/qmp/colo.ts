@@ -1,0 +1,34 @@
+/**
+ * COLO on QEMU, one host's view at a time: each agent talks to its own QEMU only and the agents agree over their own channel.
+ *
+ *   both        checkQemu
+ *   secondary   prepareSecondary ─────────┐                      secondaryFailover, announceSelf
+ *   primary                               └▶ startProtection ─▶ requestCheckpoint … primaryFailover
+ */
+export {
+  checkQemu,
+  judgeVersion,
+  type QemuFacts,
+  QemuUnsuitableError,
+  type VersionVerdict,
+} from "./check.ts";
+export {
+  type PrimaryFailover,
+  type Protection,
+  type ProtectionHooks,
+  type ProtectionOptions,
+  primaryFailover,
+  requestCheckpoint,
+  startProtection,
+  undoProtection,
+} from "./primary.ts";
+export type { DiskProgress, PrimaryDisk } from "./primary_disk.ts";
+export {
+  announceSelf,
+  type PrepareSecondaryOptions,
+  prepareSecondary,
+  type SecondaryFailover,
+  secondaryDiskCommitted,
+  secondaryFailover,
+} from "./secondary.ts";
+export { ColoProcedureError } from "./vm.ts";

@@ -1,0 +1,213 @@
+/**
+ * The primary's half of disk replication: a full copy to the secondary, then every write sent along.
+ *
+ *   "nbdNode"          NBD client on the secondary's export: first the copy's target, then the replication's file
+ *   "replicationNode"  replication, mode primary, on top of it, added as a further child of the VM's quorum
+ *
+ * Names are the caller's; everything here can be called again after a crash of the agent, because it looks at what QEMU has.
+ */
+import { connect } from "node:net";
+import type { QmpClient } from "./client.ts";
+import { type BlockNode, blockNodes, messageOf } from "./vm.ts";
+
+export interface PrimaryDisk {
+  /** The quorum under the VM's disk device. */
+  quorumNode: string;
+  /** Names for the nodes that protection adds. */
+  replicationNode: string;
+  nbdNode: string;
+  /** The secondary's export. */
+  nbdHost: string;
+  nbdPort: number;
+  exportName: string;
+}
+
+export interface DiskProgress {
+  copiedBytes: number;
+  totalBytes: number;
+}
+
+export function mirrorJobId(disk: Pick<PrimaryDisk, "nbdNode">): string {
+  return `resync-${disk.nbdNode}`;
+}
+
+/** The first bytes of every NBD server (doc/proto.md of the NBD project, "Newstyle negotiation"). */
+const NBD_MAGIC = "NBDMAGIC";
+
+/**
+ * Waits for the NBD server's greeting and closes again, outside QEMU. blockdev-add connects inside QEMU's main loop
+ * (block/nbd.c, nbd_open): to a host that is gone it stops the VM for the two minutes of a TCP connect, to a server that
+ * hangs for as long as that hangs, and seen with 11.1.2 a yank does not end it while it connects.
+ */
+export function probeNbdServer(host: string, port: number, timeoutMs: number): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const address = `${host}:${port}`;
+    let greeting = "";
+    const socket = connect({ host, port });
+    const settle = (problem: string | undefined) => {
+      clearTimeout(timer);
+      socket.destroy();
+      if (problem === undefined) resolve();
+      else reject(new Error(`${problem}; does the secondary's QEMU run and is ${address} reachable?`));
+    };
+    const timer = setTimeout(() => settle(`no NBD server at ${address} within ${timeoutMs} ms`), timeoutMs);
+    socket.on("data", (chunk: Buffer) => {
+      greeting += chunk.toString("latin1");
+      if (greeting.startsWith(NBD_MAGIC)) settle(undefined);
+      else if (!NBD_MAGIC.startsWith(greeting)) settle(`what listens at ${address} is no NBD server`);
+    });
+    socket.once("error", (error) => settle(`no connection to ${address}: ${error.message}`));
+    socket.once("close", () => settle(`${address} closed the connection`));
+  });
+}
+
+export async function addNbdNode(client: QmpClient, disk: PrimaryDisk, timeoutMs: number): Promise<void> {
+  const server = { type: "inet", host: disk.nbdHost, port: String(disk.nbdPort) };
+  await client.execute(
+    "blockdev-add",
+    { driver: "nbd", "node-name": disk.nbdNode, server, export: disk.exportName },
+    { timeoutMs },
+  );
+}
+
+/**
+ * Copies the whole disk while the VM runs, until the copy only follows what the VM writes. From then on each write waits for
+ * its copy, so that little is left to do once the VM stops.
+ * @param stallMs without any progress the copy is given up
+ */
+export async function copyDisk(
+  client: QmpClient,
+  disk: PrimaryDisk,
+  {
+    stallMs,
+    signal,
+    onProgress,
+  }: { stallMs: number; signal: AbortSignal; onProgress?: (progress: DiskProgress) => void },
+): Promise<DiskProgress> {
+  const id = mirrorJobId(disk);
+  await client.execute("blockdev-mirror", {
+    "job-id": id,
+    device: disk.quorumNode,
+    target: disk.nbdNode,
+    sync: "full",
+  });
+  let last: MirrorJob | undefined;
+  let lastChangeMs = performance.now();
+  let following = false;
+  for (;;) {
+    signal.throwIfAborted();
+    const job = await findMirror(client, id);
+    if (job === undefined)
+      throw new Error("the copy ended early: the connection to the secondary's disk was lost");
+    onProgress?.({ copiedBytes: job.offset, totalBytes: job.len });
+    if (job.ready && !following) {
+      await client.execute("block-job-change", { id, type: "mirror", "copy-mode": "write-blocking" });
+      following = true;
+    }
+    if (following && job["actively-synced"] === true) return { copiedBytes: job.offset, totalBytes: job.len };
+    if (job.offset !== last?.offset || job.ready !== last.ready) lastChangeMs = performance.now();
+    if (performance.now() - lastChangeMs > stallMs) {
+      throw new Error(`the copy stands still since ${stallMs} ms at ${job.offset} of ${job.len} bytes`);
+    }
+    last = job;
+    await Bun.sleep(following || job.len - job.offset < 64 * 1024 * 1024 ? 10 : 100);
+  }
+}
+
+/** Ends a copy that follows, while the VM is stopped: both disks are then the same. */
+export async function finishCopy(client: QmpClient, disk: PrimaryDisk, timeoutMs: number): Promise<void> {
+  const id = mirrorJobId(disk);
+  const abort = new AbortController();
+  const ended = client.waitFor(
+    ["BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"],
+    (e) => e.data.device === id,
+    timeoutMs,
+    {
+      signal: abort.signal,
+    },
+  );
+  try {
+    // Without force, a mirror that is ready ends with source and target the same (qapi/block-core.json).
+    await client.execute("block-job-cancel", { device: id }, { timeoutMs });
+    const event = await ended;
+    if (event.name !== "BLOCK_JOB_COMPLETED" || event.data.error !== undefined) {
+      throw new Error(`the copy did not complete: ${String(event.data.error ?? "it was cancelled")}`);
+    }
+  } finally {
+    abort.abort();
+  }
+}
+
+/** Puts the replication under the quorum: from COLO's start on, writes go to both hosts. */
+export async function attachReplication(client: QmpClient, disk: PrimaryDisk): Promise<void> {
+  await client.execute("blockdev-add", {
+    driver: "replication",
+    "node-name": disk.replicationNode,
+    mode: "primary",
+    file: disk.nbdNode,
+  });
+  await client.execute("x-blockdev-change", { parent: disk.quorumNode, node: disk.replicationNode });
+}
+
+/** Takes the replication out of the quorum, if it is there; writes then go to the local disk only. */
+export async function detachReplication(
+  client: QmpClient,
+  disk: PrimaryDisk,
+  timeoutMs: number,
+): Promise<void> {
+  const child = childName(await blockNodes(client), disk);
+  if (child === undefined) return;
+  await client.execute("x-blockdev-change", { parent: disk.quorumNode, child }, { timeoutMs });
+}
+
+/**
+ * Removes job and nodes of a replication that is detached; what is not there is passed over.
+ * @returns sentences on what could not be removed
+ */
+export async function removeDiskNodes(
+  client: QmpClient,
+  disk: PrimaryDisk,
+  timeoutMs: number,
+): Promise<string[]> {
+  const leftovers: string[] = [];
+  const id = mirrorJobId(disk);
+  try {
+    if ((await findMirror(client, id)) !== undefined) {
+      await client.execute("block-job-cancel", { device: id, force: true }, { timeoutMs });
+      const deadlineMs = performance.now() + timeoutMs;
+      while ((await findMirror(client, id)) !== undefined) {
+        if (performance.now() > deadlineMs) throw new Error(`it is still there after ${timeoutMs} ms`);
+        await Bun.sleep(20);
+      }
+    }
+  } catch (error) {
+    leftovers.push(`block job ${id} (${messageOf(error)})`);
+  }
+  for (const node of [disk.replicationNode, disk.nbdNode]) {
+    try {
+      const present = (await blockNodes(client)).some((one) => one["node-name"] === node);
+      if (present) await client.execute("blockdev-del", { "node-name": node }, { timeoutMs });
+    } catch (error) {
+      leftovers.push(`block node ${node} (${messageOf(error)})`);
+    }
+  }
+  return leftovers;
+}
+
+interface MirrorJob {
+  device: string;
+  offset: number;
+  len: number;
+  ready: boolean;
+  "actively-synced"?: boolean;
+}
+
+async function findMirror(client: QmpClient, id: string): Promise<MirrorJob | undefined> {
+  return (await client.execute<MirrorJob[]>("query-block-jobs")).find((job) => job.device === id);
+}
+
+/** "children.N": the number grows with each protection, so it has to be looked up. */
+function childName(nodes: readonly BlockNode[], disk: PrimaryDisk): string | undefined {
+  const quorum = nodes.find((node) => node["node-name"] === disk.quorumNode);
+  return quorum?.children?.find((child) => child["node-name"] === disk.replicationNode)?.child;
+}

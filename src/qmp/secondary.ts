@@ -1,0 +1,164 @@
+/** COLO procedures on the secondary host's QEMU, which was started with `-incoming defer`. */
+import type { QmpClient, QmpEvent } from "./client.ts";
+import {
+  blockNodes,
+  COLO_CAPABILITIES,
+  ColoProcedureError,
+  messageOf,
+  runStatus,
+  setCapabilities,
+  yank,
+} from "./vm.ts";
+
+export interface PrepareSecondaryOptions {
+  /** Left out for a VM without a disk. */
+  disk?: {
+    /** Address and port for the primary's writes; the primary's QEMU connects to it. */
+    nbdHost: string;
+    nbdPort: number;
+    exportName: string;
+    /** The secondary's own disk, below the replication node: what is exported. */
+    exportNode: string;
+  };
+  migrateHost: string;
+  migratePort: number;
+}
+
+const EXPORT_ID = "colo-export0";
+
+/**
+ * Opens the secondary for a primary: the disk's NBD export first, since replication must find it, then the migration port.
+ * On an error nothing stays open, so it can be called again.
+ * @throws ColoProcedureError
+ */
+export async function prepareSecondary(client: QmpClient, options: PrepareSecondaryOptions): Promise<void> {
+  const { disk, migrateHost, migratePort } = options;
+  let step = "query-status";
+  let serving = false;
+  try {
+    const { status } = await runStatus(client);
+    if (status !== "inmigrate") {
+      throw new Error(
+        `this QEMU is in state ${status}; a secondary has to be started afresh with -incoming defer`,
+      );
+    }
+    step = "Setting the migration capabilities";
+    await setCapabilities(client, COLO_CAPABILITIES, true);
+    if (disk !== undefined) {
+      step = "Starting the NBD server";
+      await client.execute("nbd-server-start", {
+        addr: { type: "inet", data: { host: disk.nbdHost, port: String(disk.nbdPort) } },
+      });
+      serving = true;
+      step = "Exporting the disk";
+      await client.execute("block-export-add", {
+        type: "nbd",
+        id: EXPORT_ID,
+        "node-name": disk.exportNode,
+        name: disk.exportName,
+        writable: true,
+      });
+    }
+    step = "Opening the migration port";
+    await client.execute("migrate-incoming", {
+      uri: `tcp:${bracketed(migrateHost)}:${migratePort}`,
+    });
+  } catch (error) {
+    const leftovers: string[] = [];
+    if (serving) {
+      await client
+        .execute("nbd-server-stop")
+        .catch((e) => leftovers.push(`the NBD server still runs (${messageOf(e)})`));
+    }
+    throw new ColoProcedureError(step, error, leftovers);
+  }
+}
+
+export interface SecondaryFailover {
+  /** The VM was stopped for a checkpoint when the failover began. */
+  checkpointInProgress: boolean;
+  /**
+   * That checkpoint's state was loaded and the VM goes on from it, as the primary was at its STOP. False: the VM goes on
+   * from its own state, as it would have without the checkpoint.
+   */
+  loadedPending: boolean;
+  /** QEMU's wall clock of the RESUME that ended the failover. */
+  resumedTimestampNs: bigint;
+  durationMs: number;
+}
+
+/**
+ * Makes the secondary VM an ordinary one, running alone. Call it only after the arbiter has said so.
+ *
+ * The order matters when the primary hangs instead of having died: QEMU loads a checkpoint's memory with its big lock held
+ * (migration/colo.c), so a primary that stops sending in the middle blocks the main loop, and only the out-of-band yank gets
+ * through. Part of a checkpoint is never used: memory lies in a cache until all of it is there.
+ *
+ * Afterwards QEMU writes the overlays back into the disk file by itself; see secondaryDiskCommitted.
+ * @throws ColoProcedureError; the VM may then be stopped, and calling again is safe
+ */
+export async function secondaryFailover(
+  client: QmpClient,
+  { disk = true, timeoutMs = 10_000 }: { disk?: boolean; timeoutMs?: number } = {},
+): Promise<SecondaryFailover> {
+  const startMs = performance.now();
+  const run: QmpEvent[] = [];
+  const ends = ["STOP", "RESUME"].map((name) => client.on(name, (event) => run.push(event)));
+  const abort = new AbortController();
+  const completed = client.waitFor("MIGRATION", (event) => event.data.status === "completed", timeoutMs, {
+    signal: abort.signal,
+  });
+  let step = "Cutting the connection to the primary";
+  try {
+    await yank(client, [{ type: "migration" }]);
+    step = "query-status";
+    const { running } = await runStatus(client);
+    // The first event since the beginning tells what was before it; without one the answer does.
+    const wasRunning = run.length === 0 ? running : run[0]?.name === "STOP";
+    if (disk) {
+      step = "Stopping the NBD server";
+      await client.execute("nbd-server-stop", undefined, { timeoutMs }).catch(ignoreNotRunning);
+    }
+    step = "x-colo-lost-heartbeat";
+    await client.execute("x-colo-lost-heartbeat", undefined, { timeoutMs });
+    step = "Waiting for the end of the failover";
+    await completed;
+    // QEMU stops a VM that runs (migration/colo-failover.c), so on a VM that stood still at first, a STOP means that it had
+    // been resumed since: on a secondary that happens only once the checkpoint's state has been loaded.
+    const loadedPending = !wasRunning && run.some((event) => event.name === "STOP");
+    // MIGRATION completed and the last RESUME come in either order.
+    if (run.at(-1)?.name !== "RESUME") await client.waitFor("RESUME", () => true, timeoutMs);
+    return {
+      checkpointInProgress: !wasRunning,
+      loadedPending,
+      resumedTimestampNs: run.at(-1)?.timestampNs ?? -1n,
+      durationMs: performance.now() - startMs,
+    };
+  } catch (error) {
+    throw new ColoProcedureError(step, error);
+  } finally {
+    abort.abort();
+    for (const end of ends) end();
+  }
+}
+
+/**
+ * Whether the disk file of a VM that has taken over is complete, so that the overlays are no longer needed: QEMU drops the
+ * overlay nodes when it has committed them (block/replication.c).
+ */
+export async function secondaryDiskCommitted(client: QmpClient, activeNode: string): Promise<boolean> {
+  return !(await blockNodes(client)).some((node) => node["node-name"] === activeNode);
+}
+
+/** Makes QEMU tell the switches where the VM's MAC now lives (RARP frames, or the guest's own driver). */
+export async function announceSelf(client: QmpClient): Promise<void> {
+  await client.execute("announce-self", { initial: 50, max: 550, rounds: 5, step: 100 });
+}
+
+function ignoreNotRunning(error: unknown): void {
+  if (!/not running/i.test(messageOf(error))) throw error;
+}
+
+function bracketed(host: string): string {
+  return host.includes(":") ? `[${host}]` : host;
+}

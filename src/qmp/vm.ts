@@ -1,0 +1,112 @@
+/** Small questions and steps on one QEMU that several COLO procedures share. */
+import type { QmpClient } from "./client.ts";
+import { QmpCommandError, QmpError } from "./errors.ts";
+
+/** A COLO procedure failed; `step` says where, `cause` why, `leftovers` what could not be undone. */
+export class ColoProcedureError extends QmpError {
+  override name = "ColoProcedureError";
+
+  constructor(
+    readonly step: string,
+    cause: unknown,
+    /** Sentences; empty when QEMU is as it was before. */
+    readonly leftovers: readonly string[] = [],
+  ) {
+    const undone =
+      leftovers.length === 0 ? "" : ` It could not be undone completely: ${leftovers.join("; ")}.`;
+    super(`${step} failed: ${messageOf(cause)}${undone}`, { cause });
+  }
+}
+
+/** "On demand only": the largest value the parameter takes, 49 days in ms (qapi/migration.json, uint32). */
+export const CHECKPOINT_DELAY_NEVER_MS = 4_294_967_295;
+
+export const COLO_CAPABILITIES = ["x-colo", "return-path", "events"] as const;
+
+/** query-migrate's status in which no migration runs and a new one may be started. */
+export const MIGRATION_ENDED: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);
+
+export interface RunStatus {
+  running: boolean;
+  /** RunState of qapi/run-state.json. */
+  status: string;
+}
+
+export function runStatus(client: QmpClient): Promise<RunStatus> {
+  return client.execute<RunStatus>("query-status");
+}
+
+export interface MigrationStatus {
+  status: string;
+  errorDescription: string | undefined;
+  transferredBytes: number;
+  remainingBytes: number;
+}
+
+export async function migrationStatus(client: QmpClient): Promise<MigrationStatus> {
+  const reply = await client.execute<{
+    status?: string;
+    "error-desc"?: string;
+    ram?: { transferred: number; remaining: number };
+  }>("query-migrate");
+  return {
+    status: reply.status ?? "none",
+    errorDescription: reply["error-desc"],
+    transferredBytes: reply.ram?.transferred ?? 0,
+    remainingBytes: reply.ram?.remaining ?? 0,
+  };
+}
+
+export async function setCapabilities(
+  client: QmpClient,
+  names: readonly string[],
+  state: boolean,
+): Promise<void> {
+  const capabilities = names.map((capability) => ({ capability, state }));
+  await client.execute("migrate-set-capabilities", { capabilities });
+}
+
+export interface BlockNode {
+  "node-name": string;
+  /** Since QEMU 10.1. */
+  children?: { child: string; "node-name": string }[];
+}
+
+export function blockNodes(client: QmpClient): Promise<BlockNode[]> {
+  return client.execute<BlockNode[]>("query-named-block-nodes", { flat: true });
+}
+
+/** query-yank's and yank's way to name a connection (qapi/yank.json). */
+export type YankInstance = { type: "migration" } | { type: "block-node"; "node-name": string };
+
+/**
+ * Cuts the connections among `wanted` that QEMU has open, out of band: this works while the main loop hangs on one of them.
+ * @returns those that were cut
+ */
+export async function yank(
+  client: QmpClient,
+  wanted: readonly YankInstance[],
+  timeoutMs = 2_000,
+): Promise<YankInstance[]> {
+  const options = { oob: true, timeoutMs };
+  const present = await client.execute<Record<string, unknown>[]>("query-yank", undefined, options);
+  const instances = wanted.filter((one) =>
+    present.some(
+      (other) =>
+        other.type === one.type && (one.type !== "block-node" || other["node-name"] === one["node-name"]),
+    ),
+  );
+  for (const instance of instances) {
+    try {
+      await client.execute("yank", { instances: [instance] }, options);
+    } catch (error) {
+      // It ended by itself between the two commands.
+      if (!(error instanceof QmpCommandError)) throw error;
+    }
+  }
+  return instances;
+}
+
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

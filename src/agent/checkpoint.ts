@@ -11,7 +11,7 @@ import type { DataPath } from "../datapath/handle.ts";
 import type { DataPlane } from "../ffi/data_plane.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import { requestCheckpoint } from "../qmp/colo.ts";
-import { wallToBootNs } from "./clock.ts";
+import { bootNs, wallToBootNs } from "./clock.ts";
 import type { VmConfig } from "./config.ts";
 import type { TapQueue } from "./input_barrier.ts";
 import type { Logger } from "./log.ts";
@@ -150,6 +150,9 @@ export class Checkpoints {
       signal,
     });
     const loaded = this.#waitLoaded(config.stop_timeout_ms + config.load_timeout_ms);
+    // What the secondary has sent ahead of the primary is undone by the checkpoint; frames that the primary sends after it
+    // must not be compared with that, however late the news of STOP reaches us.
+    await dataPath.beginCheckpoint(bootNs());
     await requestCheckpoint(qmp);
     const stop = await stopped;
     const boundaryNs = wallToBootNs(stop.timestampNs) + BOUNDARY_SLACK_NS;

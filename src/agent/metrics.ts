@@ -213,7 +213,8 @@ export class AgentMetrics {
       (vm) => [
         [{ reason: "compared" }, vm.shared.stat("released_compared")],
         [{ reason: "checkpoint" }, vm.shared.stat("released_checkpoint")],
-        [{ reason: "alone" }, vm.shared.stat("released_alone")],
+        [{ reason: "alone" }, vm.shared.stat("released_alone") + vm.shared.stat("released_late")],
+        [{ reason: "address_resolution" }, vm.shared.stat("released_bypass")],
         [{ reason: "direct" }, vm.counters.passed_direct ?? 0],
         [{ reason: "solo" }, vm.counters.passed_solo ?? 0],
       ],

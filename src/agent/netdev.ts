@@ -95,12 +95,12 @@ export async function ensureDevices(options: {
   const injectPeer = `colo-j${options.tunnelId}`;
   if ((await link(tunnel)) === undefined) {
     await ip(
-      ...["link", "add", tunnel, "mtu", String(tap.mtu), "addrgenmode", "none", "type", "vxlan", "external"],
+      ...["link", "add", tunnel, "mtu", String(tap.mtu), "type", "vxlan", "external"],
       ...["dstport", String(options.tunnelPort)],
     );
   }
   if ((await link(inject)) === undefined) {
-    const mtu = ["mtu", String(tap.mtu + 4), "addrgenmode", "none"];
+    const mtu = ["mtu", String(tap.mtu + 4)];
     await ip("link", "add", inject, ...mtu, "type", "veth", "peer", "name", injectPeer, ...mtu);
   }
   for (const name of [tunnel, inject, injectPeer]) await silence(name);

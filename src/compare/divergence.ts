@@ -93,7 +93,10 @@ function describeVlan(vlan: number): string {
 
 function macOf(flows: FlowTable, flow: number, word: number): string {
   const high = flows.keyWord(flow, word).toString(16).padStart(8, "0");
-  const low = flows.keyWord(flow, word + 1).toString(16).padStart(4, "0");
+  const low = flows
+    .keyWord(flow, word + 1)
+    .toString(16)
+    .padStart(4, "0");
   return (high + low).replace(/(..)(?=.)/g, "$1:");
 }
 

@@ -37,6 +37,8 @@ export const FLOW_RELEASED_ACK = 0x1000;
 export const FLOW_QUEUED_SYN = 0x2000;
 /** The reset* fields are known: a pair of RSTs was matched in this epoch. */
 export const FLOW_RESET = 0x4000;
+/** ... and those RSTs carried acknowledgements. */
+export const FLOW_RESET_ACK = 0x8000;
 
 export class FlowTable {
   readonly flags: Int32Array;
@@ -67,10 +69,9 @@ export class FlowTable {
   /** Highest sequence end and acknowledgement that has been released: what a checkpoint may build on. */
   readonly releasedEnd: Int32Array;
   readonly releasedAck: Int32Array;
-  /** The last pair of RSTs that was matched. */
+  /** Sequence number of the last pair of RSTs that was matched, and what the secondary's acknowledged. */
   readonly resetSequence: Int32Array;
-  readonly resetPrimaryAck: Int32Array;
-  readonly resetSecondaryAck: Int32Array;
+  readonly resetAck: Int32Array;
 
   /** Number of flows. */
   size = 0;
@@ -116,8 +117,7 @@ export class FlowTable {
     this.releasedEnd = new Int32Array(capacity);
     this.releasedAck = new Int32Array(capacity);
     this.resetSequence = new Int32Array(capacity);
-    this.resetPrimaryAck = new Int32Array(capacity);
-    this.resetSecondaryAck = new Int32Array(capacity);
+    this.resetAck = new Int32Array(capacity);
   }
 
   /** Id of the flow with this key, -1 if there is none. */
@@ -203,7 +203,7 @@ export class FlowTable {
   /** Looks at the next `count` ids and removes quiet flows that have been idle; returns how many. */
   collect(count: number, nowNs: number, idleNs: number, closedIdleNs: number): number {
     let removed = 0;
-    const looks = count < this.highest ? count : this.highest;
+    const looks = Math.min(count, this.highest);
     for (let i = 0; i < looks; i++) {
       const flow = this.hand < this.highest ? this.hand : 0;
       this.hand = flow + 1;

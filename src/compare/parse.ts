@@ -117,7 +117,7 @@ export function parseRecord(bytes: Uint8Array, offset: number, frame: ParsedFram
   frame.timeNs = recordTimeNs(bytes, offset);
   frame.epoch = u32le(bytes, offset + RECORD_EPOCH) & 0xffff;
   let frameBytes = u32le(bytes, offset + RECORD_FRAME_BYTES);
-  if (frameBytes > room) frameBytes = room > 0 ? room : 0;
+  if (frameBytes > room) frameBytes = Math.max(room, 0);
   frame.frameBytes = frameBytes;
   frame.skipAt = 0;
   frame.skipBytes = 0;

@@ -11,6 +11,7 @@ import {
   FLOW_RELEASED_ACK,
   FLOW_RELEASED_END,
   FLOW_RESET,
+  FLOW_RESET_ACK,
   FLOW_SECONDARY_ISN,
   FLOW_VERIFIED_KNOWN,
 } from "./flow_table.ts";
@@ -116,7 +117,7 @@ export class TcpFlows {
     const { state } = this;
     const { flows } = state;
     if ((frame.flags & SEGMENT_RST) !== 0) {
-      if (this.isRepeatedReset(flow, frame.sequence, frame.acknowledgement, frame.dataBytes)) {
+      if (this.isRepeatedReset(flow, frame.flags, frame.sequence, frame.acknowledgement, frame.dataBytes)) {
         state.finishSlot(slot);
         return true;
       }
@@ -171,6 +172,8 @@ export class TcpFlows {
     timeNs: number,
   ): void {
     const { flows } = this.state;
+    // It belongs to a connection before the current one.
+    if (timeNs < flows.openedNs[flow]) return;
     if ((flags & SEGMENT_SYN) !== 0) {
       const opened = (flows.flags[flow] & FLOW_PRIMARY_ISN) !== 0 && flows.primaryIsn[flow] === sequence;
       if (!opened) this.begin(flow, sequence, timeNs);
@@ -189,10 +192,7 @@ export class TcpFlows {
       if ((flags & SEGMENT_FIN) !== 0) state |= FLOW_CLOSED;
     }
     if ((flags & SEGMENT_ACK) !== 0) {
-      if (
-        (state & FLOW_RELEASED_ACK) === 0 ||
-        ((acknowledgement - flows.releasedAck[flow]) | 0) > 0
-      ) {
+      if ((state & FLOW_RELEASED_ACK) === 0 || ((acknowledgement - flows.releasedAck[flow]) | 0) > 0) {
         flows.releasedAck[flow] = acknowledgement;
         state |= FLOW_RELEASED_ACK;
       }
@@ -206,7 +206,6 @@ export class TcpFlows {
    */
   noteLate(flow: number, frame: ParsedFrame): void {
     const { flows } = this.state;
-    // It belongs to a connection before the current one.
     if (frame.timeNs < flows.openedNs[flow]) return;
     const syn = (frame.flags & SEGMENT_SYN) !== 0;
     const known = (flows.flags[flow] & FLOW_PRIMARY_ISN) !== 0 && flows.primaryIsn[flow] === frame.sequence;
@@ -233,10 +232,7 @@ export class TcpFlows {
       }
     }
     if ((frame.flags & SEGMENT_ACK) !== 0) {
-      if (
-        (state & FLOW_ACK_KNOWN) === 0 ||
-        ((frame.acknowledgement - flows.secondaryAck[flow]) | 0) > 0
-      ) {
+      if ((state & FLOW_ACK_KNOWN) === 0 || ((frame.acknowledgement - flows.secondaryAck[flow]) | 0) > 0) {
         flows.secondaryAck[flow] = frame.acknowledgement;
         state |= FLOW_ACK_KNOWN;
       }
@@ -493,7 +489,8 @@ export class TcpFlows {
     const primaryLeft = primary.dataBytes[p] - primaryAt;
     const secondaryLeft = secondary.dataBytes[s] - secondaryAt;
     if (primaryAt < 0 || secondaryAt < 0) {
-      if (primaryAt >= 0 || secondaryAt >= 0) return this.differentFlags(flow, verified, "SYN", primaryAt < 0);
+      if (primaryAt >= 0 || secondaryAt >= 0)
+        return this.differentFlags(flow, verified, "SYN", primaryAt < 0);
       if (primary.meta[p] !== secondary.meta[s]) {
         state.diverge(
           flow,
@@ -512,7 +509,7 @@ export class TcpFlows {
       flows.verified[flow] = (verified + 1) | 0;
       return true;
     }
-    const n = primaryLeft < secondaryLeft ? primaryLeft : secondaryLeft;
+    const n = Math.min(primaryLeft, secondaryLeft);
     const primaryData = primary.data[p] + primaryAt;
     const secondaryData = secondary.data[s] + secondaryAt;
     if (state.compareBytes(primaryData, secondaryData, n) !== 0) {
@@ -573,7 +570,7 @@ export class TcpFlows {
   /**
    * A RST is released when the secondary has sent one at the same sequence number that acknowledges at least as much; one with
    * sequence number 0 answers a segment without a connection (RFC 9293 3.10.7.1), so its acknowledgement must be the same. Each RST of the
-   * secondary serves once, but an exact repetition of the last pair needs no other: it tells the client nothing new.
+   * secondary serves once, but one that says no more than the last pair needs no other: it tells the client nothing new.
    */
   private matchReset(flow: number, segment: number): boolean {
     const { state } = this;
@@ -590,29 +587,31 @@ export class TcpFlows {
       if (secondary.dataBytes[s] !== bytes) continue;
       if (state.compareBytes(primary.data[segment], secondary.data[s], bytes) !== 0) continue;
       flows.resetSequence[flow] = sequence;
-      flows.resetPrimaryAck[flow] = acknowledgement;
-      flows.resetSecondaryAck[flow] = secondary.acknowledgement[s];
-      flows.flags[flow] |= FLOW_RESET;
+      flows.resetAck[flow] = secondary.acknowledgement[s];
+      const marks = acknowledges !== 0 ? FLOW_RESET | FLOW_RESET_ACK : FLOW_RESET;
+      flows.flags[flow] = (flows.flags[flow] & ~FLOW_RESET_ACK) | marks;
       secondaryResets.remove(flow, s);
       state.finish(s);
       return true;
     }
-    return (
-      (flows.flags[flow] & FLOW_RESET) !== 0 &&
-      bytes === 0 &&
-      flows.resetSequence[flow] === sequence &&
-      flows.resetPrimaryAck[flow] === acknowledgement
-    );
+    return this.isRepeatedReset(flow, acknowledges, sequence, acknowledgement, bytes);
   }
 
-  private isRepeatedReset(flow: number, sequence: number, acknowledgement: number, bytes: number): boolean {
+  /** Whether an RST says no more than the secondary's RST of the last matched pair. */
+  private isRepeatedReset(
+    flow: number,
+    flags: number,
+    sequence: number,
+    acknowledgement: number,
+    bytes: number,
+  ): boolean {
     const { flows } = this.state;
-    return (
-      (flows.flags[flow] & FLOW_RESET) !== 0 &&
-      bytes === 0 &&
-      flows.resetSequence[flow] === sequence &&
-      flows.resetSecondaryAck[flow] === acknowledgement
-    );
+    const state = flows.flags[flow];
+    if ((state & FLOW_RESET) === 0 || bytes !== 0 || flows.resetSequence[flow] !== sequence) return false;
+    if ((flags & SEGMENT_ACK) === 0) return true;
+    if ((state & FLOW_RESET_ACK) === 0) return false;
+    const ahead = (flows.resetAck[flow] - acknowledgement) | 0;
+    return sequence === 0 ? ahead === 0 : ahead >= 0;
   }
 }
 

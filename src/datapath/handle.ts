@@ -57,6 +57,11 @@ export class DataPath {
     return this.#command(Command.Start, 0, epoch);
   }
 
+  /** A checkpoint is about to be asked for: primary frames newer than `horizonNs` are not compared until it is loaded. */
+  beginCheckpoint(horizonNs: number): Promise<number> {
+    return this.#command(Command.BeginCheckpoint, horizonNs);
+  }
+
   /** A checkpoint has been loaded by the secondary. Resolves with the number of frames released. */
   checkpoint(boundaryNs: number, newEpoch: number): Promise<number> {
     return this.#command(Command.Checkpoint, boundaryNs, newEpoch);

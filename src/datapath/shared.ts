@@ -15,7 +15,10 @@ export const STAT_NAMES = [
   "secondary_pending_frames",
   "released_compared",
   "released_checkpoint",
+  "released_bypass",
   "released_alone",
+  /** Found in the ring when the VM ran alone already. */
+  "released_late",
   "secondary_stale",
   "send_failed",
   "replayed_frames",
@@ -49,6 +52,8 @@ export enum Command {
   /** argumentB: the epoch with which comparison starts, everything older is forgotten. */
   Start = 4,
   Quit = 5,
+  /** argumentA: the horizon; newer primary frames wait for the checkpoint without being compared. */
+  BeginCheckpoint = 6,
 }
 
 const COMMAND_SLOT_INTS = 2; // sequence number, command

@@ -114,7 +114,10 @@ class DataPathLoop {
       count++;
       this.#stats[STAT_INDEX.primary_frames]! += 1;
       if (this.#mode === "comparing") this.#comparer.addPrimary(slot, this.#primary.offset(slot));
-      else this.#release(slot);
+      else {
+        this.#stats[STAT_INDEX.released_late]! += 1;
+        this.#release(slot);
+      }
     }
     return count;
   }
@@ -126,8 +129,7 @@ class DataPathLoop {
       if (slot < 0) break;
       count++;
       this.#stats[STAT_INDEX.secondary_frames]! += 1;
-      if (this.#mode === "comparing")
-        this.#comparer.addSecondary(slot, this.#secondary.offset(slot), this.#nowNs);
+      if (this.#mode === "comparing") this.#comparer.addSecondary(slot, this.#secondary.offset(slot));
       else this.#secondary.done(slot);
     }
     return count;
@@ -197,6 +199,9 @@ class DataPathLoop {
         this.#comparer.checkpoint(0, this.#epoch);
         this.#mode = "comparing";
         break;
+      case Command.BeginCheckpoint:
+        this.#comparer.beginCheckpoint(this.#shared.argument(0));
+        break;
       case Command.Checkpoint: {
         // Everything that the primary sent before it stopped is in the ring already: the boundary is in the past.
         while (this.#drainPrimary(BATCH_RECORDS) > 0) this.#flush();
@@ -263,11 +268,12 @@ class DataPathLoop {
   #publish(): void {
     const stats = this.#comparer.stats;
     this.#stats[STAT_INDEX.held_frames] = stats.heldFrames;
-    this.#stats[STAT_INDEX.secondary_pending_frames] = stats.secondaryPending;
+    this.#stats[STAT_INDEX.secondary_pending_frames] = stats.pendingFrames;
     this.#stats[STAT_INDEX.released_compared] = stats.releasedByComparison;
     this.#stats[STAT_INDEX.released_checkpoint] = stats.releasedByCheckpoint;
+    this.#stats[STAT_INDEX.released_bypass] = stats.releasedBypass;
     this.#stats[STAT_INDEX.released_alone] = stats.releasedAlone;
-    this.#stats[STAT_INDEX.secondary_stale] = stats.secondaryStale;
+    this.#stats[STAT_INDEX.secondary_stale] = stats.staleFrames;
     this.#stats[STAT_INDEX.flows] = stats.flows;
   }
 }

@@ -92,7 +92,9 @@ class Traffic {
       lost: this.lost,
       longestGapMs: Math.max(this.#longestGapMs, type === "progress" ? performance.now() - this.#last : 0),
       longestGapEndMs: this.#longestGapEndMs,
-      ...(type === "end" && sorted.length > 0 ? { latencyMs: { p50: at(0.5), p99: at(0.99), max: at(1) } } : {}),
+      ...(type === "end" && sorted.length > 0
+        ? { latencyMs: { p50: at(0.5), p99: at(0.99), max: at(1) } }
+        : {}),
       ...(message === undefined ? {} : { message }),
     };
     process.stdout.write(`${JSON.stringify(report)}\n`);
@@ -159,7 +161,10 @@ async function duplex(traffic: Traffic): Promise<void> {
   clearInterval(timer);
   ending = true;
   if (traffic.received === traffic.sent) resolve();
-  setTimeout(() => traffic.fail(`${traffic.sent - traffic.received} bytes never came back`), FINISH_MS).unref();
+  setTimeout(
+    () => traffic.fail(`${traffic.sent - traffic.received} bytes never came back`),
+    FINISH_MS,
+  ).unref();
   await promise;
   socket.end();
 }
@@ -214,9 +219,14 @@ function random(traffic: Traffic): Promise<void> {
     (index) => `request ${index}`,
     (index, line) => {
       const [digits, sum] = line.split(" ");
-      if (digits === undefined || !/^[0-9a-f]{64}$/.test(digits)) return `answer ${index} is not one: ${line}`;
-      chain = createHash("md5").update(chain + digits).digest("hex");
-      return sum === chain ? undefined : `the chain is broken at answer ${index}: the stream is not of one machine`;
+      if (digits === undefined || !/^[0-9a-f]{64}$/.test(digits))
+        return `answer ${index} is not one: ${line}`;
+      chain = createHash("md5")
+        .update(chain + digits)
+        .digest("hex");
+      return sum === chain
+        ? undefined
+        : `the chain is broken at answer ${index}: the stream is not of one machine`;
     },
   );
 }
@@ -357,7 +367,15 @@ async function udp(traffic: Traffic): Promise<void> {
   socket.close();
 }
 
-const KINDS: Record<ClientKind, (traffic: Traffic) => Promise<void>> = { duplex, random, disk, source, sink, http, udp };
+const KINDS: Record<ClientKind, (traffic: Traffic) => Promise<void>> = {
+  duplex,
+  random,
+  disk,
+  source,
+  sink,
+  http,
+  udp,
+};
 
 if (import.meta.main) {
   const [kind, options] = process.argv.slice(2);

@@ -43,7 +43,7 @@ const POLL_MS = 100;
 
 export interface ProtectionOptions {
   /** Left out for a VM without a disk. */
-  disk?: PrimaryDisk;
+  disk?: PrimaryDisk | undefined;
   /** Where the secondary's QEMU listens for the migration. */
   migrateHost: string;
   migratePort: number;
@@ -230,7 +230,7 @@ export interface PrimaryFailover {
  */
 export async function primaryFailover(
   client: QmpClient,
-  { disk, timeoutMs = 10_000 }: { disk?: PrimaryDisk; timeoutMs?: number } = {},
+  { disk, timeoutMs = 10_000 }: { disk?: PrimaryDisk | undefined; timeoutMs?: number } = {},
 ): Promise<PrimaryFailover> {
   const startMs = performance.now();
   let step = "Cutting the connections to the secondary";

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import type { DataPlane, ProgramName } from "../../src/ffi/data_plane.ts";
 import { type CounterName, ROLE, type Role } from "../../src/ffi/layout.ts";
 import { counted, endLease, grantLease, loadFresh, MARK, unload, VERDICT } from "./data_plane_under_test.ts";
-import { arp, icmpv6, rarp, segment, udp } from "./frames.ts";
+import { arp, icmpv6, join, rarp, segment, udp } from "./frames.ts";
 
 const NAME = "verdicts";
 let plane: DataPlane;
@@ -100,7 +100,7 @@ const CASES: Case[] = [
     what: "a frame with one byte behind its Ethernet header is held",
     program: "from_vm",
     role: ROLE.PRIMARY,
-    frame: data.subarray(0, 15),
+    frame: join(data.subarray(0, 12), [0x88, 0xb5, 1]),
     verdict: VERDICT.SHOT,
     counts: { held: 1 },
   },

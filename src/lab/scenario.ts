@@ -1,0 +1,170 @@
+/**
+ * One loss of a host, or of its QEMU, under traffic that notices every wrong byte: what the demo shows and what the
+ * end-to-end tests assert.
+ */
+import { closeSync, openSync, readSync } from "node:fs";
+import { QmpClient } from "../qmp/client.ts";
+import { secondaryDiskCommitted } from "../qmp/colo.ts";
+import type { Lab } from "./lab.ts";
+import { GUEST_IPV4, type HostLetter } from "./network.ts";
+import { patternBytes } from "./pattern.ts";
+import { LAB_NODES } from "./qemu.ts";
+import { LabTraffic } from "./traffic.ts";
+
+export const LOSSES = {
+  "primary-host": { host: "a", what: "both", title: "the primary host is lost (agent and QEMU killed)" },
+  "secondary-host": { host: "b", what: "both", title: "the secondary host is lost (agent and QEMU killed)" },
+  "primary-qemu": { host: "a", what: "qemu", title: "the primary's QEMU dies" },
+  "secondary-qemu": { host: "b", what: "qemu", title: "the secondary's QEMU dies" },
+} as const satisfies Record<string, { host: HostLetter; what: "qemu" | "both"; title: string }>;
+export type LossName = keyof typeof LOSSES;
+
+export interface LossResult {
+  loss: LossName;
+  survivor: HostLetter;
+  /** The one TCP connection with bytes both ways. */
+  connection: { bytesSent: number; bytesReceived: number; longestGapMs: number };
+  /** Numbered blocks that the guest had acknowledged, all found on the survivor's disk. */
+  disk: { acknowledgedBlocks: number; verifiedBlocks: number };
+  /** Answers of a service whose two copies cannot agree, in one unbroken chain. */
+  randomAnswers: number;
+  /** Checkpoints before the loss, by what asked for them. */
+  checkpoints: Record<string, number>;
+  /** Median pause of the VM per checkpoint before the loss, as the agent's histogram bounds it. */
+  failoverMs: number;
+}
+
+export interface LossObserver {
+  step(text: string): void;
+  detail(text: string): void;
+}
+
+const TRAFFIC_BYTES_PER_SECOND = 1_000_000;
+const BLOCK_BYTES = 4096;
+const RECOVERY_TIMEOUT_MS = 60_000;
+
+/** Runs traffic on a protected lab, loses `loss`, and checks that nothing was lost with it. Throws at the first wrong thing. */
+export async function runLoss(
+  lab: Lab,
+  loss: LossName,
+  observer: LossObserver,
+  seconds: { before: number; after: number } = { before: 4, after: 4 },
+): Promise<LossResult> {
+  const { host, what } = LOSSES[loss];
+  const survivor: HostLetter = host === "a" ? "b" : "a";
+  const show = () => {
+    const last = connection.last;
+    if (last === undefined) return;
+    const mb = (bytes: number) => (bytes / 1e6).toFixed(1);
+    observer.detail(
+      `one connection: ${mb(last.sent)} MB out, ${mb(last.received)} MB back, longest gap ${Math.round(last.longestGapMs)} ms; ` +
+        `${disk.last?.answers ?? 0} blocks on disk, ${random.last?.answers ?? 0} random answers`,
+    );
+  };
+  const connection = new LabTraffic(
+    lab,
+    "duplex",
+    { host: GUEST_IPV4, bytesPerSecond: TRAFFIC_BYTES_PER_SECOND },
+    show,
+  );
+  const disk = new LabTraffic(lab, "disk", { host: GUEST_IPV4, pauseMs: 5 });
+  const random = new LabTraffic(lab, "random", { host: GUEST_IPV4, pauseMs: 100 });
+  try {
+    observer.step("a client talks to the guest: bytes both ways, durable disk blocks, random answers");
+    await connection.until("traffic flows", (report) => report.received > 0, RECOVERY_TIMEOUT_MS);
+    await Bun.sleep(seconds.before * 1000);
+    await disk.until("blocks are acknowledged", (report) => report.answers > 0, RECOVERY_TIMEOUT_MS);
+    const checkpoints = await checkpointCounts(lab);
+
+    observer.step(`kill -9: ${LOSSES[loss].title}`);
+    const killed = performance.now();
+    await lab.kill(host, what);
+    await lab.waitFor(
+      `host ${survivor} goes on alone`,
+      (status) => {
+        const about = status[survivor];
+        if (about?.phase === "stopped") throw new Error(`host ${survivor} stopped: ${about.reason}`);
+        return about?.phase === "alone";
+      },
+      RECOVERY_TIMEOUT_MS,
+    );
+    const failoverMs = performance.now() - killed;
+    const before = connection.last!.received;
+    await connection.until(
+      "the connection goes on",
+      (report) => report.received > before,
+      RECOVERY_TIMEOUT_MS,
+    );
+    observer.step(`host ${survivor} has the VM; the connection goes on`);
+    await Bun.sleep(seconds.after * 1000);
+
+    const ended = await connection.finish();
+    const { answers: acknowledgedBlocks } = await disk.finish();
+    const { answers: randomAnswers } = await random.finish();
+    if (ended.received !== ended.sent) {
+      throw new Error(`${ended.sent} bytes were sent, ${ended.received} came back`);
+    }
+    observer.step("the survivor's disk is read");
+    if (survivor === "b") await waitForCommit(lab);
+    const verifiedBlocks = verifyBlocks(lab.host(survivor).disk, acknowledgedBlocks);
+    return {
+      loss,
+      survivor,
+      connection: {
+        bytesSent: ended.sent,
+        bytesReceived: ended.received,
+        longestGapMs: ended.longestGapMs,
+      },
+      disk: { acknowledgedBlocks, verifiedBlocks },
+      randomAnswers,
+      checkpoints,
+      failoverMs,
+    };
+  } finally {
+    for (const traffic of [connection, disk, random]) traffic.kill();
+  }
+}
+
+/** Checkpoints so far by cause, from the primary's metrics. */
+export async function checkpointCounts(lab: Lab, letter: HostLetter = "a"): Promise<Record<string, number>> {
+  const counts: Record<string, number> = {};
+  for (const match of (await lab.metrics(letter)).matchAll(
+    /^colo_checkpoints_total\{.*cause="(\w+)".*\} (\d+)$/gm,
+  )) {
+    counts[match[1]!] = Number(match[2]);
+  }
+  return counts;
+}
+
+/** QEMU writes the new primary's overlays back into its disk file; until then the file alone is not the disk. */
+async function waitForCommit(lab: Lab): Promise<void> {
+  const qmp = await QmpClient.connect(lab.host("b").qmp!);
+  try {
+    const deadline = performance.now() + RECOVERY_TIMEOUT_MS;
+    while (!(await secondaryDiskCommitted(qmp, LAB_NODES.active))) {
+      if (performance.now() > deadline) throw new Error("QEMU did not write the overlays back into the disk");
+      await Bun.sleep(100);
+    }
+  } finally {
+    qmp.close();
+  }
+}
+
+/** Compares the first `count` blocks of a disk file with what the guest wrote there. Throws at the first wrong one. */
+function verifyBlocks(path: string, count: number): number {
+  const fd = openSync(path, "r");
+  try {
+    const block = Buffer.alloc(BLOCK_BYTES);
+    for (let index = 0; index < count; index++) {
+      readSync(fd, block, 0, BLOCK_BYTES, index * BLOCK_BYTES);
+      if (!block.equals(patternBytes(index * BLOCK_BYTES, BLOCK_BYTES))) {
+        throw new Error(
+          `block ${index} of ${count} acknowledged ones is not on the survivor's disk (${path})`,
+        );
+      }
+    }
+    return count;
+  } finally {
+    closeSync(fd);
+  }
+}

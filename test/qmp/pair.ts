@@ -1,0 +1,240 @@
+/** Two real QEMUs on loopback, for the tests of the COLO procedures. */
+import { mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { guestKernel, qemuArgv, qemuEnvironment, qemuImgArgv } from "../../src/lab/assets.ts";
+import { killQemu, LAB_NODES, type LabQemu, type LabQemuOptions, startQemu } from "../../src/lab/qemu.ts";
+import { QmpClient, type QmpEvent } from "../../src/qmp/client.ts";
+import {
+  type PrimaryDisk,
+  type Protection,
+  type ProtectionHooks,
+  type ProtectionOptions,
+  prepareSecondary,
+  requestCheckpoint,
+  startProtection,
+} from "../../src/qmp/colo.ts";
+import { makeWriterInitrd, reportedWrites } from "./writer_guest.ts";
+
+const PREFIX = "colo-test-qmp-";
+export const DISK_BYTES = 16 * 1024 * 1024;
+/** Loopback addresses of the two hosts. */
+export const PRIMARY_HOST = "127.66.0.1";
+export const SECONDARY_HOST = "127.66.0.2";
+
+let root: string | undefined;
+let started = 0;
+
+/** A folder for this run; what a run that was killed has left behind is removed first. */
+export function testDirectory(): string {
+  if (root !== undefined) return root;
+  for (const name of readdirSync(tmpdir())) {
+    const owner = name.startsWith(PREFIX) ? Number(name.slice(PREFIX.length)) : 0;
+    if (owner > 0 && owner !== process.pid && !exists(owner)) removeDirectory(join(tmpdir(), name));
+  }
+  root = join(tmpdir(), `${PREFIX}${process.pid}`);
+  mkdirSync(root, { recursive: true });
+  return root;
+}
+
+/** Ends every QEMU of this run and removes its folder. */
+export function removeTestDirectory(): void {
+  if (root !== undefined) removeDirectory(root);
+  root = undefined;
+}
+
+function removeDirectory(directory: string): void {
+  for (const pid of readdirSync("/proc")
+    .map(Number)
+    .filter((number) => number > 0)) {
+    if (commandLine(pid).includes(`${directory}/`)) {
+      try {
+        process.kill(pid, "SIGKILL");
+      } catch {
+        // It ended meanwhile.
+      }
+    }
+  }
+  rmSync(directory, { recursive: true, force: true });
+}
+
+function commandLine(pid: number): string {
+  try {
+    return pid === process.pid ? "" : readFileSync(`/proc/${pid}/cmdline`, "latin1");
+  } catch {
+    return "";
+  }
+}
+
+function exists(pid: number): boolean {
+  return readdirSync("/proc").includes(String(pid));
+}
+
+/** One host's VM with the agent's connection to it. */
+export interface Side extends LabQemu {
+  client: QmpClient;
+  disk: string;
+  /** STOP, RESUME, COLO_EXIT and MIGRATION, in the order they came. */
+  events: QmpEvent[];
+  /** SIGKILL, as if the host had died. */
+  kill(): Promise<void>;
+  /** SIGSTOP, as if the host had hung. */
+  hang(): void;
+  /** The guest's reports of writes so far. */
+  writes(): number[];
+  /** Waits until the guest has reported `count` more writes than now. */
+  untilWrites(count: number): Promise<void>;
+}
+
+export interface SideOptions {
+  /** Default: the disk-writing guest. */
+  guest?: "writer" | "bios";
+  disk?: boolean;
+  /** MiB of memory that the guest keeps changing. */
+  dirtyMib?: number;
+  memoryMib?: number;
+}
+
+export async function startSide(role: "primary" | "secondary", options: SideOptions = {}): Promise<Side> {
+  const { guest = "writer", disk: withDisk = true, dirtyMib = 0, memoryMib = 192 } = options;
+  const directory = join(testDirectory(), `${role}${started++}`);
+  mkdirSync(directory, { recursive: true });
+  const disk = join(directory, "disk.raw");
+  const initrd = join(testDirectory(), "initrd.img");
+  if (guest === "writer") makeWriterInitrd(initrd);
+  // The secondary's disk holds something else, so that only a real copy makes the two the same.
+  writeFileSync(disk, Buffer.alloc(64 * 1024, role));
+  truncateSync(disk, DISK_BYTES);
+  const qemuOptions: LabQemuOptions = {
+    role,
+    directory,
+    qemuArgv: qemuArgv(),
+    qemuImgArgv: qemuImgArgv(),
+    environment: qemuEnvironment(),
+    memoryMib,
+    ...(withDisk && { diskPath: disk }),
+    ...(guest === "writer" && {
+      kernel: guestKernel(),
+      initrd,
+      append: `console=ttyS0 quiet panic=-1${dirtyMib > 0 ? ` writer.dirty=${dirtyMib}` : ""}`,
+    }),
+  };
+  const qemu = await startQemu(qemuOptions);
+  const client = await QmpClient.connect(qemu.qmp);
+  const events: QmpEvent[] = [];
+  for (const name of ["STOP", "RESUME", "COLO_EXIT", "MIGRATION"])
+    client.on(name, (event) => events.push(event));
+  const writes = () => reportedWrites(qemu.serial);
+  return {
+    ...qemu,
+    client,
+    disk,
+    events,
+    writes,
+    kill: () => killQemu(qemu.pid),
+    hang: () => {
+      process.kill(qemu.pid, "SIGSTOP");
+    },
+    untilWrites: async (count) => {
+      const goal = writes().length + count;
+      const deadlineMs = performance.now() + 60_000;
+      while (writes().length < goal) {
+        if (performance.now() > deadlineMs)
+          throw new Error(`the guest wrote ${writes().length}, not ${goal} records`);
+        await Bun.sleep(20);
+      }
+    },
+  };
+}
+
+export interface Ports {
+  nbd: number;
+  migrate: number;
+}
+
+/** Two ports that nobody listens on. */
+export async function freePorts(): Promise<Ports> {
+  const take = () =>
+    new Promise<{ port: number; free: () => void }>((resolve) => {
+      const server = createServer();
+      server.listen(0, SECONDARY_HOST, () => {
+        const { port } = server.address() as { port: number };
+        resolve({ port, free: () => server.close() });
+      });
+    });
+  const [one, two] = await Promise.all([take(), take()]);
+  one.free();
+  two.free();
+  return { nbd: one.port, migrate: two.port };
+}
+
+export function primaryDisk(ports: Ports): PrimaryDisk {
+  return {
+    quorumNode: LAB_NODES.quorum,
+    replicationNode: "replication0",
+    nbdNode: "nbd0",
+    nbdHost: SECONDARY_HOST,
+    nbdPort: ports.nbd,
+    exportName: "export0",
+  };
+}
+
+export function prepare(secondary: Side, ports: Ports, withDisk = true): Promise<void> {
+  return prepareSecondary(secondary.client, {
+    ...(withDisk && {
+      disk: {
+        nbdHost: SECONDARY_HOST,
+        nbdPort: ports.nbd,
+        exportName: "export0",
+        exportNode: LAB_NODES.disk,
+      },
+    }),
+    migrateHost: SECONDARY_HOST,
+    migratePort: ports.migrate,
+  });
+}
+
+/** Both halves of protection. */
+export async function protect(
+  primary: Side,
+  secondary: Side,
+  {
+    withDisk = true,
+    hooks = {},
+    ...options
+  }: { withDisk?: boolean; hooks?: ProtectionHooks } & Partial<ProtectionOptions> = {},
+): Promise<{ disk: PrimaryDisk | undefined; protection: Protection }> {
+  const ports = await freePorts();
+  await prepare(secondary, ports, withDisk);
+  const disk = withDisk ? primaryDisk(ports) : undefined;
+  const protection = await startProtection(
+    primary.client,
+    { ...(disk && { disk }), migrateHost: SECONDARY_HOST, migratePort: ports.migrate, ...options },
+    hooks,
+  );
+  return { disk, protection };
+}
+
+/** Asks for a checkpoint and waits for its end. */
+export async function checkpoint(
+  primary: Side,
+): Promise<{ stop: QmpEvent; resume: QmpEvent; pauseMs: number }> {
+  const stopped = primary.client.waitFor("STOP", () => true, 20_000);
+  const resumed = primary.client.waitFor("RESUME", () => true, 20_000);
+  await requestCheckpoint(primary.client);
+  const [stop, resume] = await Promise.all([stopped, resumed]);
+  return { stop, resume, pauseMs: Number(resume.timestampNs - stop.timestampNs) / 1e6 };
+}
+
+export async function runState(side: Side): Promise<string> {
+  return (await side.client.execute<{ status: string }>("query-status")).status;
+}
+
+/** Block nodes that a failed or ended protection must not leave behind. */
+export async function nodeNames(side: Side): Promise<string[]> {
+  const nodes = await side.client.execute<{ "node-name": string }[]>("query-named-block-nodes", {
+    flat: true,
+  });
+  return nodes.map((node) => node["node-name"]).filter((name) => !name.startsWith("#"));
+}

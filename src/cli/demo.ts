@@ -1,7 +1,7 @@
 /** `colo-agent demo`: a protected VM loses a host, and its client notices a pause. */
 import Table from "cli-table3";
 import { Command, Option } from "commander";
-import { Listr } from "listr2";
+import { Listr, type ListrTask, PRESET_TIMER } from "listr2";
 import pc from "picocolors";
 import { Lab } from "../lab/lab.ts";
 import { LOSSES, type LossName, type LossResult, runLoss } from "../lab/scenario.ts";
@@ -36,57 +36,52 @@ export function demoCommand(): Command {
     });
 }
 
+/** Rewritten progress lines are for terminals; elsewhere each step is one line. */
+const onTerminal = () => process.stdout.isTTY === true;
+
 async function runAll(losses: readonly LossName[], quiet: boolean): Promise<LossResult[]> {
   const results: LossResult[] = [];
-  const tasks = losses.map((loss) => ({
-    title: `${loss}: ${LOSSES[loss].title}`,
-    task: (_context: unknown, parent: { newListr: (...args: never[]) => Listr }) =>
-      parent.newListr([lossTasks(loss, results)] as never, { concurrent: false } as never),
-  }));
-  await new Listr(
-    tasks as never,
+  const list = new Listr(
+    losses.map((loss) => lossTask(loss, results)),
     {
       concurrent: false,
-      exitOnError: true,
       renderer: quiet ? "silent" : "default",
       fallbackRenderer: quiet ? "silent" : "simple",
-      rendererOptions: { collapseSubtasks: false, timer: { condition: true, field: seconds } },
-      fallbackRendererOptions: { timer: { condition: true, field: seconds } },
-    } as never,
-  ).run();
+      rendererOptions: { timer: PRESET_TIMER },
+      fallbackRendererOptions: { timer: PRESET_TIMER },
+    },
+  );
+  await list.run();
   return results;
 }
 
-const seconds = (ms: number) => `${(ms / 1000).toFixed(1)} s`;
-
-interface TaskHandle {
-  title: string;
-  output: string;
-}
-
-function lossTasks(loss: LossName, results: LossResult[]) {
+function lossTask(loss: LossName, results: LossResult[]): ListrTask {
+  const { title } = LOSSES[loss];
   return {
-    title: "two hosts, one VM, a client",
-    task: async (_context: unknown, task: TaskHandle) => {
-      const lab = await Lab.up({ name: LAB_NAME, memoryMib: 256, proxy: "agent" }, (step) => {
-        task.title = `starting the lab: ${step}`;
-      });
+    title,
+    task: async (_context, task) => {
+      const step = (text: string) => {
+        if (onTerminal()) task.title = `${title} ${pc.dim(`— ${text}`)}`;
+        else task.output = text;
+      };
+      const lab = await Lab.up({ name: LAB_NAME, memoryMib: 256, proxy: "agent" }, (text) =>
+        step(`starting the lab: ${text}`),
+      );
       try {
         const result = await runLoss(lab, loss, {
-          step: (text) => {
-            task.title = text;
-          },
+          step,
           detail: (text) => {
-            task.output = text;
+            if (onTerminal()) task.output = text;
           },
         });
         results.push(result);
-        task.title = `survived: longest gap ${Math.round(result.connection.longestGapMs)} ms, ${verdict(result)}`;
+        const gap = `longest gap ${Math.round(result.connection.longestGapMs)} ms`;
+        if (onTerminal()) task.title = `${title} ${pc.green(`— survived, ${gap}`)}, ${verdict(result)}`;
+        else task.output = `survived, ${gap}, ${verdict(result)}`;
       } finally {
         await Lab.down(LAB_NAME);
       }
     },
-    rendererOptions: { outputBar: 1, persistentOutput: false },
   };
 }
 

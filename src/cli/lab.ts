@@ -85,7 +85,10 @@ function print(report: LabReport, json: boolean | undefined): void {
     process.stdout.write(`${JSON.stringify(report, undefined, 2)}\n`);
     return;
   }
-  const table = new Table({ head: ["host", "role", "netns", "agent", "qemu", "api"], style: { head: [] } });
+  const table = new Table({
+    head: ["host", "role", "netns", "agent", "qemu", "api"],
+    style: { head: [], border: [] },
+  });
   for (const host of report.hosts) {
     table.push([
       host.name,

@@ -31,7 +31,7 @@ export function statusCommand(): Command {
       }
       const table = new Table({
         head: ["vm", "role", "phase", "protected", "epoch", "held", "remark"],
-        style: { head: [] },
+        style: { head: [], border: [] },
       });
       for (const vm of status.vms) {
         table.push([

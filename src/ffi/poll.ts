@@ -47,13 +47,16 @@ export class Waiter {
   /**
    * Returns after the doorbell, a signal, or `timeoutMs` (whole milliseconds; -1 waits for ever). Both are drained.
    * Blocks the thread it is called on.
+   *
+   * @returns false if the time ran out
    */
-  wait(timeoutMs: number): void {
+  wait(timeoutMs: number): boolean {
     const ready = libc.epoll_wait(this.#epollFd, this.#events, EVENTS_MAX, timeoutMs);
     if (ready < 0 && errno() !== EINTR) throw new SystemError("Cannot wait for the doorbell");
-    if (ready <= 0) return;
+    if (ready <= 0) return false;
     for (let slot = this.#doorbell.next(); slot >= 0; slot = this.#doorbell.next()) this.#doorbell.done(slot);
     libc.read(this.#wakeFd, this.#counter, 8);
+    return true;
   }
 
   /** Leaves both descriptors open: they belong to the caller. */

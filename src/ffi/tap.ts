@@ -31,6 +31,8 @@ const TUN_F_CSUM = 0x01;
 const TUN_F_TSO4 = 0x02;
 const TUN_F_TSO6 = 0x04;
 const TUN_F_TSO_ECN = 0x08;
+const TUN_F_USO4 = 0x20; // Linux 6.2
+const TUN_F_USO6 = 0x40;
 
 const VNET_HEADER_BYTES = 10;
 /** A whole GSO frame with its header. */
@@ -58,7 +60,9 @@ export class Tap {
     check(libc.ioctl(this.fd, TUNSETIFF, at), `Cannot open the tap ${name}`);
     arena.view.setUint32(request, VNET_HEADER_BYTES, true);
     check(libc.ioctl(this.fd, TUNSETVNETHDRSZ, at), `Cannot set up the tap ${name}`);
-    const flags = offload ? TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN : 0;
+    const flags = offload
+      ? TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN | TUN_F_USO4 | TUN_F_USO6
+      : 0;
     check(libc.ioctl(this.fd, TUNSETOFFLOAD, flags as Pointer), `Cannot set the offloads of the tap ${name}`);
     this.#buffer = arena.allocate(TAP_FRAME_BYTES_MAX);
   }

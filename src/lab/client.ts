@@ -109,7 +109,10 @@ class Traffic {
 /** Resolves when the traffic is to end. */
 function untilEnd(options: ClientOptions): Promise<void> {
   return new Promise((resolve) => {
-    if (options.seconds !== undefined) setTimeout(resolve, options.seconds * 1000);
+    if (options.seconds !== undefined) {
+      setTimeout(resolve, options.seconds * 1000);
+      return;
+    }
     process.stdin.on("end", () => resolve());
     process.stdin.on("error", () => resolve());
     process.stdin.resume();

@@ -19,7 +19,7 @@ const PROTOCOL_ICMPV6 = 58;
 
 type Bytes = readonly number[] | Uint8Array;
 
-export function join(...parts: Bytes[]): Uint8Array {
+export function join(...parts: Bytes[]): Uint8Array<ArrayBuffer> {
   return Uint8Array.from(parts.flatMap((part) => [...part]));
 }
 
@@ -114,7 +114,7 @@ export function segment({
   ipv6Extensions,
   claimedWords,
   partialChecksum = false,
-}: SegmentOptions = {}): Uint8Array {
+}: SegmentOptions = {}): Uint8Array<ArrayBuffer> {
   const padded = [...options, ...new Array((4 - (options.length % 4)) % 4).fill(0)];
   const words = claimedWords ?? 5 + padded.length / 4;
   const ports = from === "guest" ? [GUEST_PORT, clientPort] : [clientPort, GUEST_PORT];
@@ -142,7 +142,7 @@ export function segment({
   return join(ethernet(from, ETHERTYPE_IPV6, vlans), ip, extensions, body);
 }
 
-export function udp(from: "guest" | "client", payload: Bytes): Uint8Array {
+export function udp(from: "guest" | "client", payload: Bytes): Uint8Array<ArrayBuffer> {
   const bytes = 8 + payload.length;
   const header = [...be16(GUEST_PORT), ...be16(CLIENT_PORT), ...be16(bytes)];
   const checksum =
@@ -151,16 +151,16 @@ export function udp(from: "guest" | "client", payload: Bytes): Uint8Array {
   return join(ethernet(from, ETHERTYPE_IPV4), ip, header, be16(checksum), payload);
 }
 
-export function arp(from: "guest" | "client", vlans: readonly number[] = []): Uint8Array {
+export function arp(from: "guest" | "client", vlans: readonly number[] = []): Uint8Array<ArrayBuffer> {
   return join(ethernet(from, 0x0806, vlans), [0, 1, 8, 0, 6, 4, 0, 1], new Uint8Array(20));
 }
 
-export function rarp(): Uint8Array {
+export function rarp(): Uint8Array<ArrayBuffer> {
   return join(ethernet("guest", 0x8035), [0, 1, 8, 0, 6, 4, 0, 3], new Uint8Array(20));
 }
 
 /** An ICMPv6 message; its checksum is of no matter here. */
-export function icmpv6(type: number, hopLimit = 255): Uint8Array {
+export function icmpv6(type: number, hopLimit = 255): Uint8Array<ArrayBuffer> {
   return join(
     ethernet("guest", ETHERTYPE_IPV6),
     ipv6Header("guest", PROTOCOL_ICMPV6, 24, hopLimit),

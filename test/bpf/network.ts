@@ -1,0 +1,98 @@
+/** Network namespaces for a test file, and what two hosts with a replication link between them have in theirs. */
+import type { DataPlane } from "../../src/ffi/data_plane.ts";
+import { ifindex } from "../../src/ffi/libc.ts";
+import { inNamespace } from "../../src/ffi/netns.ts";
+import { loadFresh, SETTINGS, unload } from "./data_plane_under_test.ts";
+
+/** Runs a command and returns what it printed. */
+export function run(...command: string[]): string {
+  const { exitCode, stdout, stderr } = Bun.spawnSync(command);
+  if (exitCode !== 0)
+    throw new Error(`${command.join(" ")}: ${stderr.toString().trim() || `exit code ${exitCode}`}`);
+  return stdout.toString();
+}
+
+export const ip = (line: string): string => run("ip", ...line.split(" "));
+
+/** Ends the namespaces of this prefix, those of an earlier run included; with them go their interfaces. */
+export function removeNamespaces(prefix: string): void {
+  for (const line of ip("netns list").split("\n")) {
+    const name = line.split(" ")[0];
+    if (name.startsWith(prefix)) ip(`netns del ${name}`);
+  }
+}
+
+/** A namespace in which nothing speaks by itself. */
+export function addNamespace(name: string): void {
+  ip(`netns add ${name}`);
+  for (const scope of ["all", "default"]) {
+    run("ip", "netns", "exec", name, "sysctl", "-qw", `net.ipv6.conf.${scope}.disable_ipv6=1`);
+  }
+  ip(`-n ${name} link set lo up`);
+}
+
+/** Waits until `look` finds something; a limit for what should never be waited for. */
+export async function until<T>(
+  what: string,
+  look: () => T | undefined | false,
+  limitMs = 10_000,
+): Promise<T> {
+  const end = performance.now() + limitMs;
+  for (;;) {
+    const found = look();
+    if (found !== undefined && found !== false) return found;
+    if (performance.now() > end) throw new Error(`In ${limitMs} ms there was no ${what}.`);
+    await Bun.sleep(1);
+  }
+}
+
+export interface HostOptions {
+  name: string;
+  namespace: string;
+  /** The VM's interface on the host; it has to exist. */
+  tap: string;
+  peerIpv4: number;
+  ringBytes?: number;
+  copyInChunks?: boolean;
+}
+
+/** Replication link between two hosts' namespaces: `rep` with addresses 198.19.0.1 and .2, and `vx` over it. */
+export const REPLICATION = {
+  ipv4: [0xc613_0001, 0xc613_0002],
+  macs: ["02:00:00:00:01:01", "02:00:00:00:01:02"],
+} as const;
+
+export function linkHosts(a: string, b: string): void {
+  ip(
+    `-n ${a} link add rep address ${REPLICATION.macs[0]} mtu 1600 type veth peer name rep address ${REPLICATION.macs[1]} mtu 1600 netns ${b}`,
+  );
+  [a, b].forEach((namespace, i) => {
+    ip(`-n ${namespace} addr add 198.19.0.${i + 1}/30 dev rep`);
+    ip(`-n ${namespace} link set rep up`);
+    ip(`-n ${namespace} link add vx type vxlan external dstport 4789`);
+    ip(`-n ${namespace} link set vx up`);
+    ip(`-n ${namespace} neigh add 198.19.0.${2 - i} lladdr ${REPLICATION.macs[1 - i]} dev rep`);
+    ip(`-n ${namespace} link add inj0 type veth peer name inj1`);
+    ip(`-n ${namespace} link set inj0 up`);
+    ip(`-n ${namespace} link set inj1 up`);
+  });
+}
+
+/** Loads a data plane for a host and attaches it. */
+export function startPlane({ name, namespace, tap, peerIpv4, ...options }: HostOptions): DataPlane {
+  return inNamespace(namespace, () => {
+    const at = {
+      tapIfindex: ifindex(tap),
+      tunnelIfindex: ifindex("vx"),
+      injectPeerIfindex: ifindex("inj1"),
+    };
+    const settings = { ...SETTINGS, tapIfindex: at.tapIfindex, tunnelIfindex: at.tunnelIfindex, peerIpv4 };
+    const plane = loadFresh(name, { settings, ...options });
+    plane.attach(at);
+    return plane;
+  });
+}
+
+export function stopPlane(name: string, plane: DataPlane | undefined): void {
+  if (plane !== undefined) unload(name, plane);
+}

@@ -116,7 +116,7 @@ struct colo_connection_key {
 };
 
 struct colo_connection {
-	__u32 epoch;		/* valid while it equals colo_state.rewrite_epoch */
+	__u32 epoch;		/* valid while it equals colo_state.rewrite_epoch, unless inherited */
 	__u32 isn;		/* sequence number of the secondary's SYN */
 	__u32 syn_tsval;	/* timestamp value on the secondary's SYN */
 	__u32 sequence_offset;	/* secondary's minus primary's sequence number */
@@ -129,6 +129,9 @@ enum colo_connection_flag {
 	COLO_CONNECTION_KNOWN = 1,	/* offsets are set */
 	COLO_CONNECTION_TIMESTAMPS = 2, /* the secondary's SYN carried a timestamp */
 	COLO_CONNECTION_CLOSING = 4,	/* a FIN or RST was seen */
+	/* From the primary, which once took over and has these offsets itself: valid in every epoch, but of use only
+	 * when this VM takes over in its turn, for until then the primary applies them. */
+	COLO_CONNECTION_INHERITED = 8,
 };
 
 #endif

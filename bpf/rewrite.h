@@ -11,6 +11,8 @@
  * both edges of SACK blocks, TSecr) is raised by it.
  *
  * A checkpoint makes both VMs equal, so it invalidates all entries at once: their epoch is no longer the current one.
+ * A VM that takes over keeps the entries of its last epoch for as long as those connections live, through later
+ * protection by a new secondary too; the new secondary inherits them for the case that it takes over.
  */
 #ifndef COLO_REWRITE_H
 #define COLO_REWRITE_H
@@ -61,9 +63,18 @@ static __always_inline struct colo_connection *find_connection(struct colo_state
 {
 	struct colo_connection *connection = bpf_map_lookup_elem(&connections, &segment->key);
 
-	if (!connection || connection->epoch != READ_STATE(state, rewrite_epoch))
+	if (!connection)
 		return 0;
-	return connection;
+	if (connection->flags & COLO_CONNECTION_INHERITED || connection->epoch == READ_STATE(state, rewrite_epoch))
+		return connection;
+	return 0;
+}
+
+/* Whether the offsets are to be applied on this host now. */
+static __always_inline bool counts_here(struct colo_state *state, const struct colo_connection *connection)
+{
+	return !(connection->flags & COLO_CONNECTION_INHERITED) ||
+	       READ_STATE(state, role) != COLO_ROLE_SECONDARY;
 }
 
 static __always_inline void touch_connection(struct colo_connection *connection, const struct segment *segment)
@@ -133,7 +144,7 @@ static __noinline int rewrite_from_guest(struct __sk_buff *skb, struct colo_stat
 	if (!connection)
 		return 0;
 	touch_connection(connection, &segment);
-	if (!(connection->flags & COLO_CONNECTION_KNOWN))
+	if (!(connection->flags & COLO_CONNECTION_KNOWN) || !counts_here(state, connection))
 		return 0;
 	sequence_offset = connection->sequence_offset;
 	timestamp_offset = connection->timestamp_offset;
@@ -161,7 +172,7 @@ static __noinline int rewrite_to_guest(struct __sk_buff *skb, struct colo_state 
 		return 0;
 	touch_connection(connection, &segment);
 	/* Without ACK neither the acknowledgment nor TSecr means anything (RFC 9293, 3.1; RFC 7323, 3.2). */
-	if (!(segment.tcp.flags & TCP_ACK))
+	if (!(segment.tcp.flags & TCP_ACK) || !counts_here(state, connection))
 		return 0;
 	if (!(connection->flags & COLO_CONNECTION_KNOWN))
 		learn_offsets(skb, connection, &segment);

@@ -46,12 +46,12 @@ export class HostAgent {
         log.warn("no witness is configured: this host never takes a VM over by itself");
       }
       const arbiter = config.witness === undefined ? undefined : new WitnessClient(config.witness.url);
-      await disableDelayedAck(config.peer.control.host);
       await agent.#server.listen();
       for (const vm of config.vm) {
         const parts = { arbiter, peer: agent.#peer, metrics: agent.#metrics, log, objectPath };
         agent.#vms.set(vm.name, await VmAgent.adopt(vm, config, parts));
       }
+      await disableDelayedAck(config.peer.control.host);
       const sources = { metrics: () => agent.#metrics.text(), status: () => agent.status() };
       agent.#apis.push(serveApi(config.agent.api, sources));
       const { socket } = config.agent;

@@ -21,6 +21,9 @@ const TELL_TIMEOUT_MS = 1_000;
 const PRIMING_CHECKPOINTS = 2;
 const QEMU_ANSWER_TIMEOUT_MS = 2_000;
 
+/** For steps that only remove the disk's nodes. */
+const NO_EXPORT = { host: "", port: 0, exportName: "" };
+
 type LeaseSource = "self" | "peer" | "none";
 
 export class PrimaryDuty {
@@ -63,11 +66,23 @@ export class PrimaryDuty {
   }
 
   /** The VM runs alone, with nobody to take over. The record must say so already. */
-  runAlone(): void {
+  async runAlone(): Promise<void> {
     this.#lease = "self";
     extendOwnLease(this.#machine);
-    this.#machine.dataPlane.state.role = ROLE.SOLO;
+    await this.#passAlone(); // an earlier agent may have left held and diverted frames behind
     setPhase(this.#machine, "alone");
+  }
+
+  /**
+   * Adopts a VM whose earlier agent died: a QEMU that is still in COLO leaves it, since nobody knows any more what was
+   * compared. The record must say already that the VM runs alone.
+   */
+  async adopt(migrationStatus: string): Promise<void> {
+    if (migrationStatus === "colo") {
+      this.#machine.log.warn("QEMU is in COLO with nobody in charge; the VM goes on alone");
+      await primaryFailover(this.#machine.qmp, this.#diskOption(NO_EXPORT));
+    }
+    await this.runAlone();
   }
 
   /** Called every heartbeat interval. */
@@ -205,7 +220,7 @@ export class PrimaryDuty {
     extendOwnLease(machine);
     const released = await this.#passAlone();
     try {
-      await primaryFailover(machine.qmp, this.#diskOption({ host: "", port: 0, exportName: "" }));
+      await primaryFailover(machine.qmp, this.#diskOption(NO_EXPORT));
     } catch (error) {
       machine.log.error("QEMU did not leave COLO cleanly", { error });
     }

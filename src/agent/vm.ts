@@ -103,8 +103,8 @@ export class VmAgent {
       const role = decideInitialRole(record, agent.agent.name, config.initial_role);
       if (role === "primary") {
         await authority.writeReplicaValid(false, AbortSignal.timeout(60_000));
-        vm.#primary = new PrimaryDuty(vm.#machine, 0);
-        vm.#primary.runAlone();
+        vm.#primary = new PrimaryDuty(vm.#machine, dataPlane.state.epoch);
+        await vm.#primary.adopt(facts.migrationStatus);
       } else {
         vm.#secondary = new SecondaryDuty(vm.#machine, (epoch) => vm.#taken(epoch));
         setPhase(vm.#machine, "waiting");
@@ -214,7 +214,7 @@ export class VmAgent {
   #taken(epoch: number): void {
     this.#secondary = undefined;
     this.#primary = new PrimaryDuty(this.#machine, epoch);
-    this.#primary.runAlone();
+    void this.#primary.runAlone();
   }
 
   #qemuClosed(reason: string): void {

@@ -320,8 +320,8 @@ export class Comparer {
       return;
     }
     const flow = this.flowOf();
-    if (flow < 0 || (flows.flags[flow] & FLOW_FROZEN) !== 0 || flows.overflowed[flow] > 0) {
-      // Without a flow its counterpart is in the overflow list or will be: a checkpoint is on its way.
+    if (flow < 0 || (flows.flags[flow] & FLOW_FROZEN) !== 0) {
+      // Either way a checkpoint is on its way, and nothing can be matched before it.
       if (flow < 0) this.reportFullTable();
       stats.discardedFrames++;
       state.finishSlot(slot);

@@ -39,6 +39,10 @@ export const FLOW_QUEUED_SYN = 0x2000;
 export const FLOW_RESET = 0x4000;
 /** ... and those RSTs carried acknowledgements. */
 export const FLOW_RESET_ACK = 0x8000;
+/** `previousIsn` is known. */
+export const FLOW_PREVIOUS_ISN = 0x10000;
+/** `openingAck` is known. */
+export const FLOW_OPENING_ACK = 0x20000;
 
 export class FlowTable {
   readonly flags: Int32Array;
@@ -62,6 +66,10 @@ export class FlowTable {
   readonly secondaryAck: Int32Array;
   readonly primaryIsn: Int32Array;
   readonly secondaryIsn: Int32Array;
+  /** The secondary's initial number of the connection before. */
+  readonly previousIsn: Int32Array;
+  /** What the SYN that opened the current connection acknowledged on the primary. */
+  readonly openingAck: Int32Array;
   /** Sequence number of the last SYN that the primary queued. */
   readonly queuedSyn: Int32Array;
   /** When the SYN of the current connection was sent; frames older than it belong to another one. */
@@ -112,6 +120,8 @@ export class FlowTable {
     this.secondaryAck = new Int32Array(capacity);
     this.primaryIsn = new Int32Array(capacity);
     this.secondaryIsn = new Int32Array(capacity);
+    this.previousIsn = new Int32Array(capacity);
+    this.openingAck = new Int32Array(capacity);
     this.queuedSyn = new Int32Array(capacity);
     this.openedNs = new Float64Array(capacity);
     this.releasedEnd = new Int32Array(capacity);

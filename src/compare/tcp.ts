@@ -6,6 +6,8 @@ import {
   FLOW_FLOOR,
   FLOW_FROZEN,
   FLOW_ISLAND,
+  FLOW_OPENING_ACK,
+  FLOW_PREVIOUS_ISN,
   FLOW_PRIMARY_ISN,
   FLOW_QUEUED_SYN,
   FLOW_RELEASED_ACK,
@@ -27,6 +29,9 @@ import {
   SEGMENT_VERIFIED,
 } from "./segment_pool.ts";
 import type { CompareState } from "./state.ts";
+
+/** How far the acknowledgements of two SYNs of the same connection may be apart. */
+const SAME_OPENING_BYTES = 65_536;
 
 /**
  * TCP: what must agree is the byte stream and what has been acknowledged, not the segments.
@@ -88,6 +93,11 @@ export class TcpFlows {
       const again = (flags & FLOW_SECONDARY_ISN) !== 0 && flows.secondaryIsn[flow] === frame.sequence;
       if (!again) {
         if ((flags & FLOW_AWAIT_SYN) === 0) return this.postpone(flow, slot, frame);
+        if (!this.opensSame(flow, frame.flags, frame.sequence, frame.acknowledgement)) {
+          state.stats.discardedFrames++;
+          state.finishSlot(slot);
+          return true;
+        }
         flows.secondaryIsn[flow] = frame.sequence;
         flows.flags[flow] = (flags & ~FLOW_AWAIT_SYN) | FLOW_SECONDARY_ISN;
       }
@@ -115,15 +125,15 @@ export class TcpFlows {
   /** Takes a segment of the secondary's current connection that has no pool entry yet. */
   private accept(flow: number, slot: number, frame: ParsedFrame): boolean {
     const { state } = this;
-    const { flows } = state;
     if ((frame.flags & SEGMENT_RST) !== 0) {
       if (this.isRepeatedReset(flow, frame.flags, frame.sequence, frame.acknowledgement, frame.dataBytes)) {
         state.finishSlot(slot);
-        return true;
+      } else {
+        const segment = state.wait(flow, slot, frame);
+        if (segment < 0) return false;
+        state.secondaryResets.push(flow, segment);
       }
-      const segment = state.wait(flow, slot, frame);
-      if (segment < 0) return false;
-      state.secondaryResets.push(flow, segment);
+      this.acknowledge(flow, frame.flags, frame.sequence, frame.acknowledgement);
       return true;
     }
     const needed = frame.end !== frame.sequence && !this.isBelowVerified(flow, frame.end);
@@ -134,14 +144,20 @@ export class TcpFlows {
     } else {
       state.finishSlot(slot);
     }
-    if ((frame.flags & SEGMENT_ACK) !== 0) {
-      const known = (flows.flags[flow] & FLOW_ACK_KNOWN) !== 0;
-      if (!known || ((frame.acknowledgement - flows.secondaryAck[flow]) | 0) > 0) {
-        flows.secondaryAck[flow] = frame.acknowledgement;
-        flows.flags[flow] |= FLOW_ACK_KNOWN;
-      }
-    }
+    this.acknowledge(flow, frame.flags, frame.sequence, frame.acknowledgement);
     return true;
+  }
+
+  /** Notes how far the secondary has acknowledged its current connection. */
+  private acknowledge(flow: number, flags: number, sequence: number, acknowledgement: number): void {
+    if ((flags & SEGMENT_ACK) === 0) return;
+    // What an RST without a connection acknowledges is what it refuses.
+    if ((flags & SEGMENT_RST) !== 0 && sequence === 0) return;
+    const { flows } = this.state;
+    const known = (flows.flags[flow] & FLOW_ACK_KNOWN) !== 0;
+    if (known && ((acknowledgement - flows.secondaryAck[flow]) | 0) <= 0) return;
+    flows.secondaryAck[flow] = acknowledgement;
+    flows.flags[flow] |= FLOW_ACK_KNOWN;
   }
 
   /** Compares, releases and opens connections as far as it goes. */
@@ -305,7 +321,12 @@ export class TcpFlows {
   /** The start of a connection whose first sequence number on the primary is `isn`: nothing of the one before counts. */
   private begin(flow: number, isn: number, timeNs: number): void {
     const { flows } = this.state;
+    if ((flows.flags[flow] & FLOW_SECONDARY_ISN) !== 0) {
+      flows.previousIsn[flow] = flows.secondaryIsn[flow];
+      flows.flags[flow] |= FLOW_PREVIOUS_ISN;
+    }
     flows.flags[flow] &= ~(
+      FLOW_OPENING_ACK |
       FLOW_VERIFIED_KNOWN |
       FLOW_FLOOR |
       FLOW_ISLAND |
@@ -331,6 +352,10 @@ export class TcpFlows {
     this.begin(flow, isn, primary.timeNs[syn]);
     flows.verified[flow] = isn;
     flows.flags[flow] |= FLOW_VERIFIED_KNOWN | FLOW_AWAIT_SYN;
+    if ((primary.flags[syn] & SEGMENT_ACK) !== 0) {
+      flows.openingAck[flow] = primary.acknowledgement[syn];
+      flows.flags[flow] |= FLOW_OPENING_ACK;
+    }
     flows.openings[flow]--;
     this.track(flow, syn);
     for (let segment = state.queue.next[syn]; segment >= 0; segment = state.queue.next[segment]) {
@@ -339,38 +364,51 @@ export class TcpFlows {
     }
     // The secondary's connection that waited for this one: up to the SYN of yet another.
     for (let segment = secondaryQueue.head[flow]; segment >= 0; segment = secondaryQueue.head[flow]) {
-      if ((secondary.flags[segment] & SEGMENT_SYN) !== 0) {
-        const sequence = secondary.sequence[segment];
-        if ((flows.flags[flow] & FLOW_SECONDARY_ISN) === 0) {
+      const sequence = secondary.sequence[segment];
+      const flags = secondary.flags[segment];
+      if ((flags & SEGMENT_SYN) !== 0) {
+        const awaited = (flows.flags[flow] & FLOW_AWAIT_SYN) !== 0;
+        if (awaited && this.opensSame(flow, flags, sequence, secondary.acknowledgement[segment])) {
           flows.secondaryIsn[flow] = sequence;
           flows.flags[flow] = (flows.flags[flow] & ~FLOW_AWAIT_SYN) | FLOW_SECONDARY_ISN;
-        } else if (flows.secondaryIsn[flow] !== sequence) {
-          break;
+        } else if (!awaited && flows.secondaryIsn[flow] !== sequence) {
+          return;
         }
         secondary.end[segment] = (secondary.end[segment] - sequence + isn) | 0;
         secondary.sequence[segment] = isn;
       }
       secondaryQueue.remove(flow, segment);
-      this.acceptWaiting(flow, segment);
+      if ((flows.flags[flow] & FLOW_AWAIT_SYN) === 0) {
+        this.acceptWaiting(flow, segment);
+      } else {
+        state.stats.discardedFrames++;
+        state.finish(segment);
+      }
     }
+  }
+
+  /**
+   * Whether a SYN of the secondary is its part of the connection just opened, rather than a repetition of one before: not
+   * that number again, and about the same acknowledgement. (Only about: with TCP fast open one side may acknowledge data too.)
+   */
+  private opensSame(flow: number, flags: number, sequence: number, acknowledgement: number): boolean {
+    const { flows } = this.state;
+    const state = flows.flags[flow];
+    if ((state & FLOW_PREVIOUS_ISN) !== 0 && flows.previousIsn[flow] === sequence) return false;
+    if ((state & FLOW_OPENING_ACK) === 0 || (flags & SEGMENT_ACK) === 0) return true;
+    const apart = (acknowledgement - flows.openingAck[flow]) | 0;
+    return apart > -SAME_OPENING_BYTES && apart < SAME_OPENING_BYTES;
   }
 
   /** accept() for a segment that has a pool entry. */
   private acceptWaiting(flow: number, segment: number): void {
     const { state } = this;
-    const { flows, secondary } = state;
+    const { secondary } = state;
     const flags = secondary.flags[segment];
+    this.acknowledge(flow, flags, secondary.sequence[segment], secondary.acknowledgement[segment]);
     if ((flags & SEGMENT_RST) !== 0) {
       state.secondaryResets.push(flow, segment);
       return;
-    }
-    if ((flags & SEGMENT_ACK) !== 0) {
-      const acknowledgement = secondary.acknowledgement[segment];
-      const known = (flows.flags[flow] & FLOW_ACK_KNOWN) !== 0;
-      if (!known || ((acknowledgement - flows.secondaryAck[flow]) | 0) > 0) {
-        flows.secondaryAck[flow] = acknowledgement;
-        flows.flags[flow] |= FLOW_ACK_KNOWN;
-      }
     }
     if (secondary.end[segment] === secondary.sequence[segment]) state.finish(segment);
     else this.insertSecondary(flow, segment);
@@ -592,9 +630,24 @@ export class TcpFlows {
       flows.flags[flow] = (flows.flags[flow] & ~FLOW_RESET_ACK) | marks;
       secondaryResets.remove(flow, s);
       state.finish(s);
+      this.finishRepeatedResets(flow);
       return true;
     }
     return this.isRepeatedReset(flow, acknowledges, sequence, acknowledgement, bytes);
+  }
+
+  private finishRepeatedResets(flow: number): void {
+    const { state } = this;
+    const { flags, sequence, acknowledgement, dataBytes } = state.secondary;
+    let s = state.secondaryResets.head[flow];
+    while (s >= 0) {
+      const following = state.secondaryResets.next[s];
+      if (this.isRepeatedReset(flow, flags[s], sequence[s], acknowledgement[s], dataBytes[s])) {
+        state.secondaryResets.remove(flow, s);
+        state.finish(s);
+      }
+      s = following;
+    }
   }
 
   /** Whether an RST says no more than the secondary's RST of the last matched pair. */

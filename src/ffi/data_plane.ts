@@ -13,6 +13,7 @@ import { Btf } from "./btf.ts";
 import {
   CONNECTION,
   CONNECTION_BYTES,
+  CONNECTION_FLAG,
   CONNECTION_KEY_BYTES,
   COUNTER_NAMES,
   type CounterName,
@@ -213,22 +214,71 @@ export class DataPlane {
   /**
    * Forgets connections.
    *
-   * @param olderThanEpoch only those learned in another epoch than this; without it, all
+   * @param olderThanEpoch only those learned in another epoch than this, and none that were inherited; without it, all
    * @returns how many were forgotten
    */
   clearConnections(olderThanEpoch?: number): number {
     const fd = mapFd(this.#object, "connections");
+    const { view, address } = this.#arena;
     let cleared = 0;
     this.#forEachConnection((key, value) => {
-      if (
-        olderThanEpoch !== undefined &&
-        this.#arena.view.getUint32(value + CONNECTION.epoch, true) === olderThanEpoch
-      ) {
-        return;
+      if (olderThanEpoch !== undefined) {
+        const inherited = (view.getUint32(value + CONNECTION.flags, true) & CONNECTION_FLAG.INHERITED) !== 0;
+        if (inherited || view.getUint32(value + CONNECTION.epoch, true) === olderThanEpoch) return;
       }
-      if (libbpf().bpf_map_delete_elem(fd, (this.#arena.address + key) as Pointer) === 0) cleared++;
+      if (libbpf().bpf_map_delete_elem(fd, (address + key) as Pointer) === 0) cleared++;
     });
     return cleared;
+  }
+
+  /**
+   * The connections whose numbers this host has to put right because its VM once took over, in a form for
+   * {@link importConnections} on a new secondary. To be called while the VM is stopped, for a connection that the VM
+   * opens afterwards may have the same addresses and ports.
+   */
+  exportConnections(): Uint8Array {
+    const { view, bytes } = this.#arena;
+    const epoch = this.state.rewriteEpoch;
+    const entries: Uint8Array[] = [];
+    this.#forEachConnection((key, value) => {
+      const flags = view.getUint32(value + CONNECTION.flags, true);
+      const valid =
+        (flags & CONNECTION_FLAG.INHERITED) !== 0 || view.getUint32(value + CONNECTION.epoch, true) === epoch;
+      if (!valid || (flags & CONNECTION_FLAG.KNOWN) === 0) return;
+      view.setUint32(value + CONNECTION.flags, flags | CONNECTION_FLAG.INHERITED, true);
+      entries.push(
+        bytes.slice(key, key + CONNECTION_KEY_BYTES),
+        bytes.slice(value, value + CONNECTION_BYTES),
+      );
+    });
+    return new Uint8Array(Buffer.concat(entries));
+  }
+
+  /**
+   * Replaces all connections by those that the primary's host exported. They are applied once this VM runs alone or is
+   * a primary itself.
+   *
+   * @returns how many there are
+   * @throws Error if `exported` is not from exportConnections(), or is more than the map holds
+   */
+  importConnections(exported: Uint8Array): number {
+    const entryBytes = CONNECTION_KEY_BYTES + CONNECTION_BYTES;
+    if (exported.length % entryBytes !== 0) {
+      throw new Error(
+        `Exported connections come in entries of ${entryBytes} bytes; these are ${exported.length} bytes.`,
+      );
+    }
+    this.clearConnections();
+    const fd = mapFd(this.#object, "connections");
+    const arena = this.#arena;
+    arena.reset();
+    const entry = arena.allocate(entryBytes);
+    const [key, value] = [arena.address + entry, arena.address + entry + CONNECTION_KEY_BYTES] as Pointer[];
+    for (let at = 0; at < exported.length; at += entryBytes) {
+      arena.bytes.set(exported.subarray(at, at + entryBytes), entry);
+      checkBpf(libbpf().bpf_map_update_elem(fd, key, value, 0), "Cannot take over a connection");
+    }
+    return exported.length / entryBytes;
   }
 
   /**

@@ -20,7 +20,7 @@ export interface ClientOptions {
   pauseMs?: number;
 }
 
-export type ClientKind = "duplex" | "random" | "disk" | "source" | "sink" | "http" | "udp";
+export type ClientKind = "duplex" | "random" | "disk" | "source" | "sink" | "http" | "clock" | "udp";
 
 export interface ClientReport {
   kind: ClientKind;
@@ -313,10 +313,12 @@ async function sink(traffic: Traffic): Promise<void> {
   socket.end();
 }
 
-/** Port 80: pages, on kept connections. */
-async function http(traffic: Traffic): Promise<void> {
-  const bytes = 4096;
-  const expected = patternBytes(0, bytes);
+/** Gets a page again and again, on kept connections, until the end. */
+async function pages(
+  traffic: Traffic,
+  path: string,
+  check: (body: Buffer) => string | undefined,
+): Promise<void> {
   let stop = false;
   void untilEnd(traffic.options).then(() => {
     stop = true;
@@ -326,17 +328,37 @@ async function http(traffic: Traffic): Promise<void> {
     const begun = performance.now();
     let body: Buffer;
     try {
-      const response = await fetch(`http://${host}/size/${bytes}`);
+      const response = await fetch(`http://${host}${path}`);
       body = Buffer.from(await response.arrayBuffer());
     } catch (error) {
       traffic.fail(`HTTP: ${(error as Error).message}`);
     }
-    if (!body.equals(expected)) traffic.fail("HTTP: the body is wrong");
+    const complaint = check(body);
+    if (complaint !== undefined) traffic.fail(`HTTP: ${complaint}`);
     traffic.latencies.push(performance.now() - begun);
     traffic.arrived(body.length);
     traffic.answers++;
     if (traffic.options.pauseMs) await Bun.sleep(traffic.options.pauseMs);
   }
+}
+
+/** Port 80: a page of the pattern. */
+function http(traffic: Traffic): Promise<void> {
+  const expected = patternBytes(0, 4096);
+  return pages(traffic, `/size/${expected.length}`, (body) =>
+    body.equals(expected) ? undefined : "the body is wrong",
+  );
+}
+
+/** Port 80: the guest's clock, which no two copies of a machine agree on, and which never goes back for the client. */
+function clock(traffic: Traffic): Promise<void> {
+  let latest = 0;
+  return pages(traffic, "/time", (body) => {
+    const seconds = Number.parseFloat(body.toString());
+    if (!(seconds >= latest)) return `the clock says ${body.toString().trim()} after ${latest}`;
+    latest = seconds;
+    return undefined;
+  });
 }
 
 /** Port 7006: datagrams that come back; loss is counted, a wrong one is an error. */
@@ -377,6 +399,7 @@ const KINDS: Record<ClientKind, (traffic: Traffic) => Promise<void>> = {
   source,
   sink,
   http,
+  clock,
   udp,
 };
 

@@ -61,68 +61,60 @@ export async function runLoss(
         `${disk.last?.answers ?? 0} blocks on disk, ${random.last?.answers ?? 0} random answers`,
     );
   };
-  const connection = new LabTraffic(
+  using connection = new LabTraffic(
     lab,
     "duplex",
     { host: GUEST_IPV4, bytesPerSecond: TRAFFIC_BYTES_PER_SECOND },
     show,
   );
-  const disk = new LabTraffic(lab, "disk", { host: GUEST_IPV4, pauseMs: 5 });
-  const random = new LabTraffic(lab, "random", { host: GUEST_IPV4, pauseMs: 100 });
-  try {
-    observer.step("a client talks to the guest: bytes both ways, durable disk blocks, random answers");
-    await connection.until("traffic flows", (report) => report.received > 0, RECOVERY_TIMEOUT_MS);
-    await Bun.sleep(seconds.before * 1000);
-    await disk.until("blocks are acknowledged", (report) => report.answers > 0, RECOVERY_TIMEOUT_MS);
-    const checkpoints = await checkpointCounts(lab);
+  using disk = new LabTraffic(lab, "disk", { host: GUEST_IPV4, pauseMs: 5 });
+  using random = new LabTraffic(lab, "random", { host: GUEST_IPV4, pauseMs: 100 });
+  observer.step("a client talks to the guest: bytes both ways, durable disk blocks, random answers");
+  await connection.until("traffic flows", (report) => report.received > 0, RECOVERY_TIMEOUT_MS);
+  await Bun.sleep(seconds.before * 1000);
+  await disk.until("blocks are acknowledged", (report) => report.answers > 0, RECOVERY_TIMEOUT_MS);
+  const checkpoints = await checkpointCounts(lab);
 
-    observer.step(`kill -9: ${LOSSES[loss].title}`);
-    const killed = performance.now();
-    await lab.kill(host, what);
-    await lab.waitFor(
-      `host ${survivor} goes on alone`,
-      (status) => {
-        const about = status[survivor];
-        if (about?.phase === "stopped") throw new Error(`host ${survivor} stopped: ${about.reason}`);
-        return about?.phase === "alone";
-      },
-      RECOVERY_TIMEOUT_MS,
-    );
-    const failoverMs = performance.now() - killed;
-    const before = connection.last!.received;
-    await connection.until(
-      "the connection goes on",
-      (report) => report.received > before,
-      RECOVERY_TIMEOUT_MS,
-    );
-    observer.step(`host ${survivor} has the VM; the connection goes on`);
-    await Bun.sleep(seconds.after * 1000);
+  observer.step(`kill -9: ${LOSSES[loss].title}`);
+  const killed = performance.now();
+  await lab.kill(host, what);
+  await lab.waitFor(
+    `host ${survivor} goes on alone`,
+    (status) => {
+      const about = status[survivor];
+      if (about?.phase === "stopped") throw new Error(`host ${survivor} stopped: ${about.reason}`);
+      return about?.phase === "alone";
+    },
+    RECOVERY_TIMEOUT_MS,
+  );
+  const failoverMs = performance.now() - killed;
+  const before = connection.last!.received;
+  await connection.until("the connection goes on", (report) => report.received > before, RECOVERY_TIMEOUT_MS);
+  observer.step(`host ${survivor} has the VM; the connection goes on`);
+  await Bun.sleep(seconds.after * 1000);
 
-    const ended = await connection.finish();
-    const { answers: acknowledgedBlocks } = await disk.finish();
-    const { answers: randomAnswers } = await random.finish();
-    if (ended.received !== ended.sent) {
-      throw new Error(`${ended.sent} bytes were sent, ${ended.received} came back`);
-    }
-    observer.step("the survivor's disk is read");
-    if (survivor === "b") await waitForCommit(lab);
-    const verifiedBlocks = verifyBlocks(lab.host(survivor).disk, acknowledgedBlocks);
-    return {
-      loss,
-      survivor,
-      connection: {
-        bytesSent: ended.sent,
-        bytesReceived: ended.received,
-        longestGapMs: ended.longestGapMs,
-      },
-      disk: { acknowledgedBlocks, verifiedBlocks },
-      randomAnswers,
-      checkpoints,
-      failoverMs,
-    };
-  } finally {
-    for (const traffic of [connection, disk, random]) traffic.kill();
+  const ended = await connection.finish();
+  const { answers: acknowledgedBlocks } = await disk.finish();
+  const { answers: randomAnswers } = await random.finish();
+  if (ended.received !== ended.sent) {
+    throw new Error(`${ended.sent} bytes were sent, ${ended.received} came back`);
   }
+  observer.step("the survivor's disk is read");
+  if (survivor === "b") await waitForCommit(lab);
+  const verifiedBlocks = verifyBlocks(lab.host(survivor).disk, acknowledgedBlocks);
+  return {
+    loss,
+    survivor,
+    connection: {
+      bytesSent: ended.sent,
+      bytesReceived: ended.received,
+      longestGapMs: ended.longestGapMs,
+    },
+    disk: { acknowledgedBlocks, verifiedBlocks },
+    randomAnswers,
+    checkpoints,
+    failoverMs,
+  };
 }
 
 /** Checkpoints so far by cause, from the primary's metrics. */

@@ -16,6 +16,7 @@ export class LabTraffic {
       [...inNamespace(lab.namespaces.client), process.execPath, program, kind, JSON.stringify(options)],
       { stdin: "pipe", stdout: "pipe", stderr: "inherit" },
     );
+    this.#child.unref();
     this.#ended = this.#follow(kind, onReport);
     this.#ended.catch(() => undefined);
   }
@@ -50,6 +51,10 @@ export class LabTraffic {
 
   kill(): void {
     this.#child.kill("SIGKILL");
+  }
+
+  [Symbol.dispose](): void {
+    this.kill();
   }
 
   async #follow(kind: ClientKind, onReport?: (report: ClientReport) => void): Promise<ClientReport> {

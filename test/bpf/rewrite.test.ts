@@ -353,6 +353,72 @@ describe("a VM that took over", () => {
   });
 });
 
+describe("a secondary of a VM that once took over", () => {
+  const OTHER = "rewrite-heir";
+  let heir: DataPlane;
+
+  beforeAll(() => {
+    heir = loadFresh(OTHER, { connectionsMax: 16 });
+  });
+  afterAll(() => unload(OTHER, heir));
+  beforeEach(() => {
+    grantLease(heir);
+    heir.state.rewriteEpoch = 50;
+    passiveOpen();
+    fromGuest({ sequence: 1, flags: tcp.SYN | tcp.ACK, clientPort: 2 }); // its numbers are not known yet
+    expect(heir.importConnections(plane.exportConnections())).toBe(1);
+  });
+
+  function at(role: number, program: "from_vm" | "to_vm", o: SegmentOptions) {
+    heir.state.role = role as typeof ROLE.SOLO;
+    const { frame } = heir.testRun(
+      program,
+      segment({ ...o, from: program === "from_vm" ? "guest" : "client" }),
+      {
+        mark: role === ROLE.SECONDARY ? MARK.deliver : 0,
+      },
+    );
+    return readSegment(frame);
+  }
+
+  test("shares the numbers of the primary", () => {
+    expect(at(ROLE.SECONDARY, "from_vm", { sequence: secondary(5) }).sequence).toBe(secondary(5));
+    expect(at(ROLE.SECONDARY, "to_vm", { acknowledgment: secondary(5) }).acknowledgment).toBe(secondary(5));
+  });
+
+  test("goes on in the client's numbers when it takes over in its turn, after any number of checkpoints", () => {
+    heir.state.rewriteEpoch = 60;
+    expect(heir.clearConnections(60)).toBe(0);
+    expect(at(ROLE.SOLO, "from_vm", { sequence: secondary(5) })).toMatchObject({
+      sequence: primary(5),
+      checksumRight: true,
+    });
+    expect(at(ROLE.SOLO, "to_vm", { acknowledgment: primary(5) })).toMatchObject({
+      acknowledgment: secondary(5),
+      checksumRight: true,
+    });
+  });
+
+  test("hands them on again", () => {
+    const third = loadFresh("rewrite-third");
+    try {
+      expect(third.importConnections(heir.exportConnections())).toBe(1);
+    } finally {
+      unload("rewrite-third", third);
+    }
+  });
+
+  test("learns a new connection on the same ports as its own", () => {
+    at(ROLE.SECONDARY, "from_vm", { sequence: 700, acknowledgment: 1, flags: tcp.SYN | tcp.ACK });
+    expect(at(ROLE.SOLO, "to_vm", { acknowledgment: 901 }).acknowledgment).toBe(701);
+    expect(at(ROLE.SECONDARY, "from_vm", { sequence: 710 }).sequence).toBe(910);
+  });
+
+  test("takes nothing that is not an export", () => {
+    expect(() => heir.importConnections(new Uint8Array(71))).toThrow("entries of 72 bytes");
+  });
+});
+
 describe("what cannot be read stays as it is", () => {
   const whole = segment({ sequence: secondary(5), options: stamps(1, 2) });
   const CASES: [string, Uint8Array][] = [

@@ -42,7 +42,8 @@ export function ipv4Bytes(address: string): Uint8Array {
 
 export function ipv6Bytes(address: string): Uint8Array {
   const [left = "", right = ""] = address.split("::");
-  const groups = (side: string) => (side === "" ? [] : side.split(":").map((group) => Number.parseInt(group, 16)));
+  const groups = (side: string) =>
+    side === "" ? [] : side.split(":").map((group) => Number.parseInt(group, 16));
   const before = groups(left);
   const after = groups(right);
   const zeros = new Array<number>(8 - before.length - after.length).fill(0);

@@ -38,20 +38,14 @@ const PRIMARY_BASE = 0x7f00_0000_0000;
 const SECONDARY_BASE = 0x7e00_0000_0000;
 
 /** memcmp over two Records whose addresses are made up; refuses to look outside of them. */
-export function memcmpOf(
-  primary: Records,
-  secondary: Records,
-): (a: number, b: number, n: number) => number {
+export function memcmpOf(primary: Records, secondary: Records): (a: number, b: number, n: number) => number {
   return (a, b, n) => {
     const from = a - primary.address;
     const to = b - secondary.address;
     if (n <= 0 || from < 0 || to < 0 || from + n > primary.bytes.length || to + n > secondary.bytes.length) {
       throw new Error(`memcmp outside of the records: ${from}, ${to}, ${n}`);
     }
-    return Buffer.compare(
-      primary.bytes.subarray(from, from + n),
-      secondary.bytes.subarray(to, to + n),
-    );
+    return Buffer.compare(primary.bytes.subarray(from, from + n), secondary.bytes.subarray(to, to + n));
   };
 }
 
@@ -162,7 +156,9 @@ export class Bench {
     expect(stats.heldFrames).toBe(stats.primaryAdded - stats.releasedFrames);
     expect(stats.pendingFrames).toBe(stats.secondaryAdded - stats.finishedFrames);
     const { releasedByComparison, releasedByCheckpoint, releasedAlone, releasedBypass } = stats;
-    expect(releasedByComparison + releasedByCheckpoint + releasedAlone + releasedBypass).toBe(stats.releasedFrames);
+    expect(releasedByComparison + releasedByCheckpoint + releasedAlone + releasedBypass).toBe(
+      stats.releasedFrames,
+    );
     expect(stats.divergences).toBe(this.divergences.length);
   }
 }

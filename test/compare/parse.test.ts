@@ -45,7 +45,10 @@ function parse(frame: Uint8Array, gso?: { type?: number; size?: number }): Parse
 function compared(frame: Uint8Array): Uint8Array {
   const { data, dataBytes, skipAt, skipBytes } = parse(frame);
   const bytes = frame.slice(data - RECORD_HEADER_BYTES, data - RECORD_HEADER_BYTES + dataBytes);
-  return concat(bytes.slice(0, skipBytes === 0 ? dataBytes : skipAt), bytes.slice(skipAt + skipBytes).slice(0, skipBytes === 0 ? 0 : undefined));
+  return concat(
+    bytes.slice(0, skipBytes === 0 ? dataBytes : skipAt),
+    bytes.slice(skipAt + skipBytes).slice(0, skipBytes === 0 ? 0 : undefined),
+  );
 }
 
 const key = (frame: Uint8Array): string => parse(frame).key.join(",");
@@ -100,7 +103,9 @@ describe("TCP", () => {
     const parsed = parse(tcp({ seq: 1, ack: 1, options: timestamps(1, 2), padding: 6 }));
     expect(parsed.dataBytes).toBe(0);
     expect(parsed.end).toBe(1);
-    expect(compared(tcp({ seq: 1, ack: 1, options: timestamps(1, 2), payload: "ab", padding: 4 }))).toEqual(text("ab"));
+    expect(compared(tcp({ seq: 1, ack: 1, options: timestamps(1, 2), payload: "ab", padding: 4 }))).toEqual(
+      text("ab"),
+    );
   });
 
   test("the options that a SYN negotiates", () => {
@@ -130,7 +135,9 @@ describe("TCP", () => {
 
 describe("IP", () => {
   test("IPv4 options are stepped over", () => {
-    const parsed = parse(tcp({ seq: 5, ack: 6, payload: "abc", ipOptions: Uint8Array.from([0x94, 4, 0, 0]) }));
+    const parsed = parse(
+      tcp({ seq: 5, ack: 6, payload: "abc", ipOptions: Uint8Array.from([0x94, 4, 0, 0]) }),
+    );
     expect(parsed.kind).toBe(KIND_TCP);
     expect(parsed.sequence).toBe(5);
     expect(parsed.dataBytes).toBe(3);
@@ -161,7 +168,11 @@ describe("IP", () => {
   });
 
   test("extension headers that run past the packet or without end are not parsed", () => {
-    const beyond = tcp({ version: 6, ack: 1, extensions: [[0, Uint8Array.from([0, 200, 0, 0, 0, 0, 0, 0])]] });
+    const beyond = tcp({
+      version: 6,
+      ack: 1,
+      extensions: [[0, Uint8Array.from([0, 200, 0, 0, 0, 0, 0, 0])]],
+    });
     expect(parse(beyond).kind).toBe(KIND_UNPARSED);
     const many: [number, Uint8Array][] = Array.from({ length: 12 }, () => [60, new Uint8Array(8)]);
     expect(parse(tcp({ version: 6, ack: 1, extensions: many })).kind).toBe(KIND_UNPARSED);
@@ -208,7 +219,8 @@ describe("what else counts", () => {
   });
 
   test("SCTP: everything but the checksum", () => {
-    const packet = (checksum: number) => ip(132, Uint8Array.from([0, 1, 0, 2, 9, 9, 9, 9, checksum, 0, 0, 0, 7]));
+    const packet = (checksum: number) =>
+      ip(132, Uint8Array.from([0, 1, 0, 2, 9, 9, 9, 9, checksum, 0, 0, 0, 7]));
     expect(compared(packet(1))).toEqual(compared(packet(2)));
     expect(compared(packet(1)).length).toBe(9);
     expect(parse(packet(1)).key[KEY_PORTS]).toBe(0x10002);
@@ -247,7 +259,10 @@ describe("what else counts", () => {
 
 describe("hostile frames", () => {
   const samples: [string, Uint8Array][] = [
-    ["tcp", tcp({ seq: 1, ack: 2, payload: "payload", options: timestamps(1, 2), ipOptions: new Uint8Array(8) })],
+    [
+      "tcp",
+      tcp({ seq: 1, ack: 2, payload: "payload", options: timestamps(1, 2), ipOptions: new Uint8Array(8) }),
+    ],
     ["syn", tcp({ flags: SYN, options: synOptions(1460, 7), vlans: [3, 4] })],
     ["tcp6", tcp({ version: 6, seq: 1, ack: 2, payload: "payload", extensions: [[0, new Uint8Array(8)]] })],
     ["udp", udp("payload", { vlans: [9] })],

@@ -1,0 +1,234 @@
+/**
+ * From the secondary's TCP numbers to the primary's.
+ *
+ * The problem: the two captures show the same connections, but each machine chose its own initial sequence numbers, and nobody has
+ * rewritten the secondary's, as the BPF programs do on the live path. The insight: a connection's numbers differ by one constant
+ * for each direction. The constant of the sender's direction applies to its sequence numbers, that of the other direction to
+ * its acknowledgement numbers. So the front end follows both directions of every connection, also of those it does not compare.
+ *
+ * One direction of one connection is a *stream*. The n-th stream of a direction in one capture is the n-th in the other: a SYN with a
+ * new number begins a new one. What is known of where a stream begins, from bad to good:
+ *
+ *     HEARD    only an acknowledgement of it was seen (its own direction is not in the capture, or comes later)
+ *     SEEN     its first segment in the capture, without a SYN
+ *     OPENED   its SYN, or a SYN-ACK that answers it
+ *
+ * Two streams with a SYN differ by the difference of their SYNs' numbers. For others the first segments count: when their numbers
+ * are less than SAME_NUMBERS_BYTES apart, both captures have the same numbers (two chance numbers are that close once in 512
+ * times) and began at different moments, so that the comparison begins where the later one does. Otherwise the first segments
+ * are taken for the same place.
+ */
+import type { ParsedFrame } from "../compare/parse.ts";
+import { SEGMENT_ACK, SEGMENT_RST, SEGMENT_SYN } from "../compare/segment_pool.ts";
+
+export const HEARD = 1;
+export const SEEN = 2;
+export const OPENED = 3;
+
+/** See above. */
+export const SAME_NUMBERS_BYTES = 2 ** 22;
+/** A SYN-ACK acknowledges the SYN and at most what came with it (RFC 7413). */
+const SYN_DATA_BYTES_MAX = 65_535;
+
+/** One direction of one connection in one capture. */
+export class Stream {
+  /** The stream of the other capture that it is compared with, once that is known. */
+  pair: StreamPair | null = null;
+  /** Another one of the same direction has begun. */
+  over = false;
+  /** Bytes from `first` to the highest end seen: unwraps sequence numbers. */
+  private highest = 0;
+
+  /**
+   * @param first sequence number of the first payload byte
+   * @param before the stream that this one follows in the same direction, for segments that come late
+   */
+  constructor(
+    public first: number,
+    public knowledge: number,
+    public before: Stream | null,
+  ) {}
+
+  /** Payload bytes of the stream in front of this sequence number; below 0 for one that lies before its first byte. */
+  position(sequence: number): number {
+    return this.highest + ((sequence - this.first - this.highest) | 0);
+  }
+
+  note(end: number): void {
+    const position = this.position(end);
+    if (position > this.highest) this.highest = position;
+  }
+}
+
+/** A stream of the primary and the one of the secondary that it is compared with. */
+export class StreamPair {
+  primary: Stream | null = null;
+  secondary: Stream | null = null;
+  /** The secondary's numbers minus the primary's. */
+  offset = 0;
+  /** Where the comparison begins, as a sequence number of the primary, if it begins without the SYN. */
+  start = 0;
+  hasStart = false;
+  /** Highest end of a segment that was handed to the comparer, as a sequence number of the primary. */
+  fedEnd = 0;
+  hasFed = false;
+
+  /** @param index number of the pair among those of its direction */
+  constructor(readonly index: number) {}
+
+  /** Both are known and none has stood in for the other. */
+  isWhole(): boolean {
+    return this.primary !== null && this.secondary !== null;
+  }
+
+  noteFed(end: number): void {
+    if (!this.hasFed || ((end - this.fedEnd) | 0) > 0) this.fedEnd = end;
+    this.hasFed = true;
+  }
+
+  /** Offset in the stream, in payload bytes, of a sequence number of the primary. 0 is where the comparison begins. */
+  streamOffset(sequence: number): number {
+    const stream = this.primary ?? this.secondary;
+    if (stream === null) return 0;
+    const position = stream.position(sequence);
+    return Math.max(0, this.hasStart ? position - stream.position(this.start) : position);
+  }
+}
+
+/** A direction in one capture: the stream that its frames belong to now, and those without a counterpart yet. */
+export class DirectionSide {
+  current: Stream | null = null;
+  readonly unpaired: Stream[] = [];
+
+  begin(first: number, knowledge: number): Stream {
+    const before = this.current;
+    if (before !== null) {
+      before.over = true;
+      before.before = null;
+    }
+    const stream = new Stream(first, knowledge, before);
+    this.current = stream;
+    this.unpaired.push(stream);
+    return stream;
+  }
+}
+
+/** One direction of a connection in both captures. */
+export class Direction {
+  readonly primary = new DirectionSide();
+  readonly secondary = new DirectionSide();
+  private pairs = 0;
+
+  /**
+   * Pairs the streams whose beginnings are known well enough; true if there were any.
+   * @param weak also by acknowledgements alone
+   */
+  pairUp(weak: boolean): boolean {
+    const { unpaired: primaries } = this.primary;
+    const { unpaired: secondaries } = this.secondary;
+    let paired = false;
+    while (primaries.length > 0 && secondaries.length > 0) {
+      const primary = primaries[0];
+      const secondary = secondaries[0];
+      const opened = (primary.knowledge === OPENED ? 1 : 0) + (secondary.knowledge === OPENED ? 1 : 0);
+      if (opened === 1) {
+        const [late, early] =
+          primary.knowledge === OPENED ? [secondary, primary] : [primary, secondary];
+        const behind = primary.knowledge === OPENED ? late.first - primary.first : early.first - secondary.first;
+        const one = primary.knowledge === OPENED ? secondary : primary;
+        const settled = one.knowledge >= SEEN || one.over || weak;
+        if (!settled) return paired;
+        if ((behind | 0) < -1 || (behind | 0) >= SAME_NUMBERS_BYTES) {
+          // A connection from before the other capture began.
+          this.alone(one, primary.knowledge === OPENED ? secondaries : primaries);
+          paired = true;
+          continue;
+        }
+      } else if (opened === 0) {
+        const settled = (stream: Stream) => stream.knowledge >= SEEN || stream.over || weak;
+        if (!settled(primary) || !settled(secondary)) return paired;
+      }
+      this.join(primary, secondary);
+      primaries.shift();
+      secondaries.shift();
+      paired = true;
+    }
+    return paired;
+  }
+
+  /** Gives a stream a pair of its own, so that its frames can be compared with nothing. Its counterpart may still join. */
+  stand(stream: Stream, isPrimary: boolean): StreamPair {
+    if (stream.pair === null) {
+      stream.pair = new StreamPair(this.pairs++);
+      if (isPrimary) stream.pair.primary = stream;
+      else stream.pair.secondary = stream;
+    }
+    return stream.pair;
+  }
+
+  private alone(stream: Stream, unpaired: Stream[]): void {
+    this.stand(stream, unpaired === this.primary.unpaired);
+    unpaired.shift();
+  }
+
+  private join(primary: Stream, secondary: Stream): void {
+    const pair = primary.pair ?? secondary.pair ?? new StreamPair(this.pairs++);
+    primary.pair = pair;
+    secondary.pair = pair;
+    pair.primary = primary;
+    pair.secondary = secondary;
+    const apart = (secondary.first - primary.first) | 0;
+    if (primary.knowledge === OPENED && secondary.knowledge === OPENED) {
+      pair.offset = apart;
+      return;
+    }
+    const same = Math.abs(apart) < SAME_NUMBERS_BYTES;
+    pair.offset = same ? 0 : apart;
+    pair.start = same && apart > 0 ? secondary.first : primary.first;
+    pair.hasStart = true;
+  }
+}
+
+/** Whether a segment answers another one for which there is no connection (RFC 9293 3.10.7.1): its number is not of a stream. */
+export function isLoneReset(frame: ParsedFrame): boolean {
+  return frame.sequence === 0 && (frame.flags & (SEGMENT_RST | SEGMENT_ACK)) === (SEGMENT_RST | SEGMENT_ACK);
+}
+
+/**
+ * Notes what a segment says about both directions of its connection in its capture.
+ *
+ * @param own the segment's direction in this capture
+ * @param other the opposite direction in this capture
+ * @returns the stream that the segment belongs to; null for a lone reset
+ */
+export function observe(own: DirectionSide, other: DirectionSide, frame: ParsedFrame): Stream | null {
+  const { flags, sequence, acknowledgement } = frame;
+  const syn = (flags & SEGMENT_SYN) !== 0;
+  if ((flags & SEGMENT_ACK) !== 0) {
+    const heard = other.current;
+    if (syn) {
+      const past = heard === null ? -1 : (acknowledgement - heard.first) | 0;
+      if (past < 0 || past > SYN_DATA_BYTES_MAX) other.begin(acknowledgement, OPENED);
+    } else if (heard === null) {
+      other.begin(acknowledgement, HEARD);
+    }
+  }
+  if (isLoneReset(frame)) return null;
+  let stream = own.current;
+  if (syn) {
+    const first = (sequence + 1) | 0;
+    if (stream === null || stream.knowledge !== OPENED || stream.first !== first) {
+      stream = own.begin(first, OPENED);
+    }
+  } else if (stream === null) {
+    stream = own.begin(sequence, SEEN);
+  } else if (stream.knowledge === HEARD) {
+    stream.knowledge = SEEN;
+    if (stream.pair === null) stream.first = sequence;
+  } else if (stream.knowledge === OPENED && stream.before !== null && stream.position(sequence) < -1) {
+    // A segment of the connection before that was still on its way.
+    if (stream.before.position(sequence) >= -1) return stream.before;
+  }
+  stream.note(frame.end);
+  return stream;
+}

@@ -1,0 +1,40 @@
+/** A lab of the tests' own: a name of its own, taken down before (what a crash left behind) and after. */
+import { afterAll, beforeAll } from "bun:test";
+import { Lab, type LabOptions } from "../../src/lab/lab.ts";
+
+const LAB_TIMEOUT_MS = 240_000;
+
+/** Brings a lab up for a file's tests. Call at the top of a `describe`; use the returned function inside the tests. */
+export function labUnderTest(name: string, options: Partial<LabOptions> = {}): () => Lab {
+  let lab: Lab | undefined;
+  beforeAll(async () => {
+    await Lab.down(name);
+    lab = await Lab.up({ name, memoryMib: 256, proxy: "agent", ...options });
+  }, LAB_TIMEOUT_MS);
+  afterAll(async () => {
+    await Lab.down(name);
+  }, LAB_TIMEOUT_MS);
+  return () => {
+    if (lab === undefined) throw new Error("the lab is not up");
+    return lab;
+  };
+}
+
+/** Values of a Prometheus text by "name{labels}". */
+export function samples(text: string): Map<string, number> {
+  const values = new Map<string, number>();
+  for (const line of text.split("\n")) {
+    const match = /^([a-z_]+(?:\{[^}]*\})?) (\S+)$/.exec(line);
+    if (match !== null) values.set(match[1]!, Number(match[2]));
+  }
+  return values;
+}
+
+/** Sum of the samples of one metric, over all labels or those that contain `label`. */
+export function total(text: string, name: string, label = ""): number {
+  let sum = 0;
+  for (const [key, value] of samples(text)) {
+    if ((key === name || key.startsWith(`${name}{`)) && key.includes(label)) sum += value;
+  }
+  return sum;
+}

@@ -1,0 +1,247 @@
+/**
+ * Protection that fails at any of its steps leaves a VM that runs alone as before, ready for another try.
+ *
+ * One primary with the disk-writing guest lives through all of it, each time with a new secondary that is killed or hung as
+ * the step begins. At the end it is protected after all.
+ */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { createServer, type Server } from "node:net";
+import { LAB_NODES } from "../../src/lab/qemu.ts";
+import { type ColoProcedureError, startProtection } from "../../src/qmp/colo.ts";
+import {
+  checkpoint,
+  freePorts,
+  nodeNames,
+  PRIMARY_HOST,
+  primaryDisk,
+  protect,
+  removeTestDirectory,
+  runState,
+  SECONDARY_HOST,
+  type Side,
+  startSide,
+} from "./pair.ts";
+
+let primary: Side;
+
+beforeAll(async () => {
+  primary = await startSide("primary");
+  await primary.untilWrites(5);
+}, 60_000);
+afterAll(removeTestDirectory);
+
+async function expectUntouched(): Promise<void> {
+  expect(await runState(primary)).toBe("running");
+  expect((await nodeNames(primary)).sort()).toEqual([LAB_NODES.quorum, LAB_NODES.disk].sort());
+  expect(await primary.client.execute<object[]>("query-block-jobs")).toEqual([]);
+  const capabilities = await primary.client.execute<{ capability: string; state: boolean }[]>(
+    "query-migrate-capabilities",
+  );
+  const set = capabilities.filter((entry) => entry.state).map((entry) => entry.capability);
+  expect(set.filter((name) => name !== "events")).toEqual([]);
+  await primary.untilWrites(3);
+}
+
+async function expectFailure(attempt: Promise<unknown>): Promise<ColoProcedureError> {
+  const error = (await attempt.then(
+    () => undefined,
+    (reason: unknown) => reason,
+  )) as ColoProcedureError | undefined;
+  expect(error?.name).toBe("ColoProcedureError");
+  expect(error?.leftovers).toEqual([]);
+  await expectUntouched();
+  return error!;
+}
+
+const STEPS = [
+  "Reaching the secondary's disk",
+  "Copying the disk",
+  "Copying the memory",
+  "Switching the data plane",
+  "Completing the disk copy",
+  "Attaching the disk replication",
+  "Entering COLO",
+] as const;
+
+describe.each(["kill", "hang"] as const)("a secondary that is lost (%s)", (how) => {
+  test.each(STEPS)(
+    "at: %s",
+    async (at) => {
+      const secondary = await startSide("secondary");
+      let undone = 0;
+      let stopped = 0;
+      const error = await expectFailure(
+        protect(primary, secondary, {
+          stallMs: 500,
+          commandMs: 1_000,
+          probeMs: 500,
+          switchoverMs: 1_500,
+          hooks: {
+            onStep: (step) => {
+              if (step === at) process.kill(secondary.pid, how === "kill" ? "SIGKILL" : "SIGSTOP");
+            },
+            onStopped: async () => {
+              stopped++;
+            },
+            onUndo: async () => {
+              undone++;
+            },
+          },
+        }),
+      );
+      expect(STEPS.indexOf(error.step as (typeof STEPS)[number])).toBeGreaterThanOrEqual(STEPS.indexOf(at));
+      expect(undone).toBe(stopped);
+      expect(stopped).toBe(
+        STEPS.indexOf(error.step as (typeof STEPS)[number]) >= STEPS.indexOf("Switching the data plane")
+          ? 1
+          : 0,
+      );
+      await secondary.kill();
+    },
+    30_000,
+  );
+});
+
+describe.each(["kill", "hang"] as const)("a secondary that is lost (%s) while COLO begins", (how) => {
+  test.each([
+    ["primary", "device"],
+    ["primary", "colo"],
+    ["secondary", "colo"],
+    ["secondary", "RESUME"],
+  ] as const)(
+    "at the %s's %s",
+    async (whose, what) => {
+      const secondary = await startSide("secondary");
+      const side = whose === "primary" ? primary : secondary;
+      const off = side.client.on("*", (event) => {
+        const name = event.name === "MIGRATION" ? event.data.status : event.name;
+        if (name === what) process.kill(secondary.pid, how === "kill" ? "SIGKILL" : "SIGSTOP");
+      });
+      try {
+        const error = await expectFailure(
+          protect(primary, secondary, { commandMs: 1_000, switchoverMs: 1_500 }),
+        );
+        expect(error.step).toBe("Entering COLO");
+      } finally {
+        off();
+        await secondary.kill();
+      }
+    },
+    30_000,
+  );
+});
+
+test("nobody listens at the peer's address", async () => {
+  const ports = await freePorts();
+  const disk = primaryDisk(ports);
+  const withDisk = { disk, migrateHost: SECONDARY_HOST, migratePort: ports.migrate };
+  expect((await expectFailure(startProtection(primary.client, withDisk))).step).toBe(
+    "Reaching the secondary's disk",
+  );
+  const withoutDisk = { migrateHost: PRIMARY_HOST, migratePort: ports.migrate };
+  const error = await expectFailure(startProtection(primary.client, withoutDisk));
+  expect(error.step).toBe("Copying the memory");
+  expect(error.message).toContain("Connection refused");
+});
+
+describe("something else listens at the NBD port", () => {
+  let server: Server;
+  let greeting: string;
+  let port: number;
+  beforeAll(async () => {
+    server = createServer((socket) => {
+      socket.on("error", () => undefined);
+      if (greeting !== "") socket.write(greeting);
+    });
+    await new Promise<void>((resolve) => server.listen(0, SECONDARY_HOST, resolve));
+    port = (server.address() as { port: number }).port;
+  });
+  afterAll(() => {
+    server.close();
+  });
+
+  test.each([
+    ["that says nothing", "", "no NBD server"],
+    ["that is no NBD server", "SSH-2.0-OpenSSH\r\n", "is no NBD server"],
+    ["that breaks off the negotiation", "NBDMAGICnonsense", "blockdev-add"],
+  ])("%s", async (_what, text, message) => {
+    greeting = text;
+    const disk = { ...primaryDisk({ nbd: port, migrate: 1 }) };
+    const error = await expectFailure(
+      startProtection(primary.client, {
+        disk,
+        migrateHost: SECONDARY_HOST,
+        migratePort: 1,
+        probeMs: 300,
+        commandMs: 1_000,
+      }),
+    );
+    expect(error.message).toContain(message);
+  });
+});
+
+test("the secondary's export has another name", async () => {
+  const secondary = await startSide("secondary");
+  const ports = await freePorts();
+  const { prepare } = await import("./pair.ts");
+  await prepare(secondary, ports);
+  const disk = { ...primaryDisk(ports), exportName: "other" };
+  const error = await expectFailure(
+    startProtection(primary.client, { disk, migrateHost: SECONDARY_HOST, migratePort: ports.migrate }),
+  );
+  expect(error.message).toContain("other");
+  await secondary.kill();
+});
+
+test("a hook that fails", async () => {
+  const secondary = await startSide("secondary");
+  const error = await expectFailure(
+    protect(primary, secondary, {
+      hooks: {
+        onStopped: async () => {
+          throw new Error("the data plane is on strike");
+        },
+      },
+    }),
+  );
+  expect(error.step).toBe("Switching the data plane");
+  expect(error.message).toContain("on strike");
+  await secondary.kill();
+});
+
+test("the caller's signal", async () => {
+  const secondary = await startSide("secondary");
+  const abort = new AbortController();
+  const error = await expectFailure(
+    protect(primary, secondary, {
+      signal: abort.signal,
+      hooks: {
+        onStep: (step) => {
+          if (step === "Entering COLO") {
+            secondary.hang();
+            setTimeout(() => abort.abort(new Error("the heartbeat is lost")), 200);
+          }
+        },
+      },
+    }),
+  );
+  expect(error.message).toContain("the heartbeat is lost");
+  await secondary.kill();
+});
+
+test("and then it is protected after all", async () => {
+  const secondary = await startSide("secondary");
+  await protect(primary, secondary);
+  await checkpoint(primary);
+  await checkpoint(primary);
+  await Promise.all([primary.untilWrites(5), secondary.untilWrites(5)]);
+  // A second protection of a protected VM is refused and does no harm.
+  const ports = await freePorts();
+  const again = startProtection(primary.client, { migrateHost: SECONDARY_HOST, migratePort: ports.migrate });
+  expect(
+    (await again.catch((error: unknown) => error as ColoProcedureError)) as ColoProcedureError,
+  ).toMatchObject({
+    step: "Checking the VM's state",
+  });
+  await checkpoint(primary);
+}, 30_000);

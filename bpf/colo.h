@@ -19,12 +19,12 @@ enum colo_role {
 /* One element, index 0, memory-mapped by the agent (BPF_F_MMAPABLE). */
 struct colo_state {
 	__u64 lease_deadline_ns; /* CLOCK_BOOTTIME; frames leave to the network only before it */
-	__u32 role;		 /* enum colo_role */
+	enum colo_role role;	 /* 32 bits, as every enum here */
 	__u32 epoch;		 /* the secondary tags what it forwards with it; 16 bits travel */
 	__u32 rewrite_epoch;	 /* connections learned in another epoch have offset 0 */
 	__u32 divert_input;	 /* 1: input of the primary goes to the input ring instead of the VM */
 	__u32 consumer_sleeping; /* 1: the comparer wants a doorbell for the next record */
-	__u32 reserved;
+	__u32 connections_kept;	 /* 0: the map of connections is empty, so nobody needs to look there */
 };
 
 /* Fixed at load time. */
@@ -70,7 +70,7 @@ struct colo_record {
 	__u64 time_ns;	   /* CLOCK_BOOTTIME when the program saw the frame */
 	__u32 frame_bytes; /* length of the frame behind this header */
 	__u32 epoch;	   /* the secondary's epoch tag (16 bits); 0 for other sources */
-	__u32 source;	   /* enum colo_source */
+	enum colo_source source;
 	__u32 hash;	   /* bpf_get_hash_recalc: same for all frames of a flow direction on one host */
 	__u8 reserved[30];
 	struct colo_vnet_hdr vnet;
@@ -115,16 +115,6 @@ struct colo_connection_key {
 	__u32 ip_version; /* 4 or 6 */
 };
 
-struct colo_connection {
-	__u32 epoch;		/* valid while it equals colo_state.rewrite_epoch, unless inherited */
-	__u32 isn;		/* sequence number of the secondary's SYN */
-	__u32 syn_tsval;	/* timestamp value on the secondary's SYN */
-	__u32 sequence_offset;	/* secondary's minus primary's sequence number */
-	__u32 timestamp_offset; /* secondary's minus primary's timestamp */
-	__u32 flags;		/* enum colo_connection_flag */
-	__u64 last_seen_ns;	/* CLOCK_BOOTTIME */
-};
-
 enum colo_connection_flag {
 	COLO_CONNECTION_KNOWN = 1,	/* offsets are set */
 	COLO_CONNECTION_TIMESTAMPS = 2, /* the secondary's SYN carried a timestamp */
@@ -132,6 +122,16 @@ enum colo_connection_flag {
 	/* From the primary, which once took over and has these offsets itself: valid in every epoch, but of use only
 	 * when this VM takes over in its turn, for until then the primary applies them. */
 	COLO_CONNECTION_INHERITED = 8,
+};
+
+struct colo_connection {
+	__u32 epoch;		/* valid while it equals colo_state.rewrite_epoch, unless inherited */
+	__u32 isn;		/* sequence number of the secondary's SYN */
+	__u32 syn_tsval;	/* timestamp value on the secondary's SYN */
+	__u32 sequence_offset;	/* secondary's minus primary's sequence number */
+	__u32 timestamp_offset; /* secondary's minus primary's timestamp */
+	enum colo_connection_flag flags;
+	__u64 last_seen_ns;	/* CLOCK_BOOTTIME */
 };
 
 #endif

@@ -20,7 +20,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, COLO_COUNTERS);
-	__type(key, __u32);
+	__type(key, enum colo_counter);
 	__type(value, __u64);
 } counters SEC(".maps");
 
@@ -68,8 +68,7 @@ static __always_inline struct colo_state *current_state(void)
 
 static __always_inline void count(enum colo_counter which)
 {
-	__u32 index = which;
-	__u64 *frames = bpf_map_lookup_elem(&counters, &index);
+	__u64 *frames = bpf_map_lookup_elem(&counters, &which);
 
 	if (frames)
 		*frames += 1;

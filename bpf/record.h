@@ -43,12 +43,23 @@ static __always_inline __u32 gso_header_bytes(struct __sk_buff *skb, __u8 gso_ty
 	return transport + (words >> 4) * 4;
 }
 
-/* The counterpart of virtio_net_hdr_from_skb in include/linux/virtio_net.h. Negative if the frame cannot be told so. */
-static __always_inline int describe_offload(struct __sk_buff *skb, struct colo_vnet_hdr *vnet, __u32 tag_bytes)
+/*
+ * Fills in what the frame itself says; the offloads as virtio_net_hdr_from_skb does (include/linux/virtio_net.h).
+ * Negative if they cannot be told that way.
+ */
+static __noinline int describe_frame(struct __sk_buff *skb, struct colo_record *record, __u32 tag_bytes)
 {
 	struct sk_buff *kernel_skb = bpf_cast_to_kern_ctx(skb);
-	__u32 gso_size = skb->gso_size;
-	__u32 transport = 0;
+	struct colo_vnet_hdr *vnet;
+	struct skb_shared_info *shared;
+	__u32 gso_type, transport = 0;
+
+	if (!record)
+		return -1;
+	record->time_ns = bpf_ktime_get_boot_ns();
+	record->frame_bytes = skb->len + tag_bytes;
+	record->hash = bpf_get_hash_recalc(skb);
+	vnet = &record->vnet;
 
 	if (BPF_CORE_READ_BITFIELD(kernel_skb, ip_summed) == CHECKSUM_PARTIAL) {
 		/* csum_start counts from head, a virtio_net_hdr from the frame's first byte. */
@@ -57,27 +68,26 @@ static __always_inline int describe_offload(struct __sk_buff *skb, struct colo_v
 		vnet->csum_start = transport + tag_bytes;
 		vnet->csum_offset = kernel_skb->csum_offset;
 	}
-	if (gso_size) {
-		struct skb_shared_info *shared = bpf_rdonly_cast(kernel_skb->head + kernel_skb->end,
-								 bpf_core_type_id_kernel(struct skb_shared_info));
-		__u32 gso_type = shared->gso_type;
+	if (!skb->gso_size)
+		return 0;
 
-		if (gso_type & settings.gso_tcpv4)
-			vnet->gso_type = VIRTIO_NET_HDR_GSO_TCPV4;
-		else if (gso_type & settings.gso_tcpv6)
-			vnet->gso_type = VIRTIO_NET_HDR_GSO_TCPV6;
-		else if (gso_type & settings.gso_udp_l4)
-			vnet->gso_type = VIRTIO_NET_HDR_GSO_UDP_L4;
-		else if (gso_type & settings.gso_udp)
-			vnet->gso_type = VIRTIO_NET_HDR_GSO_UDP;
-		else
-			return -1;
-		vnet->gso_size = gso_size;
-		if (vnet->flags)
-			vnet->hdr_len = gso_header_bytes(skb, vnet->gso_type, transport) + tag_bytes;
-		if (gso_type & settings.gso_tcp_ecn)
-			vnet->gso_type |= VIRTIO_NET_HDR_GSO_ECN;
-	}
+	shared = bpf_rdonly_cast(kernel_skb->head + kernel_skb->end, bpf_core_type_id_kernel(struct skb_shared_info));
+	gso_type = shared->gso_type;
+	if (gso_type & settings.gso_tcpv4)
+		vnet->gso_type = VIRTIO_NET_HDR_GSO_TCPV4;
+	else if (gso_type & settings.gso_tcpv6)
+		vnet->gso_type = VIRTIO_NET_HDR_GSO_TCPV6;
+	else if (gso_type & settings.gso_udp_l4)
+		vnet->gso_type = VIRTIO_NET_HDR_GSO_UDP_L4;
+	else if (gso_type & settings.gso_udp)
+		vnet->gso_type = VIRTIO_NET_HDR_GSO_UDP;
+	else
+		return -1;
+	vnet->gso_size = skb->gso_size;
+	if (vnet->flags)
+		vnet->hdr_len = gso_header_bytes(skb, vnet->gso_type, transport) + tag_bytes;
+	if (gso_type & settings.gso_tcp_ecn)
+		vnet->gso_type |= VIRTIO_NET_HDR_GSO_ECN;
 	return 0;
 }
 
@@ -135,17 +145,11 @@ static __always_inline enum put_result put_record(void *ring, struct __sk_buff *
 						  __u32 epoch)
 {
 	__u32 tag_bytes = skb->vlan_present ? VLAN_TAG_BYTES : 0;
-	struct colo_record record = {
-		.time_ns = bpf_ktime_get_boot_ns(),
-		.frame_bytes = skb->len + tag_bytes,
-		.epoch = epoch,
-		.source = source,
-		.hash = bpf_get_hash_recalc(skb),
-	};
+	struct colo_record record = { .source = source, .epoch = epoch };
 	struct bpf_dynptr slot;
 	long error;
 
-	if (skb->len < ETH_HLEN || describe_offload(skb, &record.vnet, tag_bytes))
+	if (skb->len < ETH_HLEN || describe_frame(skb, &record, tag_bytes))
 		return PUT_FAILED;
 	if (bpf_ringbuf_reserve_dynptr(ring, COLO_RECORD_HEADER_BYTES + record.frame_bytes, 0, &slot)) {
 		bpf_ringbuf_discard_dynptr(&slot, BPF_RB_NO_WAKEUP);

@@ -77,6 +77,11 @@ static __always_inline bool counts_here(struct colo_state *state, const struct c
 	       READ_STATE(state, role) != COLO_ROLE_SECONDARY;
 }
 
+static __always_inline void set_flag(struct colo_connection *connection, enum colo_connection_flag flag)
+{
+	__sync_fetch_and_or((__u32 *)&connection->flags, flag);
+}
+
 static __always_inline void touch_connection(struct colo_connection *connection, const struct segment *segment)
 {
 	__u64 now_ns = bpf_ktime_get_boot_ns();
@@ -84,7 +89,7 @@ static __always_inline void touch_connection(struct colo_connection *connection,
 	if (now_ns - connection->last_seen_ns > LAST_SEEN_STEP_NS)
 		connection->last_seen_ns = now_ns;
 	if (segment->tcp.flags & (TCP_FIN | TCP_RST) && !(connection->flags & COLO_CONNECTION_CLOSING))
-		__sync_fetch_and_or(&connection->flags, COLO_CONNECTION_CLOSING);
+		set_flag(connection, COLO_CONNECTION_CLOSING);
 }
 
 /* Remembers the numbers of a connection that the secondary opens or accepts. */
@@ -101,6 +106,8 @@ static __always_inline void learn_connection(struct __sk_buff *skb, struct colo_
 		connection.flags |= COLO_CONNECTION_TIMESTAMPS;
 	if (bpf_map_update_elem(&connections, &segment->key, &connection, BPF_ANY))
 		count(COLO_COUNT_CONNECTION_FULL);
+	else if (!READ_STATE(state, connections_kept))
+		state->connections_kept = 1; /* after the update: who empties the map clears the flag first */
 }
 
 /* What the client acknowledges tells the primary's numbers. */
@@ -115,7 +122,7 @@ static __always_inline void learn_offsets(struct __sk_buff *skb, struct colo_con
 	    !read_word(skb, segment->timestamps_offset + 4, &echo) && echo)
 		connection->timestamp_offset = connection->syn_tsval - echo;
 	/* A full barrier: who sees the flag sees the offsets. */
-	__sync_fetch_and_or(&connection->flags, COLO_CONNECTION_KNOWN);
+	set_flag(connection, COLO_CONNECTION_KNOWN);
 }
 
 /*
@@ -128,7 +135,7 @@ static __noinline int rewrite_from_guest(struct __sk_buff *skb, struct colo_stat
 	struct colo_connection *connection;
 	__u32 sequence_offset, timestamp_offset;
 
-	if (!state || parse_segment(skb, &segment, FROM_GUEST))
+	if (!state || (!learning && !READ_STATE(state, connections_kept)) || parse_segment(skb, &segment, FROM_GUEST))
 		return 0;
 	connection = find_connection(state, &segment);
 	if (segment.tcp.flags & TCP_SYN &&
@@ -165,7 +172,7 @@ static __noinline int rewrite_to_guest(struct __sk_buff *skb, struct colo_state 
 	struct colo_connection *connection;
 	__u32 sequence_offset, timestamp_offset;
 
-	if (!state || parse_segment(skb, &segment, TO_GUEST))
+	if (!state || !READ_STATE(state, connections_kept) || parse_segment(skb, &segment, TO_GUEST))
 		return 0;
 	connection = find_connection(state, &segment);
 	if (!connection)

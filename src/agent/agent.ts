@@ -139,7 +139,11 @@ export class HostAgent {
       }
       case "enter_secondary": {
         const body = raw as PeerRequests["enter_secondary"][0];
-        this.#vm(body.vm).asSecondary.enter(body.epoch, body.mirroredFrames);
+        this.#vm(body.vm).asSecondary.enter(
+          body.epoch,
+          body.mirroredFrames,
+          Buffer.from(body.connections, "base64"),
+        );
         return {};
       }
       case "abandon": {

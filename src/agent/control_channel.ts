@@ -8,7 +8,8 @@ import { connect, createServer, type Server, type Socket } from "node:net";
 import { LineSplitter } from "../qmp/lines.ts";
 import type { Logger } from "./log.ts";
 
-const LINE_BYTES_MAX = 1 << 20;
+/** The longest is the list of rewritten connections: 65 536 of 72 bytes in base64 are 6.3 MB. */
+const LINE_BYTES_MAX = 16 << 20;
 const REDIAL_MS = 200;
 const DIAL_TIMEOUT_MS = 1_000;
 

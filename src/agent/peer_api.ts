@@ -22,8 +22,14 @@ export interface PeerRequests {
   heartbeat: [HeartbeatRequest, HeartbeatAnswer];
   /** Primary to secondary: get QEMU ready for the incoming migration. */
   prepare_secondary: [{ vm: string }, SecondaryAddresses];
-  /** Primary to secondary: from now on your tap takes mirrored frames only. */
-  enter_secondary: [{ vm: string; epoch: number; mirroredFrames: number }, Record<string, never>];
+  /**
+   * Primary to secondary: from now on your tap takes mirrored frames only. `connections` (base64 of
+   * DataPlane.exportConnections) are those that need rewriting because the VM once took over.
+   */
+  enter_secondary: [
+    { vm: string; epoch: number; mirroredFrames: number; connections: string },
+    Record<string, never>,
+  ];
   /** Primary to secondary: protecting failed; forget it. */
   abandon: [{ vm: string; reason: string }, Record<string, never>];
   /** Primary to secondary: has your VM read everything that was mirrored? */

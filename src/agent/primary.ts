@@ -158,7 +158,12 @@ export class PrimaryDuty {
             dataPlane.state.role = ROLE.PRIMARY;
             await peer.ask(
               "enter_secondary",
-              { vm: config.name, epoch, mirroredFrames: dataPlane.counters().mirrored },
+              {
+                vm: config.name,
+                epoch,
+                mirroredFrames: dataPlane.counters().mirrored,
+                connections: Buffer.from(dataPlane.exportConnections()).toString("base64"),
+              },
               ENTER_TIMEOUT_MS,
             );
           },

@@ -109,12 +109,13 @@ export class SecondaryDuty {
   }
 
   /** The primary has stopped for the switch-over: from now on the tap takes mirrored frames only. */
-  enter(epoch: number, mirroredFrames: number): void {
+  enter(epoch: number, mirroredFrames: number, connections: Uint8Array): void {
     const machine = this.#machine;
     const { dataPlane, config, qmp } = machine;
     if (machine.phase !== "incoming")
       throw new Error(`the secondary is not expecting this: phase ${machine.phase}`);
     this.#setEpoch(epoch);
+    dataPlane.importConnections(connections);
     this.#tapQueue = new TapQueue(config.tap, () => dataPlane.counters().delivered);
     this.#mirrorBase = mirroredFrames - dataPlane.counters().delivered;
     dropLease(machine);

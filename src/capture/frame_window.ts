@@ -8,8 +8,8 @@ import type { RecordMemory } from "../compare/state.ts";
 import { Mapping } from "../ffi/libc.ts";
 
 const RECORD_ALIGNMENT = 8;
-/** Frames that a window has entries for, for each of its bytes. */
-const BYTES_PER_ENTRY = 512;
+/** A window of N bytes has entries for N / this frames. */
+const BYTES_PER_ENTRY = 1024;
 /** Room for the largest frame that libpcap takes (MAXIMUM_SNAPLEN), twice. */
 export const WINDOW_BYTES_MIN = 1 << 20;
 
@@ -49,8 +49,7 @@ export class FrameWindow implements RecordMemory {
    * caller's to write, at frameAt(slot).
    */
   place(frameBytes: number, frameNumber: number, timeNs: number): number {
-    const size =
-      Math.ceil((RECORD_HEADER_BYTES + frameBytes) / RECORD_ALIGNMENT) * RECORD_ALIGNMENT;
+    const size = Math.ceil((RECORD_HEADER_BYTES + frameBytes) / RECORD_ALIGNMENT) * RECORD_ALIGNMENT;
     const offset = this.#roomFor(size);
     if (offset < 0) return -1;
     const slot = (this.#first + this.#count) % this.framesMax;

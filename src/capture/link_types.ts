@@ -60,7 +60,11 @@ function byAddressFamily(packet: PcapFile, bytes: Uint8Array, at: number): void 
 
 const ETHERNET: LinkType = { headerBytes: 0, addedBytes: 0, writeHeader() {} };
 const RAW: LinkType = { headerBytes: 0, addedBytes: ETHERNET_HEADER_BYTES, writeHeader: byIpVersion };
-const LOOPBACK: LinkType = { headerBytes: 4, addedBytes: ETHERNET_HEADER_BYTES, writeHeader: byAddressFamily };
+const LOOPBACK: LinkType = {
+  headerBytes: 4,
+  addedBytes: ETHERNET_HEADER_BYTES,
+  writeHeader: byAddressFamily,
+};
 
 const LINK_TYPES: ReadonlyMap<number, LinkType> = new Map([
   [DLT_EN10MB, ETHERNET],

@@ -30,6 +30,9 @@ export const SAME_NUMBERS_BYTES = 2 ** 22;
 /** A SYN-ACK acknowledges the SYN and at most what came with it (RFC 7413). */
 const SYN_DATA_BYTES_MAX = 65_535;
 
+/** Streams of one direction that wait for their counterparts, at most. */
+const UNPAIRED_MAX = 1024;
+
 /** One direction of one connection in one capture. */
 export class Stream {
   /** The stream of the other capture that it is compared with, once that is known. */
@@ -72,14 +75,11 @@ export class StreamPair {
   /** Highest end of a segment that was handed to the comparer, as a sequence number of the primary. */
   fedEnd = 0;
   hasFed = false;
+  /** A difference was found; its further frames are not compared. */
+  diverged = false;
 
   /** @param index number of the pair among those of its direction */
   constructor(readonly index: number) {}
-
-  /** Both are known and none has stood in for the other. */
-  isWhole(): boolean {
-    return this.primary !== null && this.secondary !== null;
-  }
 
   noteFed(end: number): void {
     if (!this.hasFed || ((end - this.fedEnd) | 0) > 0) this.fedEnd = end;
@@ -108,6 +108,8 @@ export class DirectionSide {
     }
     const stream = new Stream(first, knowledge, before);
     this.current = stream;
+    // Only where the other capture lacks one connection after the other on these ports. They are reported as missing.
+    if (this.unpaired.length === UNPAIRED_MAX) this.unpaired.shift();
     this.unpaired.push(stream);
     return stream;
   }
@@ -124,29 +126,25 @@ export class Direction {
    * @param weak also by acknowledgements alone
    */
   pairUp(weak: boolean): boolean {
-    const { unpaired: primaries } = this.primary;
-    const { unpaired: secondaries } = this.secondary;
+    const primaries = this.primary.unpaired;
+    const secondaries = this.secondary.unpaired;
+    const settled = (stream: Stream) => weak || stream.knowledge >= SEEN || stream.over;
     let paired = false;
     while (primaries.length > 0 && secondaries.length > 0) {
       const primary = primaries[0];
       const secondary = secondaries[0];
-      const opened = (primary.knowledge === OPENED ? 1 : 0) + (secondary.knowledge === OPENED ? 1 : 0);
-      if (opened === 1) {
-        const [late, early] =
-          primary.knowledge === OPENED ? [secondary, primary] : [primary, secondary];
-        const behind = primary.knowledge === OPENED ? late.first - primary.first : early.first - secondary.first;
-        const one = primary.knowledge === OPENED ? secondary : primary;
-        const settled = one.knowledge >= SEEN || one.over || weak;
-        if (!settled) return paired;
-        if ((behind | 0) < -1 || (behind | 0) >= SAME_NUMBERS_BYTES) {
-          // A connection from before the other capture began.
-          this.alone(one, primary.knowledge === OPENED ? secondaries : primaries);
+      if (!settled(primary) || !settled(secondary)) return paired;
+      const primaryOpened = primary.knowledge === OPENED;
+      if (primaryOpened !== (secondary.knowledge === OPENED)) {
+        const [opened, seen] = primaryOpened ? [primary, secondary] : [secondary, primary];
+        const behind = (seen.first - opened.first) | 0;
+        if (behind < -1 || behind >= SAME_NUMBERS_BYTES) {
+          // A connection that was over before the other capture began.
+          this.stand(seen, !primaryOpened);
+          (primaryOpened ? secondaries : primaries).shift();
           paired = true;
           continue;
         }
-      } else if (opened === 0) {
-        const settled = (stream: Stream) => stream.knowledge >= SEEN || stream.over || weak;
-        if (!settled(primary) || !settled(secondary)) return paired;
       }
       this.join(primary, secondary);
       primaries.shift();
@@ -157,18 +155,11 @@ export class Direction {
   }
 
   /** Gives a stream a pair of its own, so that its frames can be compared with nothing. Its counterpart may still join. */
-  stand(stream: Stream, isPrimary: boolean): StreamPair {
-    if (stream.pair === null) {
-      stream.pair = new StreamPair(this.pairs++);
-      if (isPrimary) stream.pair.primary = stream;
-      else stream.pair.secondary = stream;
-    }
-    return stream.pair;
-  }
-
-  private alone(stream: Stream, unpaired: Stream[]): void {
-    this.stand(stream, unpaired === this.primary.unpaired);
-    unpaired.shift();
+  stand(stream: Stream, isPrimary: boolean): void {
+    if (stream.pair !== null) return;
+    stream.pair = new StreamPair(this.pairs++);
+    if (isPrimary) stream.pair.primary = stream;
+    else stream.pair.secondary = stream;
   }
 
   private join(primary: Stream, secondary: Stream): void {

@@ -1,11 +1,9 @@
 import { DatagramFlows } from "./datagram.ts";
-import { describeFlow } from "./divergence.ts";
+import { Deadlines } from "./deadlines.ts";
 import { EarlyRecords } from "./early_records.ts";
 import { FLOW_CLOSED, FLOW_CLOSED_BEFORE, FLOW_FROZEN, FLOW_TCP } from "./flow_table.ts";
-import type { LinkedLists } from "./linked_lists.ts";
 import { OverflowList } from "./overflow_list.ts";
 import { KIND_BYPASS, KIND_TCP, ParsedFrame, parseRecord } from "./parse.ts";
-import type { SegmentPool } from "./segment_pool.ts";
 import type { ComparerLimits, ComparerSink, ComparerStats, RecordMemory } from "./state.ts";
 import { CompareState } from "./state.ts";
 import { TcpFlows } from "./tcp.ts";
@@ -44,9 +42,11 @@ export const COMPARER_LIMITS: ComparerLimits = {
 
 /** Flow ids that one expire() looks at for idle flows. */
 const COLLECT_PER_CALL = 64;
-/** When the table is full: ids looked at for a flow to forget, and how long, in waits, it must have been silent. */
-const EVICT_LOOKS = 256;
-const EVICT_IDLE_WAITS = 5;
+/**
+ * When the table is full: ids looked at for flows to forget. Those that have been silent on both sides for maxWaitNs may go: a flow
+ * seen again later starts in mid-stream, which is safe.
+ */
+const EVICT_LOOKS = 4096;
 
 /**
  * Decides which frames of the primary VM may leave (design.md section 5, rules 1, 3 and 4).
@@ -74,6 +74,7 @@ export class Comparer {
   private readonly state: CompareState;
   private readonly tcp: TcpFlows;
   private readonly datagrams: DatagramFlows;
+  private readonly deadlines: Deadlines;
   private readonly primaryBytes: Uint8Array;
   private readonly secondaryBytes: Uint8Array;
   private readonly frame = new ParsedFrame();
@@ -85,16 +86,10 @@ export class Comparer {
   private epoch: number;
   /** Primary frames up to it are covered by a checkpoint. */
   private boundaryNs = Number.NEGATIVE_INFINITY;
-  /** Waiting counts from here at the earliest: nothing could be matched while the VMs stood still. */
-  private resumedNs = 0;
   /** The pool of primary frames was exhausted: nothing is tracked until the next checkpoint. */
   private poolExhausted = false;
   /** Number of checkpoints when a full flow table was last reported on account of the secondary. */
   private tableReported = -1;
-  /** When frames whose time has run out are looked at again; Infinity if there are none. */
-  private primaryAgainNs = Number.POSITIVE_INFINITY;
-  private secondaryAgainNs = Number.POSITIVE_INFINITY;
-
   constructor(options: ComparerOptions) {
     const { primary, secondary, sink, memcmp, seed = (Math.random() * 2 ** 32) | 0 } = options;
     const limits = { ...COMPARER_LIMITS, ...options.limits };
@@ -111,6 +106,7 @@ export class Comparer {
     this.primaryBytes = primary.bytes;
     this.secondaryBytes = secondary.bytes;
     this.maxWaitNs = options.maxWaitNs ?? 200e6;
+    this.deadlines = new Deadlines(this.state, this.tcp, this.maxWaitNs);
     this.idleNs = options.idleNs ?? 300e9;
     this.closedIdleNs = options.closedIdleNs ?? 10e9;
     this.epoch = (options.epoch ?? 0) & 0xffff;
@@ -206,7 +202,6 @@ export class Comparer {
     stats.checkpoints++;
     this.epoch = newEpoch & 0xffff;
     if (boundaryNs > this.boundaryNs) this.boundaryNs = boundaryNs;
-    this.resumedNs = state.nowNs;
     state.horizonNs = Number.POSITIVE_INFINITY;
     state.newestComparedNs = Number.NEGATIVE_INFINITY;
     this.poolExhausted = false;
@@ -226,9 +221,7 @@ export class Comparer {
         flows.flags[flow] &= ~FLOW_FROZEN;
       }
     }
-    this.primaryAgainNs = Number.POSITIVE_INFINITY;
-    this.secondaryAgainNs = Number.POSITIVE_INFINITY;
-    state.primaryUnexpired = state.primaryAge.head[0];
+    this.deadlines.restart();
     this.admitEarly();
     for (let flow = 0; flow < flows.highest; flow++) {
       if (flows.isLive(flow) && flows.held[flow] > 0) this.run(flow);
@@ -262,8 +255,7 @@ export class Comparer {
     state.horizonNs = Number.POSITIVE_INFINITY;
     state.newestComparedNs = Number.NEGATIVE_INFINITY;
     this.poolExhausted = false;
-    this.primaryAgainNs = Number.POSITIVE_INFINITY;
-    this.secondaryAgainNs = Number.POSITIVE_INFINITY;
+    this.deadlines.restart();
     stats.flows = 0;
     return stats.releasedFrames - before;
   }
@@ -276,8 +268,7 @@ export class Comparer {
     const { state, stats } = this;
     if (nowNs > state.nowNs) state.nowNs = nowNs;
     if (state.horizonNs === Number.POSITIVE_INFINITY) {
-      this.expirePrimary(nowNs);
-      this.expireSecondary(nowNs);
+      this.deadlines.expire(nowNs);
     }
     stats.flowsCollected += state.flows.collect(COLLECT_PER_CALL, nowNs, this.idleNs, this.closedIdleNs);
     stats.flows = state.flows.size;
@@ -285,21 +276,8 @@ export class Comparer {
 
   /** When expire() is needed next for a timeout; Infinity if nothing waits or a checkpoint has begun. */
   nextDeadlineNs(): number {
-    const { state } = this;
-    if (state.horizonNs !== Number.POSITIVE_INFINITY) return Number.POSITIVE_INFINITY;
-    const primaryNs = this.deadlineOf(
-      state.primary,
-      state.primaryAge,
-      state.primaryUnexpired,
-      this.primaryAgainNs,
-    );
-    const secondaryNs = this.deadlineOf(
-      state.secondary,
-      state.secondaryAge,
-      state.secondaryUnexpired,
-      this.secondaryAgainNs,
-    );
-    return Math.min(primaryNs, secondaryNs);
+    if (this.state.horizonNs !== Number.POSITIVE_INFINITY) return Number.POSITIVE_INFINITY;
+    return this.deadlines.nextNs();
   }
 
   /** A frame that a past checkpoint covers: it only has to be sent, but it says how far its connection had come. */
@@ -382,8 +360,7 @@ export class Comparer {
     const flags = frame.kind === KIND_TCP ? FLOW_TCP : 0;
     let flow = flows.add(frame.key, flags, state.nowNs);
     if (flow < 0) {
-      const idleNs = this.maxWaitNs * EVICT_IDLE_WAITS;
-      this.stats.flowsCollected += flows.collect(EVICT_LOOKS, state.nowNs, idleNs, this.maxWaitNs);
+      this.stats.flowsCollected += flows.collect(EVICT_LOOKS, state.nowNs, this.maxWaitNs, this.maxWaitNs);
       flow = flows.add(frame.key, flags, state.nowNs);
     }
     this.stats.flows = flows.size;
@@ -477,71 +454,6 @@ export class Comparer {
       stats.discardedFrames++;
       state.finish(segment);
     }
-  }
-
-  private expirePrimary(nowNs: number): void {
-    const { state } = this;
-    const { primary, primaryAge, flows } = state;
-    if (this.primaryAgainNs <= nowNs) {
-      this.primaryAgainNs = Number.POSITIVE_INFINITY;
-      state.primaryUnexpired = primaryAge.head[0];
-    }
-    for (let item = state.primaryUnexpired; item >= 0; item = state.primaryUnexpired) {
-      if (this.waitingSince(primary.timeNs[item]) + this.maxWaitNs > nowNs) return;
-      state.primaryUnexpired = primaryAge.next[item];
-      if (this.primaryAgainNs === Number.POSITIVE_INFINITY) this.primaryAgainNs = nowNs + this.maxWaitNs;
-      const flow = primary.flow[item];
-      if (!this.mayReport(flow, nowNs)) continue;
-      const wait = (flows.flags[flow] & FLOW_TCP) !== 0 ? this.tcp.describeWait(flow) : "";
-      const waited = nowNs - primary.timeNs[item];
-      const what = `a frame of the primary has had no counterpart for ${Math.round(waited / 1e6)} ms`;
-      const detail = wait === "" ? what : `${what}: ${wait}`;
-      state.report("missing_on_secondary", describeFlow(flows, flow), waited, detail);
-    }
-  }
-
-  private expireSecondary(nowNs: number): void {
-    const { state } = this;
-    const { secondary, secondaryAge, flows } = state;
-    if (this.secondaryAgainNs <= nowNs) {
-      this.secondaryAgainNs = Number.POSITIVE_INFINITY;
-      state.secondaryUnexpired = secondaryAge.head[0];
-    }
-    for (let item = state.secondaryUnexpired; item >= 0; item = state.secondaryUnexpired) {
-      if (this.waitingSince(secondary.timeNs[item]) + this.maxWaitNs > nowNs) return;
-      state.secondaryUnexpired = secondaryAge.next[item];
-      if (this.secondaryAgainNs === Number.POSITIVE_INFINITY) this.secondaryAgainNs = nowNs + this.maxWaitNs;
-      const flow = secondary.flow[item];
-      if (!this.mayReport(flow, nowNs)) continue;
-      const waited = nowNs - secondary.timeNs[item];
-      let detail = `a frame of the secondary has had no counterpart for ${Math.round(waited / 1e6)} ms`;
-      if ((flows.flags[flow] & FLOW_TCP) !== 0) {
-        const from = secondary.sequence[item] >>> 0;
-        const to = secondary.end[item] >>> 0;
-        detail += `: sequence ${from} to ${to}, ${this.tcp.describeWait(flow)}`;
-      }
-      state.report("missing_on_primary", describeFlow(flows, flow), waited, detail);
-    }
-  }
-
-  private mayReport(flow: number, nowNs: number): boolean {
-    const { flows } = this.state;
-    if ((flows.flags[flow] & FLOW_FROZEN) !== 0) return false;
-    const reportedNs = flows.reportedNs[flow];
-    if (reportedNs !== 0 && nowNs - reportedNs < this.maxWaitNs) return false;
-    flows.reportedNs[flow] = nowNs;
-    return true;
-  }
-
-  private waitingSince(timeNs: number): number {
-    return Math.max(timeNs, this.resumedNs);
-  }
-
-  private deadlineOf(pool: SegmentPool, age: LinkedLists, unexpired: number, againNs: number): number {
-    const firstNs =
-      unexpired < 0 ? Number.POSITIVE_INFINITY : this.waitingSince(pool.timeNs[unexpired]) + this.maxWaitNs;
-    if (age.head[0] === unexpired) return firstNs;
-    return Math.min(firstNs, againNs);
   }
 
   private reportOverflow(why: string): void {

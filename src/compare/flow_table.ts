@@ -85,7 +85,7 @@ export class FlowTable {
   size = 0;
   /** Ids at or above it have never been used. */
   highest = 0;
-  private readonly keys: Uint32Array;
+  private readonly keys: Int32Array;
   private readonly hashes: Int32Array;
   private readonly live: Uint8Array;
   private readonly freeIds: Int32Array;
@@ -102,7 +102,7 @@ export class FlowTable {
     while (buckets < capacity * 2) buckets *= 2;
     this.buckets = new Int32Array(buckets).fill(-1);
     this.mask = buckets - 1;
-    this.keys = new Uint32Array(capacity * KEY_WORDS);
+    this.keys = new Int32Array(capacity * KEY_WORDS);
     this.hashes = new Int32Array(capacity);
     this.live = new Uint8Array(capacity);
     this.freeIds = new Int32Array(capacity);
@@ -131,7 +131,7 @@ export class FlowTable {
   }
 
   /** Id of the flow with this key, -1 if there is none. */
-  find(key: Uint32Array): number {
+  find(key: Int32Array): number {
     const hash = this.hash(key);
     let bucket = hash & this.mask;
     for (;;) {
@@ -143,7 +143,7 @@ export class FlowTable {
   }
 
   /** Id of a new flow with this key, which must not be in the table yet; -1 if the table is full. */
-  add(key: Uint32Array, flags: number, nowNs: number): number {
+  add(key: Int32Array, flags: number, nowNs: number): number {
     let flow: number;
     if (this.freeCount > 0) flow = this.freeIds[--this.freeCount];
     else if (this.highest < this.capacity) flow = this.highest++;
@@ -226,15 +226,16 @@ export class FlowTable {
     return removed;
   }
 
+  /** Unsigned. */
   keyWord(flow: number, word: number): number {
-    return this.keys[flow * KEY_WORDS + word];
+    return this.keys[flow * KEY_WORDS + word] >>> 0;
   }
 
   kind(flow: number): number {
     return this.keyWord(flow, KEY_KIND) >>> 24;
   }
 
-  private equals(flow: number, key: Uint32Array): boolean {
+  private equals(flow: number, key: Int32Array): boolean {
     const keys = this.keys;
     const at = flow * KEY_WORDS;
     for (let word = 0; word < KEY_WORDS; word++) {
@@ -243,17 +244,13 @@ export class FlowTable {
     return true;
   }
 
-  private hash(key: Uint32Array): number {
-    // The mixing steps of MurmurHash3 (x86, 32 bit), public domain.
+  private hash(key: Int32Array): number {
+    // A multiplication for each word, and the finishing steps of MurmurHash3 (public domain).
     let hash = this.seed;
     for (let word = 0; word < KEY_WORDS; word++) {
-      let k = Math.imul(key[word], 0xcc9e2d51);
-      k = (k << 15) | (k >>> 17);
-      hash ^= Math.imul(k, 0x1b873593);
-      hash = (hash << 13) | (hash >>> 19);
-      hash = (Math.imul(hash, 5) + 0xe6546b64) | 0;
+      hash = Math.imul(hash ^ key[word], 0x9e3779b1);
+      hash ^= hash >>> 15;
     }
-    hash ^= hash >>> 16;
     hash = Math.imul(hash, 0x85ebca6b);
     hash ^= hash >>> 13;
     hash = Math.imul(hash, 0xc2b2ae35);

@@ -13,7 +13,6 @@ import {
   FLOW_RELEASED_ACK,
   FLOW_RELEASED_END,
   FLOW_RESET,
-  FLOW_RESET_ACK,
   FLOW_SECONDARY_ISN,
   FLOW_VERIFIED_KNOWN,
 } from "./flow_table.ts";
@@ -29,6 +28,8 @@ import {
   SEGMENT_VERIFIED,
 } from "./segment_pool.ts";
 import type { CompareState } from "./state.ts";
+import { TcpResets } from "./tcp_resets.ts";
+import { TcpStream } from "./tcp_stream.ts";
 
 /** How far the acknowledgements of two SYNs of the same connection may be apart. */
 const SAME_OPENING_BYTES = 65_536;
@@ -50,13 +51,7 @@ const SAME_OPENING_BYTES = 65_536;
  * current one when everything queued before it has been released and nothing of the secondary's old one is unmatched; until
  * then its segments wait behind it. The secondary's segments of a connection that the primary has not opened yet wait as well.
  *
- * First seen in mid-stream. Without a SYN or a checkpoint that saw the flow, `verified` starts at the first primary segment with
- * bytes. That says nothing about the bytes below: usually they are older than the last checkpoint (which covers them), but the
- * segment before may also have been dropped by a full ring and be sent again. So that start is a *floor*: a segment that begins below it
- * counts as unverified, moves floor and `verified` down to its own start, and what had been verified above becomes an island that
- * `verified` skips when it gets there. The secondary's acknowledgement starts as unknown, which releases nothing. So
- * no byte and no acknowledgement leaves that the secondary has not produced since the checkpoint; the price is a wait, at worst a
- * checkpoint.
+ * First seen in mid-stream: see TcpStream for the bytes. The secondary's acknowledgement starts as unknown, which releases nothing.
  *
  * After a checkpoint both stacks are equal. What the primary had sent before it is covered, so `verified` is the highest end and
  * `secondaryAck` the highest acknowledgement that was released, without a floor.
@@ -65,7 +60,13 @@ const SAME_OPENING_BYTES = 65_536;
  * not compared again: both stacks send it from the buffer whose bytes were compared the first time.
  */
 export class TcpFlows {
-  constructor(private readonly state: CompareState) {}
+  private readonly stream: TcpStream;
+  private readonly resets: TcpResets;
+
+  constructor(private readonly state: CompareState) {
+    this.stream = new TcpStream(state);
+    this.resets = new TcpResets(state);
+  }
 
   /** A primary segment was put at the end of its flow's queue. */
   primaryAdded(flow: number, segment: number): void {
@@ -79,7 +80,7 @@ export class TcpFlows {
         flows.openings[flow]++;
       }
     }
-    if (flows.openings[flow] === 0) this.track(flow, segment);
+    if (flows.openings[flow] === 0) this.stream.track(flow, segment);
     this.run(flow);
   }
 
@@ -126,7 +127,7 @@ export class TcpFlows {
   private accept(flow: number, slot: number, frame: ParsedFrame): boolean {
     const { state } = this;
     if ((frame.flags & SEGMENT_RST) !== 0) {
-      if (this.isRepeatedReset(flow, frame.flags, frame.sequence, frame.acknowledgement, frame.dataBytes)) {
+      if (this.resets.isRepeated(flow, frame.flags, frame.sequence, frame.acknowledgement, frame.dataBytes)) {
         state.finishSlot(slot);
       } else {
         const segment = state.wait(flow, slot, frame);
@@ -136,11 +137,11 @@ export class TcpFlows {
       this.acknowledge(flow, frame.flags, frame.sequence, frame.acknowledgement);
       return true;
     }
-    const needed = frame.end !== frame.sequence && !this.isBelowVerified(flow, frame.end);
+    const needed = frame.end !== frame.sequence && !this.stream.isBelowVerified(flow, frame.end);
     if (needed) {
       const segment = state.wait(flow, slot, frame);
       if (segment < 0) return false;
-      this.insertSecondary(flow, segment);
+      this.stream.insertSecondary(flow, segment);
     } else {
       state.finishSlot(slot);
     }
@@ -166,7 +167,7 @@ export class TcpFlows {
     const { flows, queue, primary } = state;
     for (;;) {
       if ((flows.flags[flow] & FLOW_FROZEN) !== 0) return;
-      if (!this.advance(flow)) return;
+      if (!this.stream.advance(flow)) return;
       this.releaseVerified(flow);
       const head = queue.head[flow];
       if (head < 0) return;
@@ -293,7 +294,7 @@ export class TcpFlows {
       const flags = primary.flags[segment];
       if ((flags & SEGMENT_TRACKED) !== 0) continue;
       if ((flags & SEGMENT_OPENS) !== 0) return;
-      this.track(flow, segment);
+      this.stream.track(flow, segment);
     }
   }
 
@@ -357,10 +358,10 @@ export class TcpFlows {
       flows.flags[flow] |= FLOW_OPENING_ACK;
     }
     flows.openings[flow]--;
-    this.track(flow, syn);
+    this.stream.track(flow, syn);
     for (let segment = state.queue.next[syn]; segment >= 0; segment = state.queue.next[segment]) {
       if ((primary.flags[segment] & SEGMENT_OPENS) !== 0) break;
-      this.track(flow, segment);
+      this.stream.track(flow, segment);
     }
     // The secondary's connection that waited for this one: up to the SYN of yet another.
     for (let segment = secondaryQueue.head[flow]; segment >= 0; segment = secondaryQueue.head[flow]) {
@@ -411,179 +412,7 @@ export class TcpFlows {
       return;
     }
     if (secondary.end[segment] === secondary.sequence[segment]) state.finish(segment);
-    else this.insertSecondary(flow, segment);
-  }
-
-  /** Lets a primary segment of the current connection take part in the comparison, unless it is newer than the horizon. */
-  private track(flow: number, segment: number): void {
-    const { state } = this;
-    const { flows, primary } = state;
-    if (primary.timeNs[segment] > state.horizonNs) return;
-    const sequence = primary.sequence[segment];
-    const end = primary.end[segment];
-    if (end === sequence || this.isVerified(flow, sequence, end)) {
-      primary.flags[segment] |= SEGMENT_TRACKED | SEGMENT_VERIFIED;
-      return;
-    }
-    primary.flags[segment] |= SEGMENT_TRACKED | SEGMENT_SORTED;
-    const flags = flows.flags[flow];
-    if ((flags & FLOW_VERIFIED_KNOWN) === 0) {
-      flows.verified[flow] = sequence;
-      flows.floor[flow] = sequence;
-      flows.flags[flow] = flags | FLOW_VERIFIED_KNOWN | FLOW_FLOOR;
-    } else if ((flags & FLOW_FLOOR) !== 0 && ((sequence - flows.floor[flow]) | 0) < 0) {
-      this.lowerFloor(flow, sequence);
-    }
-    const { tail, prev } = state.primarySorted;
-    let after = tail[flow];
-    while (after >= 0 && ((sequence - primary.sequence[after]) | 0) < 0) after = prev[after];
-    state.primarySorted.insertAfter(flow, segment, after);
-  }
-
-  private lowerFloor(flow: number, sequence: number): void {
-    const { flows } = this.state;
-    const verified = flows.verified[flow];
-    // With an island above already, what was verified between floor and island is given up and verified again.
-    if ((flows.flags[flow] & FLOW_ISLAND) === 0 && ((verified - flows.floor[flow]) | 0) > 0) {
-      flows.islandStart[flow] = flows.floor[flow];
-      flows.islandEnd[flow] = verified;
-      flows.flags[flow] |= FLOW_ISLAND;
-    }
-    flows.floor[flow] = sequence;
-    flows.verified[flow] = sequence;
-  }
-
-  private isBelowVerified(flow: number, end: number): boolean {
-    const { flows } = this.state;
-    return (flows.flags[flow] & FLOW_VERIFIED_KNOWN) !== 0 && ((end - flows.verified[flow]) | 0) <= 0;
-  }
-
-  private isVerified(flow: number, sequence: number, end: number): boolean {
-    const { flows } = this.state;
-    const flags = flows.flags[flow];
-    if ((flags & FLOW_VERIFIED_KNOWN) === 0) return false;
-    if ((flags & FLOW_FLOOR) === 0) return ((end - flows.verified[flow]) | 0) <= 0;
-    if (((end - flows.verified[flow]) | 0) <= 0 && ((sequence - flows.floor[flow]) | 0) >= 0) return true;
-    return (
-      (flags & FLOW_ISLAND) !== 0 &&
-      ((sequence - flows.islandStart[flow]) | 0) >= 0 &&
-      ((end - flows.islandEnd[flow]) | 0) <= 0
-    );
-  }
-
-  private insertSecondary(flow: number, segment: number): void {
-    const { secondary, secondarySorted } = this.state;
-    const sequence = secondary.sequence[segment];
-    const { tail, prev } = secondarySorted;
-    let after = tail[flow];
-    while (after >= 0 && ((sequence - secondary.sequence[after]) | 0) < 0) after = prev[after];
-    secondarySorted.insertAfter(flow, segment, after);
-  }
-
-  /** Moves `verified` over what both sides have. Returns false when the flow has diverged. */
-  private advance(flow: number): boolean {
-    const { state } = this;
-    const { flows, primary, secondary, primarySorted, secondarySorted } = state;
-    if ((flows.flags[flow] & FLOW_VERIFIED_KNOWN) === 0) return true;
-    for (;;) {
-      if ((flows.flags[flow] & FLOW_ISLAND) !== 0) this.crossIsland(flow);
-      const verified = flows.verified[flow];
-      let s = secondarySorted.head[flow];
-      while (s >= 0 && ((secondary.end[s] - verified) | 0) <= 0) {
-        secondarySorted.remove(flow, s);
-        state.finish(s);
-        s = secondarySorted.head[flow];
-      }
-      let p = primarySorted.head[flow];
-      while (p >= 0 && ((primary.end[p] - verified) | 0) <= 0) {
-        primarySorted.remove(flow, p);
-        primary.flags[p] = (primary.flags[p] & ~SEGMENT_SORTED) | SEGMENT_VERIFIED;
-        p = primarySorted.head[flow];
-      }
-      if (p < 0 || s < 0) return true;
-      if (((primary.sequence[p] - verified) | 0) > 0) return true;
-      if (((secondary.sequence[s] - verified) | 0) > 0) return true;
-      if (!this.step(flow, p, s, verified)) return false;
-    }
-  }
-
-  private crossIsland(flow: number): void {
-    const { flows } = this.state;
-    const verified = flows.verified[flow];
-    if (((verified - flows.islandStart[flow]) | 0) < 0) return;
-    if (((flows.islandEnd[flow] - verified) | 0) > 0) flows.verified[flow] = flows.islandEnd[flow];
-    flows.flags[flow] &= ~FLOW_ISLAND;
-  }
-
-  /** Compares two segments that both cover `verified`, and moves it. Returns false when they differ. */
-  private step(flow: number, p: number, s: number, verified: number): boolean {
-    const { state } = this;
-    const { flows, primary, secondary } = state;
-    const primarySyn = (primary.flags[p] & SEGMENT_SYN) !== 0 ? 1 : 0;
-    const secondarySyn = (secondary.flags[s] & SEGMENT_SYN) !== 0 ? 1 : 0;
-    // Where in the payload `verified` is: -1 at the SYN, the payload's length at the FIN.
-    const primaryAt = ((verified - primary.sequence[p]) | 0) - primarySyn;
-    const secondaryAt = ((verified - secondary.sequence[s]) | 0) - secondarySyn;
-    const primaryLeft = primary.dataBytes[p] - primaryAt;
-    const secondaryLeft = secondary.dataBytes[s] - secondaryAt;
-    if (primaryAt < 0 || secondaryAt < 0) {
-      if (primaryAt >= 0 || secondaryAt >= 0)
-        return this.differentFlags(flow, verified, "SYN", primaryAt < 0);
-      if (primary.meta[p] !== secondary.meta[s]) {
-        state.diverge(
-          flow,
-          "flags",
-          `the SYNs offer different options: ${describeOptions(primary.meta[p])} on the primary, ${describeOptions(secondary.meta[s])} on the secondary`,
-        );
-        return false;
-      }
-      flows.verified[flow] = (verified + 1) | 0;
-      return true;
-    }
-    if (primaryLeft === 0 || secondaryLeft === 0) {
-      if (primaryLeft !== 0 || secondaryLeft !== 0) {
-        return this.differentFlags(flow, verified, "FIN", primaryLeft === 0);
-      }
-      flows.verified[flow] = (verified + 1) | 0;
-      return true;
-    }
-    const n = Math.min(primaryLeft, secondaryLeft);
-    const primaryData = primary.data[p] + primaryAt;
-    const secondaryData = secondary.data[s] + secondaryAt;
-    if (state.compareBytes(primaryData, secondaryData, n) !== 0) {
-      this.differentPayload(flow, verified, primaryData, secondaryData, n);
-      return false;
-    }
-    flows.verified[flow] = (verified + n) | 0;
-    return true;
-  }
-
-  private differentFlags(flow: number, at: number, flag: string, onPrimary: boolean): boolean {
-    const [side, other] = onPrimary ? ["primary", "secondary"] : ["secondary", "primary"];
-    const detail = `${flag} on the ${side} at sequence ${at >>> 0}, where the ${other} has data`;
-    this.state.diverge(flow, "flags", detail, this.streamOffset(flow, at));
-    return false;
-  }
-
-  private differentPayload(
-    flow: number,
-    at: number,
-    primaryData: number,
-    secondaryData: number,
-    n: number,
-  ): void {
-    const { state } = this;
-    const index = state.firstDifference(primaryData, secondaryData, n);
-    const sequence = (at + index) >>> 0;
-    const pair = state.bytePair(primaryData + index, secondaryData + index);
-    const detail = `sequence ${sequence} differs: ${pair}`;
-    state.diverge(flow, "payload", detail, this.streamOffset(flow, sequence));
-  }
-
-  private streamOffset(flow: number, sequence: number): number | undefined {
-    const { flows } = this.state;
-    if ((flows.flags[flow] & FLOW_PRIMARY_ISN) === 0) return undefined;
-    return (sequence - flows.primaryIsn[flow] - 1) >>> 0;
+    else this.stream.insertSecondary(flow, segment);
   }
 
   private releaseVerified(flow: number): void {
@@ -594,7 +423,7 @@ export class TcpFlows {
       if ((flags & (SEGMENT_TRACKED | SEGMENT_VERIFIED)) !== (SEGMENT_TRACKED | SEGMENT_VERIFIED)) return;
       const acknowledgement = primary.acknowledgement[head];
       if ((flags & SEGMENT_RST) !== 0) {
-        if (!this.matchReset(flow, head)) return;
+        if (!this.resets.match(flow, head)) return;
       } else if ((flags & SEGMENT_ACK) !== 0) {
         if ((flows.flags[flow] & FLOW_ACK_KNOWN) === 0) return;
         if (((acknowledgement - flows.secondaryAck[flow]) | 0) > 0) return;
@@ -604,82 +433,10 @@ export class TcpFlows {
       state.releaseCompared(head);
     }
   }
-
-  /**
-   * A RST is released when the secondary has sent one at the same sequence number that acknowledges at least as much; one with
-   * sequence number 0 answers a segment without a connection (RFC 9293 3.10.7.1), so its acknowledgement must be the same. Each RST of the
-   * secondary serves once, but one that says no more than the last pair needs no other: it tells the client nothing new.
-   */
-  private matchReset(flow: number, segment: number): boolean {
-    const { state } = this;
-    const { flows, primary, secondary, secondaryResets } = state;
-    const sequence = primary.sequence[segment];
-    const acknowledgement = primary.acknowledgement[segment];
-    const acknowledges = primary.flags[segment] & SEGMENT_ACK;
-    const bytes = primary.dataBytes[segment];
-    for (let s = secondaryResets.head[flow]; s >= 0; s = secondaryResets.next[s]) {
-      if (secondary.sequence[s] !== sequence) continue;
-      if ((secondary.flags[s] & SEGMENT_ACK) !== acknowledges) continue;
-      const ahead = (secondary.acknowledgement[s] - acknowledgement) | 0;
-      if (acknowledges !== 0 && (sequence === 0 ? ahead !== 0 : ahead < 0)) continue;
-      if (secondary.dataBytes[s] !== bytes) continue;
-      if (state.compareBytes(primary.data[segment], secondary.data[s], bytes) !== 0) continue;
-      flows.resetSequence[flow] = sequence;
-      flows.resetAck[flow] = secondary.acknowledgement[s];
-      const marks = acknowledges !== 0 ? FLOW_RESET | FLOW_RESET_ACK : FLOW_RESET;
-      flows.flags[flow] = (flows.flags[flow] & ~FLOW_RESET_ACK) | marks;
-      secondaryResets.remove(flow, s);
-      state.finish(s);
-      this.finishRepeatedResets(flow);
-      return true;
-    }
-    return this.isRepeatedReset(flow, acknowledges, sequence, acknowledgement, bytes);
-  }
-
-  private finishRepeatedResets(flow: number): void {
-    const { state } = this;
-    const { flags, sequence, acknowledgement, dataBytes } = state.secondary;
-    let s = state.secondaryResets.head[flow];
-    while (s >= 0) {
-      const following = state.secondaryResets.next[s];
-      if (this.isRepeatedReset(flow, flags[s], sequence[s], acknowledgement[s], dataBytes[s])) {
-        state.secondaryResets.remove(flow, s);
-        state.finish(s);
-      }
-      s = following;
-    }
-  }
-
-  /** Whether an RST says no more than the secondary's RST of the last matched pair. */
-  private isRepeatedReset(
-    flow: number,
-    flags: number,
-    sequence: number,
-    acknowledgement: number,
-    bytes: number,
-  ): boolean {
-    const { flows } = this.state;
-    const state = flows.flags[flow];
-    if ((state & FLOW_RESET) === 0 || bytes !== 0 || flows.resetSequence[flow] !== sequence) return false;
-    if ((flags & SEGMENT_ACK) === 0) return true;
-    if ((state & FLOW_RESET_ACK) === 0) return false;
-    const ahead = (flows.resetAck[flow] - acknowledgement) | 0;
-    return sequence === 0 ? ahead === 0 : ahead >= 0;
-  }
 }
 
 /** Gives the secondary's SYN the primary's number. */
 function translateSyn(frame: ParsedFrame, isn: number): void {
   frame.end = (frame.end - frame.sequence + isn) | 0;
   frame.sequence = isn;
-}
-
-function describeOptions(meta: number): string {
-  const scale = (meta >>> 8) & 0xff;
-  return [
-    `MSS ${meta >>> 16}`,
-    scale === 0xff ? "no window scale" : `window scale ${scale}`,
-    (meta & 2) !== 0 ? "SACK" : "no SACK",
-    (meta & 1) !== 0 ? "timestamps" : "no timestamps",
-  ].join(", ");
 }

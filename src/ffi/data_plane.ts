@@ -221,13 +221,20 @@ export class DataPlane {
     const fd = mapFd(this.#object, "connections");
     const { view, address } = this.#arena;
     let cleared = 0;
+    let kept = false;
+    // First: a connection that is learned meanwhile sets it again.
+    this.state.connectionsKept = false;
     this.#forEachConnection((key, value) => {
       if (olderThanEpoch !== undefined) {
         const inherited = (view.getUint32(value + CONNECTION.flags, true) & CONNECTION_FLAG.INHERITED) !== 0;
-        if (inherited || view.getUint32(value + CONNECTION.epoch, true) === olderThanEpoch) return;
+        if (inherited || view.getUint32(value + CONNECTION.epoch, true) === olderThanEpoch) {
+          kept = true;
+          return;
+        }
       }
       if (libbpf().bpf_map_delete_elem(fd, (address + key) as Pointer) === 0) cleared++;
     });
+    if (kept) this.state.connectionsKept = true;
     return cleared;
   }
 
@@ -278,6 +285,7 @@ export class DataPlane {
       arena.bytes.set(exported.subarray(at, at + entryBytes), entry);
       checkBpf(libbpf().bpf_map_update_elem(fd, key, value, 0), "Cannot take over a connection");
     }
+    if (exported.length > 0) this.state.connectionsKept = true;
     return exported.length / entryBytes;
   }
 
@@ -286,13 +294,13 @@ export class DataPlane {
    *
    * @param options.mark skb->mark before
    * @param options.ifindex the device that the frame belongs to; the loopback device
-   * @param options.gsoSize segment size of a GSO frame
+   * @param options.repeat runs the program this often on the same frame
    * @returns verdict: TC_ACT_OK 0, TC_ACT_SHOT 2, TC_ACT_REDIRECT 7; the frame and its mark afterwards
    */
   testRun(
     program: ProgramName,
     frame: Uint8Array,
-    options: { mark?: number; ifindex?: number; gsoSize?: number } = {},
+    options: { mark?: number; ifindex?: number; repeat?: number } = {},
   ): TestRun {
     return runFilter(this.#programFd(program), frame, options);
   }

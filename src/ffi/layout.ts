@@ -20,7 +20,7 @@ export const STATE = {
   rewrite_epoch: 16,
   divert_input: 20,
   consumer_sleeping: 24,
-  reserved: 28,
+  connections_kept: 28,
 } as const;
 export const STATE_BYTES = 32;
 

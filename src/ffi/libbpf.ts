@@ -186,14 +186,14 @@ export interface TestRun {
 }
 
 const SK_BUFF_BYTES = 192; // struct __sk_buff in include/uapi/linux/bpf.h
-const SK_BUFF = { mark: 8, ingressIfindex: 36, ifindex: 40, gsoSegments: 164, gsoSize: 176 };
+const SK_BUFF = { mark: 8, ingressIfindex: 36, ifindex: 40 };
 const TEST_RUN_BYTES = 80;
 
 /** BPF_PROG_TEST_RUN for a tc program. */
 export function runFilter(
   programFd: number,
   frame: Uint8Array,
-  { mark = 0, ifindex = 0, gsoSize = 0 }: { mark?: number; ifindex?: number; gsoSize?: number },
+  { mark = 0, ifindex = 0, repeat = 1 }: { mark?: number; ifindex?: number; repeat?: number },
 ): TestRun {
   const arena = new Arena(2 * frame.length + 8192);
   try {
@@ -205,7 +205,6 @@ export function runFilter(
     view.setUint32(context + SK_BUFF.mark, mark, true);
     view.setUint32(context + SK_BUFF.ifindex, ifindex, true);
     view.setUint32(context + SK_BUFF.ingressIfindex, ifindex, true);
-    view.setUint32(context + SK_BUFF.gsoSize, gsoSize, true);
     const contextOut = arena.allocate(SK_BUFF_BYTES);
     const options = arena.allocate(TEST_RUN_BYTES);
     view.setBigUint64(options, BigInt(TEST_RUN_BYTES), true);
@@ -217,7 +216,7 @@ export function runFilter(
     view.setBigUint64(options + 40, BigInt(address + contextOut), true);
     view.setUint32(options + 48, SK_BUFF_BYTES, true);
     view.setUint32(options + 52, SK_BUFF_BYTES, true);
-    view.setInt32(options + 60, 1, true);
+    view.setInt32(options + 60, repeat, true);
     checkBpf(
       libbpf().bpf_prog_test_run_opts(programFd, (address + options) as Pointer),
       "Cannot run a BPF program on a test frame",

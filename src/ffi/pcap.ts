@@ -7,7 +7,7 @@
 import { dlopen, FFIType, type Pointer, read } from "bun:ffi";
 import { type Address, Arena, libc, temporaryString, textAt } from "./libc.ts";
 
-const { cstring, i32, ptr } = FFIType;
+const { i32, ptr } = FFIType;
 
 const PCAP_ERRBUF_SIZE = 256;
 /** pcap_next_ex(): a packet was read, and the end of the file was reached. */
@@ -24,7 +24,7 @@ function open() {
       pcap_is_swapped: { args: [ptr], returns: i32 },
       pcap_geterr: { args: [ptr], returns: ptr },
       pcap_close: { args: [ptr], returns: FFIType.void },
-      pcap_lib_version: { args: [], returns: cstring },
+      pcap_lib_version: { args: [], returns: ptr },
     }).symbols;
   } catch (cause) {
     throw new Error("libpcap.so.0.8 cannot be loaded: install libpcap 1.0 or later (Debian: libpcap0.8).", {
@@ -42,7 +42,7 @@ function libpcap(): ReturnType<typeof open> {
 
 /** What libpcap says of itself, for example "libpcap version 1.10.3 (with TPACKET_V3)". */
 export function pcapVersion(): string {
-  return libpcap().pcap_lib_version().toString();
+  return textAt(Number(libpcap().pcap_lib_version()));
 }
 
 /** A capture file that cannot be opened or read on, in libpcap's words. */

@@ -62,6 +62,14 @@ export class StateView {
     this.#store(STATE.consumer_sleeping, value ? 1 : 0);
   }
 
+  /** False only while the map of connections is empty; the programs look there only if it is true. */
+  get connectionsKept(): boolean {
+    return this.#load(STATE.connections_kept) !== 0;
+  }
+  set connectionsKept(value: boolean) {
+    this.#store(STATE.connections_kept, value ? 1 : 0);
+  }
+
   close(): void {
     this.#mapping.close();
   }

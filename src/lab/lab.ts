@@ -303,7 +303,19 @@ export class Lab {
     );
   }
 
-  async #startQemu(letter: HostLetter, options: LabOptions): Promise<void> {
+  /** A host that was lost comes back: with a QEMU that waits for the VM, and an agent. */
+  async bringBack(letter: HostLetter, options: Partial<LabOptions> = {}): Promise<void> {
+    await this.kill(letter, "both");
+    await this.#startQemu(letter, { memoryMib: 256, ...options }, "secondary");
+    this.startAgent(letter, options);
+    await this.#waitForAgent(letter);
+  }
+
+  async #startQemu(
+    letter: HostLetter,
+    options: Pick<LabOptions, "memoryMib" | "kernel" | "initrd" | "append">,
+    role: "primary" | "secondary" = letter === "a" ? "primary" : "secondary",
+  ): Promise<void> {
     const host = this.state.hosts[letter];
     const directory = join(this.directory, letter);
     mkdirSync(directory, { recursive: true });
@@ -315,7 +327,7 @@ export class Lab {
       ? guestCommandLine({ ip4: `${GUEST_IPV4}/24`, ip6: `${GUEST_IPV6}/64` }, options.append ?? "")
       : options.append;
     const qemu = await startQemu({
-      role: letter === "a" ? "primary" : "secondary",
+      role,
       directory,
       qemuArgv: qemuArgv(),
       qemuImgArgv: qemuImgArgv(),

@@ -123,8 +123,12 @@ export async function startProtection(
       await probeNbdServer(disk.nbdHost, disk.nbdPort, probeMs);
       await addNbdNode(client, disk, commandMs);
       enter("Copying the disk");
-      const progress = { ...(hooks.onDiskProgress && { onProgress: hooks.onDiskProgress }) };
-      diskBytes = (await copyDisk(client, disk, { stallMs, signal, ...progress })).totalBytes;
+      const { totalBytes } = await copyDisk(client, disk, {
+        stallMs,
+        signal,
+        onProgress: hooks.onDiskProgress,
+      });
+      diskBytes = totalBytes;
     }
 
     enter("Copying the memory");

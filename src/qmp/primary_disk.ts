@@ -70,10 +70,16 @@ export async function addNbdNode(client: QmpClient, disk: PrimaryDisk, timeoutMs
   );
 }
 
+/** With less than this to copy, the VM's writes begin to wait for their copies. */
+const NEAR_END_BYTES = 64 * 1024 * 1024;
+/** How long a copy that is ready may take to say that it follows each write; without it the switch-over takes longer. */
+const FOLLOW_MS = 2_000;
+
 /**
- * Copies the whole disk while the VM runs, until the copy only follows what the VM writes. From then on each write waits for
- * its copy, so that little is left to do once the VM stops.
- * @param stallMs without any progress the copy is given up
+ * Copies the whole disk while the VM runs, until the copy only follows what the VM writes. Towards the end, and when the VM
+ * writes as fast as the link carries, each write waits for its copy: so the copy does end, and little is left to do once the
+ * VM stops.
+ * @param stallMs without getting nearer to the end the copy is given up
  */
 export async function copyDisk(
   client: QmpClient,
@@ -82,7 +88,7 @@ export async function copyDisk(
     stallMs,
     signal,
     onProgress,
-  }: { stallMs: number; signal: AbortSignal; onProgress?: (progress: DiskProgress) => void },
+  }: { stallMs: number; signal: AbortSignal; onProgress?: ((progress: DiskProgress) => void) | undefined },
 ): Promise<DiskProgress> {
   const id = mirrorJobId(disk);
   await client.execute("blockdev-mirror", {
@@ -91,26 +97,34 @@ export async function copyDisk(
     target: disk.nbdNode,
     sync: "full",
   });
-  let last: MirrorJob | undefined;
-  let lastChangeMs = performance.now();
-  let following = false;
+  let leastLeftBytes = Number.POSITIVE_INFINITY;
+  let progressMs = performance.now();
+  let readyMs: number | undefined;
+  let blocking = false;
   for (;;) {
     signal.throwIfAborted();
     const job = await findMirror(client, id);
     if (job === undefined)
       throw new Error("the copy ended early: the connection to the secondary's disk was lost");
-    onProgress?.({ copiedBytes: job.offset, totalBytes: job.len });
-    if (job.ready && !following) {
+    const progress = { copiedBytes: job.offset, totalBytes: job.len };
+    onProgress?.(progress);
+    const nowMs = performance.now();
+    const leftBytes = job.len - job.offset;
+    if (leftBytes < leastLeftBytes) {
+      leastLeftBytes = leftBytes;
+      progressMs = nowMs;
+    }
+    const standingMs = nowMs - progressMs;
+    if (!blocking && (job.ready || leftBytes < NEAR_END_BYTES || standingMs > stallMs / 2)) {
+      blocking = true;
       await client.execute("block-job-change", { id, type: "mirror", "copy-mode": "write-blocking" });
-      following = true;
+    } else if (job.ready) {
+      readyMs ??= nowMs;
+      if (job["actively-synced"] === true || nowMs - readyMs > FOLLOW_MS) return progress;
+    } else if (standingMs > stallMs) {
+      throw new Error(`the copy got no further for ${stallMs} ms, at ${job.offset} of ${job.len} bytes`);
     }
-    if (following && job["actively-synced"] === true) return { copiedBytes: job.offset, totalBytes: job.len };
-    if (job.offset !== last?.offset || job.ready !== last.ready) lastChangeMs = performance.now();
-    if (performance.now() - lastChangeMs > stallMs) {
-      throw new Error(`the copy stands still since ${stallMs} ms at ${job.offset} of ${job.len} bytes`);
-    }
-    last = job;
-    await Bun.sleep(following || job.len - job.offset < 64 * 1024 * 1024 ? 10 : 100);
+    await Bun.sleep(leftBytes < NEAR_END_BYTES ? 10 : 100);
   }
 }
 

@@ -142,13 +142,22 @@ export function segment({
   return join(ethernet(from, ETHERTYPE_IPV6, vlans), ip, extensions, body);
 }
 
-export function udp(from: "guest" | "client", payload: Bytes): Uint8Array<ArrayBuffer> {
+export function udp(
+  from: "guest" | "client",
+  payload: Bytes,
+  { partialChecksum = false }: { partialChecksum?: boolean } = {},
+): Uint8Array<ArrayBuffer> {
   const bytes = 8 + payload.length;
   const header = [...be16(GUEST_PORT), ...be16(CLIENT_PORT), ...be16(bytes)];
-  const checksum =
-    0xffff & ~sum([...pseudoHeader(4, from, PROTOCOL_UDP, bytes), ...header, 0, 0, ...payload]);
-  const ip = ipv4Header(from, PROTOCOL_UDP, bytes);
-  return join(ethernet(from, ETHERTYPE_IPV4), ip, header, be16(checksum), payload);
+  const pseudo = pseudoHeader(4, from, PROTOCOL_UDP, bytes);
+  const checksum = partialChecksum ? sum(pseudo) : 0xffff & ~sum([...pseudo, ...header, 0, 0, ...payload]);
+  return join(
+    ethernet(from, ETHERTYPE_IPV4),
+    ipv4Header(from, PROTOCOL_UDP, bytes),
+    header,
+    be16(checksum),
+    payload,
+  );
 }
 
 export function arp(from: "guest" | "client", vlans: readonly number[] = []): Uint8Array<ArrayBuffer> {

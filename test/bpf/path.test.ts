@@ -180,6 +180,13 @@ const FRAMES: [string, Uint8Array][] = [
       segment({ version: 6, payload: bulk(40_000), partialChecksum: true }),
     ),
   ],
+  [
+    "UDP segmentation",
+    join(
+      vnet({ flags: 1, checksumOffset: 6, checksumStart: 34, gsoType: 5, gsoBytes: 1000, headerBytes: 42 }),
+      udp("guest", bulk(30_000), { partialChecksum: true }),
+    ),
+  ],
   ["a VLAN tag", join(vnet(), segment({ vlans: [5], payload: bulk(100) }))],
   [
     "a VLAN tag and a partial checksum",

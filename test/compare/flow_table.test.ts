@@ -7,7 +7,7 @@ test("adding, finding and removing agree with a Map, in a table that is nearly f
   const random = new Random(7);
   const table = new FlowTable(64, 99);
   const model = new Map<number, number>();
-  const key = new Uint32Array(KEY_WORDS);
+  const key = new Int32Array(KEY_WORDS);
   const keyOf = (name: number) => {
     key.fill(0);
     key[1] = name & 7;
@@ -43,7 +43,7 @@ test("adding, finding and removing agree with a Map, in a table that is nearly f
 
 test("idle flows are collected a few at a time", () => {
   const table = new FlowTable(100, 1);
-  const key = new Uint32Array(KEY_WORDS);
+  const key = new Int32Array(KEY_WORDS);
   for (let i = 0; i < 100; i++) {
     key[1] = i;
     const flow = table.add(key, 0, i);

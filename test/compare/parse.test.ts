@@ -88,8 +88,8 @@ describe("TCP", () => {
     expect(parsed.dataBytes).toBe(18);
     expect(parsed.key[KEY_KIND]).toBe((KIND_TCP << 24) | (4 << 8) | 6);
     expect(parsed.key[KEY_PORTS]).toBe((443 << 16) | 40000);
-    expect(parsed.key[KEY_SOURCE]).toBe(0xc6120002);
-    expect(parsed.key[KEY_DESTINATION]).toBe(0xc6120009);
+    expect(parsed.key[KEY_SOURCE] >>> 0).toBe(0xc6120002);
+    expect(parsed.key[KEY_DESTINATION] >>> 0).toBe(0xc6120009);
   });
 
   test("SYN and FIN occupy a sequence number each, an RST none", () => {

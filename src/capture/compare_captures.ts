@@ -1,0 +1,417 @@
+/**
+ * Compares what two captures have recorded: the comparer of the live path, fed from files.
+ *
+ * Feeding: the capture with less that waits for a counterpart is read on, so that the two keep pace wherever their contents do,
+ * whatever their clocks say. Memory: what waits is in two windows of fixed size (frame_window.ts). When a window is full, its
+ * oldest frame has waited enough: its flow is reported as not comparable and dropped, the others go on. Where both windows are full of
+ * frames that wait, one capture has something in front of what the other has; it is the one with more left to read, and that
+ * one gives way.
+ *
+ * TCP frames are handed over as soon as the numbers of their streams are known on both sides (sequence_map.ts), until then
+ * they are parked in their window.
+ */
+import { KIND_BYPASS, KIND_TCP, ParsedFrame, parseRecord } from "../compare/parse.ts";
+import { SEGMENT_ACK, SEGMENT_FIN, SEGMENT_SYN } from "../compare/segment_pool.ts";
+import { CaptureComparer } from "./capture_comparer.ts";
+import { CaptureReader } from "./capture_reader.ts";
+import { type Connection, ConnectionTable, directionOf, type FrameQueue } from "./connections.ts";
+import { CaptureError } from "./error.ts";
+import { FrameWindow } from "./frame_window.ts";
+import { GuestFilter } from "./guest_filter.ts";
+import type { CaptureReport, CaptureSummary } from "./report.ts";
+import { isLoneReset, observe, type Stream, type StreamPair } from "./sequence_map.ts";
+
+export interface CompareCapturesOptions {
+  primary: string;
+  secondary: string;
+  /** Only frames that one of these IP addresses sends are compared; all if there is none. */
+  guests?: readonly string[];
+  /** MiB of frames on each side that may wait for their counterparts. Default 64. */
+  windowMib?: number;
+  /** Divergences that are reported with their details. Default 20. */
+  limit?: number;
+}
+
+export const WINDOW_MIB_DEFAULT = 64;
+export const WINDOW_MIB_MAX = 4096;
+export const DIVERGENCES_DEFAULT = 20;
+
+/** A window counts as full for the choice of which capture gives way. */
+const FULL_SHARE = 7 / 8;
+/** Secondary frames of a direction that wait for the other direction's own segments, before acknowledgements have to do. */
+const PARKED_FOR_ACKNOWLEDGEMENT_MAX = 64;
+
+class Side {
+  readonly window: FrameWindow;
+  /** By slot: the connection's id, or -1. */
+  readonly connectionOf: Int32Array;
+  ended = false;
+  ignored = 0;
+  filtered = 0;
+  beforeStart = 0;
+
+  constructor(
+    readonly isPrimary: boolean,
+    readonly reader: CaptureReader,
+    windowBytes: number,
+  ) {
+    this.window = new FrameWindow(windowBytes);
+    this.connectionOf = new Int32Array(this.window.framesMax).fill(-1);
+  }
+
+  isFull(): boolean {
+    const { window } = this;
+    return (
+      window.liveBytes >= window.bytes.length * FULL_SHARE || window.frames >= window.framesMax * FULL_SHARE
+    );
+  }
+
+  close(): void {
+    this.window.close();
+    this.reader.close();
+  }
+}
+
+/**
+ * Reads both captures to their ends and says how they differ.
+ * @throws CaptureError when one of them cannot be read, has no frames, or has frames that were cut off when they were captured
+ */
+export function compareCaptures(options: CompareCapturesOptions): CaptureReport {
+  const primary = new CaptureReader(options.primary);
+  try {
+    const secondary = new CaptureReader(options.secondary);
+    try {
+      return new CaptureComparison(primary, secondary, options).run();
+    } finally {
+      secondary.close();
+    }
+  } finally {
+    primary.close();
+  }
+}
+
+class CaptureComparison {
+  private readonly primary: Side;
+  private readonly secondary: Side;
+  private readonly comparer: CaptureComparer;
+  private readonly connections: ConnectionTable;
+  /** Connections of which frames are parked. */
+  private readonly parked = new Set<Connection>();
+  private readonly filter: GuestFilter;
+  private readonly frame = new ParsedFrame();
+  private readonly windowMib: number;
+  /** Frames read: the comparer's clock. */
+  private now = 0;
+
+  constructor(primary: CaptureReader, secondary: CaptureReader, options: CompareCapturesOptions) {
+    const { guests = [], windowMib = WINDOW_MIB_DEFAULT, limit = DIVERGENCES_DEFAULT } = options;
+    this.windowMib = windowMib;
+    this.filter = new GuestFilter(guests);
+    this.primary = new Side(true, primary, windowMib * 2 ** 20);
+    this.secondary = new Side(false, secondary, windowMib * 2 ** 20);
+    this.connections = new ConnectionTable(this.primary.window.framesMax + this.secondary.window.framesMax);
+    this.comparer = new CaptureComparer({
+      primary: this.primary.window,
+      secondary: this.secondary.window,
+      limit,
+      done: (isPrimary, slot) => this.done(isPrimary ? this.primary : this.secondary, slot),
+    });
+  }
+
+  run(): CaptureReport {
+    const { primary, secondary } = this;
+    try {
+      for (let side = this.next(); side !== undefined; side = this.next()) this.advance(side);
+      this.settleAll();
+      this.comparer.finish();
+      for (const side of [primary, secondary]) {
+        if (side.window.frames > 0) {
+          throw new Error(`${side.window.frames} frames of ${side.reader.path} were left without a verdict`);
+        }
+      }
+      this.refuseNothing();
+      return this.report();
+    } finally {
+      primary.window.close();
+      secondary.window.close();
+    }
+  }
+
+  /** Which capture to read on; undefined when both are at their end. */
+  private next(): Side | undefined {
+    const { primary, secondary } = this;
+    if (primary.ended) return secondary.ended ? undefined : secondary;
+    if (secondary.ended) return primary;
+    if (primary.isFull() && secondary.isFull()) {
+      return primary.reader.bytesLeft >= secondary.reader.bytesLeft ? primary : secondary;
+    }
+    return primary.window.liveBytes <= secondary.window.liveBytes ? primary : secondary;
+  }
+
+  /** Reads a frame of this side and does with it what can be done. */
+  private advance(side: Side): void {
+    const { reader, window } = side;
+    if (!reader.next()) {
+      side.ended = true;
+      // The other direction's own segments will not come from here any more.
+      for (const connection of this.parked) {
+        this.pairUp(connection, true);
+        this.drain(connection);
+      }
+      return;
+    }
+    this.now++;
+    let slot = window.place(reader.frameBytes, reader.frameNumber, this.now);
+    while (slot < 0) {
+      this.giveWay(side);
+      slot = window.place(reader.frameBytes, reader.frameNumber, this.now);
+    }
+    reader.write(window, window.frameAt(slot));
+    this.admit(side, slot);
+  }
+
+  private admit(side: Side, slot: number): void {
+    const { frame } = this;
+    parseRecord(side.window.bytes, side.window.offset(slot), frame);
+    side.connectionOf[slot] = -1;
+    if (frame.kind === KIND_TCP) {
+      this.admitSegment(side, slot);
+    } else if (frame.kind === KIND_BYPASS) {
+      side.ignored++;
+      side.window.done(slot);
+    } else if (!this.filter.passes(frame)) {
+      side.filtered++;
+      side.window.done(slot);
+    } else if (side.isPrimary) {
+      this.comparer.addPrimary(slot, frame, null);
+    } else {
+      this.comparer.addSecondary(slot, frame, null);
+    }
+  }
+
+  private admitSegment(side: Side, slot: number): void {
+    const { frame, connections } = this;
+    const connection = connections.of(frame, this.now);
+    const direction = directionOf(frame.key);
+    const ownDirection = connection.directions[direction];
+    const otherDirection = connection.directions[1 - direction];
+    const own = side.isPrimary ? ownDirection.primary : ownDirection.secondary;
+    const other = side.isPrimary ? otherDirection.primary : otherDirection.secondary;
+    const stream = observe(own, other, frame);
+    const acknowledged = (frame.flags & SEGMENT_ACK) !== 0 ? other.current : null;
+    const paired = this.pairUp(connection, this.primary.ended || this.secondary.ended);
+    if (!this.filter.passes(frame)) {
+      side.filtered++;
+      side.window.done(slot);
+    } else {
+      side.connectionOf[slot] = connection.id;
+      connections.hold(connection.id);
+      const queue = (side.isPrimary ? connection.parkedPrimary : connection.parkedSecondary)[direction];
+      if (queue.length === 0 && this.isReady(side, stream, acknowledged)) {
+        this.feed(side, slot, stream, acknowledged);
+      } else {
+        queue.push({ slot, stream, acknowledged });
+        this.parked.add(connection);
+        if (!side.isPrimary && queue.length > PARKED_FOR_ACKNOWLEDGEMENT_MAX) otherDirection.pairUp(true);
+      }
+    }
+    if (paired || (connection.parked > 0 && !side.isPrimary)) this.drain(connection);
+  }
+
+  private pairUp(connection: Connection, weak: boolean): boolean {
+    const first = connection.directions[0].pairUp(weak);
+    const second = connection.directions[1].pairUp(weak);
+    return first || second;
+  }
+
+  private isReady(side: Side, stream: Stream | null, acknowledged: Stream | null): boolean {
+    if (stream !== null && stream.pair === null) return false;
+    return side.isPrimary || acknowledged === null || acknowledged.pair !== null;
+  }
+
+  /** Hands over what is parked of a connection as far as its numbers are known; true if anything was. */
+  private drain(connection: Connection): boolean {
+    let any = false;
+    for (const [side, queues] of [
+      [this.primary, connection.parkedPrimary],
+      [this.secondary, connection.parkedSecondary],
+    ] as const) {
+      for (const queue of queues) if (this.drainQueue(side, queue)) any = true;
+    }
+    if (connection.parked === 0) this.parked.delete(connection);
+    return any;
+  }
+
+  private drainQueue(side: Side, queue: FrameQueue): boolean {
+    const { window } = side;
+    let any = false;
+    for (let head = queue.head; head !== undefined; head = queue.head) {
+      const { slot, stream, acknowledged } = head;
+      if (!this.isReady(side, stream, acknowledged)) break;
+      queue.shift();
+      parseRecord(window.bytes, window.offset(slot), this.frame);
+      this.feed(side, slot, stream, acknowledged);
+      any = true;
+    }
+    return any;
+  }
+
+  /** Hands the frame just parsed to the comparer, in the primary's numbers. */
+  private feed(side: Side, slot: number, stream: Stream | null, acknowledged: Stream | null): void {
+    const { frame, comparer } = this;
+    const pair = stream?.pair ?? null;
+    if (!side.isPrimary) translate(frame, pair, acknowledged?.pair ?? null);
+    if (pair?.hasStart && !cutBefore(frame, pair.start)) {
+      side.beforeStart++;
+      this.done(side, slot);
+      return;
+    }
+    if (side.isPrimary) {
+      const { end } = frame;
+      comparer.addPrimary(slot, frame, pair);
+      if (pair !== null && !isLoneReset(frame)) pair.noteFed(end);
+    } else {
+      comparer.addSecondary(slot, frame, pair);
+    }
+  }
+
+  private done(side: Side, slot: number): void {
+    const connection = side.connectionOf[slot];
+    if (connection >= 0) this.connections.release(connection);
+    side.window.done(slot);
+  }
+
+  /** Makes room in a full window: the flow of its oldest frame is settled one way or the other, or at least gets on. */
+  private giveWay(side: Side): void {
+    const slot = side.window.oldest();
+    if (slot < 0) {
+      throw new CaptureError(
+        `${side.reader.where()} has ${side.reader.frameBytes} bytes, more than fit into a window of ${this.windowMib} MiB; give a larger --window.`,
+      );
+    }
+    if (this.comparer.isWaiting(side.isPrimary, slot)) {
+      const ended = { primary: this.primary.ended, secondary: this.secondary.ended };
+      this.comparer.giveUp(
+        side.isPrimary,
+        slot,
+        ended,
+        `not comparable within a window of ${this.windowMib} MiB`,
+      );
+      return;
+    }
+    this.settle(this.connections.byId(side.connectionOf[slot]));
+  }
+
+  /** Hands over everything of a connection that is parked, with the numbers that are known by now. */
+  private settle(connection: Connection): void {
+    this.pairUp(connection, true);
+    if (this.drain(connection)) return;
+    for (const direction of [0, 1] as const) {
+      for (const [queue, isPrimary] of [
+        [connection.parkedPrimary[direction], true],
+        [connection.parkedSecondary[direction], false],
+      ] as const) {
+        const { head } = queue;
+        if (head === undefined) continue;
+        if (head.stream !== null) connection.directions[direction].stand(head.stream, isPrimary);
+        if (head.acknowledged !== null) {
+          connection.directions[1 - direction].stand(head.acknowledged, isPrimary);
+        }
+      }
+    }
+    this.drain(connection);
+  }
+
+  private settleAll(): void {
+    for (const connection of this.parked) {
+      while (connection.parked > 0) this.settle(connection);
+    }
+  }
+
+  /** Two captures of which nothing was compared are not the same. */
+  private refuseNothing(): void {
+    for (const { reader } of [this.primary, this.secondary]) {
+      if (reader.frames === 0)
+        throw new CaptureError(`${reader.path} has no frames: there is nothing to compare.`);
+    }
+    const { primary, secondary } = this;
+    if (primary.filtered === primary.reader.frames && secondary.filtered === secondary.reader.frames) {
+      throw new CaptureError(
+        `none of the frames in the two captures is sent by ${this.filter.guests.join(" or ")} (--guest).`,
+      );
+    }
+  }
+
+  private report(): CaptureReport {
+    const { comparer, primary, secondary } = this;
+    return {
+      same: comparer.divergencesTotal === 0,
+      primary: summaryOf(
+        primary,
+        comparer.flowsPrimary,
+        comparer.matchedPrimary,
+        comparer.notComparedPrimary,
+      ),
+      secondary: summaryOf(
+        secondary,
+        comparer.flowsSecondary,
+        comparer.matchedSecondary,
+        comparer.notComparedSecondary,
+      ),
+      compared_bytes: comparer.comparedBytes,
+      gap_bytes: comparer.gapBytes,
+      window_mib: this.windowMib,
+      divergences_total: comparer.divergencesTotal,
+      divergences: comparer.divergences,
+    };
+  }
+}
+
+function summaryOf(side: Side, flows: number, compared: number, notCompared: number): CaptureSummary {
+  return {
+    file: side.reader.path,
+    link_type: side.reader.linkTypeName,
+    bytes: side.reader.bytes,
+    flows,
+    frames: side.reader.frames,
+    frames_compared: compared,
+    frames_not_compared: notCompared,
+    frames_ignored: side.ignored,
+    frames_filtered: side.filtered,
+    frames_before_start: side.beforeStart,
+  };
+}
+
+/** Gives a segment of the secondary the primary's numbers. */
+function translate(frame: ParsedFrame, pair: StreamPair | null, acknowledged: StreamPair | null): void {
+  if (pair !== null) {
+    frame.sequence = (frame.sequence - pair.offset) | 0;
+    frame.end = (frame.end - pair.offset) | 0;
+  }
+  if ((frame.flags & SEGMENT_ACK) === 0) return;
+  if (acknowledged === null || acknowledged.primary === null) {
+    // The primary's capture has nothing of what is acknowledged, so it has no acknowledgement to compare with either.
+    frame.flags &= ~SEGMENT_ACK;
+    frame.acknowledgement = 0;
+  } else {
+    frame.acknowledgement = (frame.acknowledgement - acknowledged.offset) | 0;
+  }
+}
+
+/** Leaves out what of a segment lies in front of `start`; false if that is all of it. */
+function cutBefore(frame: ParsedFrame, start: number): boolean {
+  if (frame.end === frame.sequence) return true;
+  const before = (start - frame.sequence) | 0;
+  if (before <= 0) return true;
+  if (((frame.end - start) | 0) <= 0) return false;
+  const syn = (frame.flags & SEGMENT_SYN) !== 0 ? 1 : 0;
+  // A FIN behind the payload stays.
+  const fin = (frame.flags & SEGMENT_FIN) !== 0 ? 1 : 0;
+  const bytes = Math.min(before - syn, frame.dataBytes);
+  if (bytes + syn < before && fin === 0) return false;
+  frame.flags &= ~SEGMENT_SYN;
+  frame.data += bytes;
+  frame.dataBytes -= bytes;
+  frame.sequence = start;
+  return true;
+}

@@ -1,0 +1,111 @@
+import { describeFlow } from "./divergence.ts";
+import { FLOW_FROZEN, FLOW_TCP } from "./flow_table.ts";
+import type { LinkedLists } from "./linked_lists.ts";
+import type { SegmentPool } from "./segment_pool.ts";
+import type { CompareState } from "./state.ts";
+import type { TcpFlows } from "./tcp.ts";
+
+/**
+ * Frames that have waited too long for their counterpart, on either side. All may wait equally long, so the list in order of arrival
+ * is the list in order of deadlines: a mark moves along it, and behind the mark everything has been looked at. What is still there
+ * one more wait later is looked at again, from the start.
+ */
+export class Deadlines {
+  /** Waiting counts from here at the earliest: nothing could be matched while the VMs stood still. */
+  private resumedNs = 0;
+  /** When the frames behind the mark are looked at again; Infinity if there are none. */
+  private primaryAgainNs = Number.POSITIVE_INFINITY;
+  private secondaryAgainNs = Number.POSITIVE_INFINITY;
+
+  constructor(
+    private readonly state: CompareState,
+    private readonly tcp: TcpFlows,
+    private readonly maxWaitNs: number,
+  ) {}
+
+  /** Everything that waits has its whole time before it again. */
+  restart(): void {
+    const { state } = this;
+    this.resumedNs = state.nowNs;
+    this.primaryAgainNs = Number.POSITIVE_INFINITY;
+    this.secondaryAgainNs = Number.POSITIVE_INFINITY;
+    state.primaryUnexpired = state.primaryAge.head[0];
+    state.secondaryUnexpired = state.secondaryAge.head[0];
+  }
+
+  /** Reports each flow with a frame whose time has run out, at most once in maxWaitNs. Allocates only to report. */
+  expire(nowNs: number): void {
+    this.expirePrimary(nowNs);
+    this.expireSecondary(nowNs);
+  }
+
+  nextNs(): number {
+    const { primary, primaryAge, primaryUnexpired, secondary, secondaryAge, secondaryUnexpired } = this.state;
+    const primaryNs = this.deadlineOf(primary, primaryAge, primaryUnexpired, this.primaryAgainNs);
+    const secondaryNs = this.deadlineOf(secondary, secondaryAge, secondaryUnexpired, this.secondaryAgainNs);
+    return Math.min(primaryNs, secondaryNs);
+  }
+
+  private expirePrimary(nowNs: number): void {
+    const { state } = this;
+    const { primary, primaryAge, flows } = state;
+    if (this.primaryAgainNs <= nowNs) {
+      this.primaryAgainNs = Number.POSITIVE_INFINITY;
+      state.primaryUnexpired = primaryAge.head[0];
+    }
+    for (let item = state.primaryUnexpired; item >= 0; item = state.primaryUnexpired) {
+      if (this.waitingSince(primary.timeNs[item]) + this.maxWaitNs > nowNs) return;
+      state.primaryUnexpired = primaryAge.next[item];
+      if (this.primaryAgainNs === Number.POSITIVE_INFINITY) this.primaryAgainNs = nowNs + this.maxWaitNs;
+      const flow = primary.flow[item];
+      if (!this.mayReport(flow, nowNs)) continue;
+      const waitedNs = nowNs - primary.timeNs[item];
+      let detail = `a frame of the primary has had no counterpart for ${Math.round(waitedNs / 1e6)} ms`;
+      if ((flows.flags[flow] & FLOW_TCP) !== 0) detail += `: ${this.tcp.describeWait(flow)}`;
+      state.report("missing_on_secondary", describeFlow(flows, flow), waitedNs, detail);
+    }
+  }
+
+  private expireSecondary(nowNs: number): void {
+    const { state } = this;
+    const { secondary, secondaryAge, flows } = state;
+    if (this.secondaryAgainNs <= nowNs) {
+      this.secondaryAgainNs = Number.POSITIVE_INFINITY;
+      state.secondaryUnexpired = secondaryAge.head[0];
+    }
+    for (let item = state.secondaryUnexpired; item >= 0; item = state.secondaryUnexpired) {
+      if (this.waitingSince(secondary.timeNs[item]) + this.maxWaitNs > nowNs) return;
+      state.secondaryUnexpired = secondaryAge.next[item];
+      if (this.secondaryAgainNs === Number.POSITIVE_INFINITY) this.secondaryAgainNs = nowNs + this.maxWaitNs;
+      const flow = secondary.flow[item];
+      if (!this.mayReport(flow, nowNs)) continue;
+      const waitedNs = nowNs - secondary.timeNs[item];
+      let detail = `a frame of the secondary has had no counterpart for ${Math.round(waitedNs / 1e6)} ms`;
+      if ((flows.flags[flow] & FLOW_TCP) !== 0) {
+        const from = secondary.sequence[item] >>> 0;
+        const to = secondary.end[item] >>> 0;
+        detail += `: sequence ${from} to ${to}, ${this.tcp.describeWait(flow)}`;
+      }
+      state.report("missing_on_primary", describeFlow(flows, flow), waitedNs, detail);
+    }
+  }
+
+  private mayReport(flow: number, nowNs: number): boolean {
+    const { flows } = this.state;
+    if ((flows.flags[flow] & FLOW_FROZEN) !== 0) return false;
+    const reportedNs = flows.reportedNs[flow];
+    if (reportedNs !== 0 && nowNs - reportedNs < this.maxWaitNs) return false;
+    flows.reportedNs[flow] = nowNs;
+    return true;
+  }
+
+  private waitingSince(timeNs: number): number {
+    return Math.max(timeNs, this.resumedNs);
+  }
+
+  private deadlineOf(pool: SegmentPool, age: LinkedLists, unexpired: number, againNs: number): number {
+    const firstNs =
+      unexpired < 0 ? Number.POSITIVE_INFINITY : this.waitingSince(pool.timeNs[unexpired]) + this.maxWaitNs;
+    return age.head[0] === unexpired ? firstNs : Math.min(firstNs, againNs);
+  }
+}

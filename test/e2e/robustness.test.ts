@@ -1,0 +1,149 @@
+/** Wrong configurations, dying sockets, a peer that dies at a bad moment: a clear sentence, and the VM goes on. */
+import { describe, expect, test } from "bun:test";
+import { readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { GUEST_IPV4, inNamespace } from "../../src/lab/network.ts";
+import { LabTraffic } from "../../src/lab/traffic.ts";
+import { labUnderTest } from "./lab_under_test.ts";
+
+describe("an agent that cannot start", () => {
+  const lab = labUnderTest("robust", { proxy: "none" });
+
+  const CONFIG = (changes: { tap?: string; qmp?: string; extra?: string }) => `
+[agent]
+name = "robust-a"
+control = "198.18.1.1:7400"
+api = "127.0.0.1:7401"
+${changes.extra ?? ""}
+[peer]
+name = "robust-b"
+control = "198.18.1.2:7400"
+[[vm]]
+name = "vm1"
+tap = "${changes.tap ?? "tap0"}"
+qmp = "${changes.qmp ?? join(lab().directory, "a", "qmp.sock")}"
+initial_role = "primary"
+`;
+
+  /** Runs an agent that is expected to end; returns its status and what it said. */
+  async function run(config: string, ...options: string[]) {
+    const path = join(lab().directory, "wrong.toml");
+    writeFileSync(path, config);
+    const main = join(import.meta.dir, "../../src/cli/main.ts");
+    const child = Bun.spawn(
+      [...inNamespace(lab().namespaces.a), process.execPath, main, "run", "--config", path, ...options],
+      { stdout: "pipe", stderr: "pipe" },
+    );
+    const said = (await new Response(child.stderr).text()) + (await new Response(child.stdout).text());
+    return { status: await child.exited, said };
+  }
+
+  const cases: [string, () => Parameters<typeof CONFIG>[0], RegExp][] = [
+    ["an unknown key", () => ({ extra: 'colour = "red"' }), /agent: Unrecognized key: "colour"/],
+    [
+      "a tap that does not exist",
+      () => ({ tap: "tap7" }),
+      /there is no interface "tap7"; make the tap first/,
+    ],
+    ["an interface that is no tap", () => ({ tap: "uplink" }), /"uplink" is not a tap device/],
+    [
+      "a QMP socket that is not there",
+      () => ({ qmp: "/run/nobody.sock" }),
+      /no QMP socket at \/run\/nobody\.sock/,
+    ],
+  ];
+  for (const [what, changes, message] of cases) {
+    test(`${what} is told and nothing is touched`, async () => {
+      const { status, said } = await run(CONFIG(changes()));
+      expect(said).toMatch(message);
+      expect(status).toBe(1);
+      using traffic = new LabTraffic(lab(), "http", { host: GUEST_IPV4 });
+      await traffic.until("the VM is reachable as before", (report) => report.answers > 3, 20_000);
+    });
+  }
+
+  test("a QMP socket that closes half-way is told", async () => {
+    const path = join(lab().directory, "half.sock");
+    const server = createServer((socket) => {
+      socket.end('{"QMP": {"version": {"qemu": {"micro": 2, "minor": 1, "ma');
+    }).listen(path);
+    try {
+      const { status, said } = await run(CONFIG({ qmp: path }));
+      expect(said).toContain("does not work as a QMP socket");
+      expect(status).toBe(1);
+    } finally {
+      server.close();
+    }
+  });
+
+  test("a QEMU that is known not to do COLO is refused with the version to take", async () => {
+    const path = join(lab().directory, "old.sock");
+    const server = createServer((socket) => {
+      socket.write(
+        '{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}\r\n',
+      );
+      socket.on("data", () => socket.write('{"return": {}, "id": 1}\r\n'));
+      socket.on("error", () => undefined);
+    }).listen(path);
+    try {
+      const { status, said } = await run(CONFIG({ qmp: path }));
+      expect(said).toMatch(/QEMU 7\.2\.22 cannot be used for COLO.*Use QEMU 11\.1/);
+      expect(status).toBe(1);
+    } finally {
+      server.close();
+    }
+  });
+
+  test("--check reads the file only", async () => {
+    expect(await run(CONFIG({}), "--check")).toEqual({
+      status: 0,
+      said: expect.stringContaining("good; 1 VM(s)"),
+    });
+  });
+});
+
+describe("a pair in trouble", () => {
+  const lab = labUnderTest("trouble");
+
+  test("the secondary dies while the VM is being protected: the VM stays reachable, and is protected the next time", async () => {
+    using traffic = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
+    await lab().kill("b", "both");
+    await lab().waitFor("a goes on alone", ({ a }) => a?.phase === "alone", 30_000);
+    for (const delayMs of [150, 450, 700]) {
+      await lab().bringBack("b");
+      await lab().waitFor(
+        "protecting",
+        ({ a }) => a?.phase === "protecting" || a?.phase === "protected",
+        30_000,
+      );
+      await Bun.sleep(delayMs); // in the disk copy, the memory copy, the first checkpoints
+      await lab().kill("b", "qemu");
+      await lab().waitFor("a goes on alone", ({ a }) => a?.phase === "alone", 60_000);
+      const before = traffic.last!.received;
+      await traffic.until("bytes", (report) => report.received > before + 50_000, 30_000);
+    }
+    await lab().bringBack("b");
+    await lab().waitFor("protected", ({ a }) => a?.protected === true, 60_000);
+    const ended = await traffic.finish();
+    expect(ended.received).toBe(ended.sent);
+  });
+
+  test("the primary's agent dies alone and comes back: the connection goes on", async () => {
+    using traffic = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
+    await traffic.until("bytes", (report) => report.received > 100_000, 30_000);
+    await lab().kill("a", "agent");
+    lab().startAgent("a");
+    await lab().waitFor(
+      "one of them has it",
+      ({ a, b }) => a?.phase === "alone" || b?.phase === "alone",
+      60_000,
+    );
+    const before = traffic.last!.received;
+    await traffic.until("bytes", (report) => report.received > before + 200_000, 60_000);
+    const ended = await traffic.finish();
+    expect(ended.received).toBe(ended.sent);
+    const log = readFileSync(join(lab().directory, "a", "agent.log"), "utf8");
+    expect(log).not.toContain("the data path failed");
+  });
+});

@@ -1,0 +1,69 @@
+/** src/ffi/layout.ts against bpf/colo.h, by way of the type information in the compiled object. */
+import { expect, test } from "bun:test";
+import { join } from "node:path";
+import * as layout from "../src/ffi/layout.ts";
+
+const OBJECT = join(import.meta.dir, "../build/colo.bpf.o");
+
+interface BtfType {
+  kind: string;
+  name: string;
+  size?: number;
+  members?: { name: string; bits_offset: number }[];
+  values?: { name: string; val: number }[];
+}
+
+const dump = Bun.spawnSync(["bpftool", "-j", "btf", "dump", "file", OBJECT]);
+if (dump.exitCode !== 0) throw new Error(`bpftool cannot read ${OBJECT}: ${dump.stderr}`);
+const types = (JSON.parse(dump.stdout.toString()) as { types: BtfType[] }).types;
+
+function find(kind: string, name: string): BtfType {
+  const found = types.find((type) => type.kind === kind && type.name === name);
+  if (found === undefined) throw new Error(`The object's type information has no ${name}.`);
+  return found;
+}
+
+/** Member -> byte offset. */
+function members(name: string): Record<string, number> {
+  const { members } = find("STRUCT", name);
+  return Object.fromEntries(members!.map((member) => [member.name, member.bits_offset / 8]));
+}
+
+/** Enumerators without the prefix, in the order of their values. */
+function enumerators(name: string, prefix: string): Record<string, number> {
+  const { values } = find("ENUM", name);
+  return Object.fromEntries(values!.map(({ name, val }) => [name.replace(prefix, ""), val]));
+}
+
+test.each([
+  ["colo_state", layout.STATE, layout.STATE_BYTES],
+  ["colo_settings", layout.SETTINGS, layout.SETTINGS_BYTES],
+  ["colo_vnet_hdr", layout.VNET, layout.VNET_BYTES],
+  ["colo_record", layout.RECORD, layout.RECORD_HEADER_BYTES],
+  ["colo_connection_key", layout.CONNECTION_KEY, layout.CONNECTION_KEY_BYTES],
+  ["colo_connection", layout.CONNECTION, layout.CONNECTION_BYTES],
+])("struct %s", (name, offsets, bytes) => {
+  expect(offsets as Record<string, number>).toEqual(members(name));
+  expect(find("STRUCT", name).size).toBe(bytes);
+});
+
+test.each([
+  ["colo_role", "COLO_ROLE_", layout.ROLE],
+  ["colo_source", "COLO_SOURCE_", layout.SOURCE],
+  ["colo_connection_flag", "COLO_CONNECTION_", layout.CONNECTION_FLAG],
+])("enum %s", (name, prefix, values) => {
+  expect(values as Record<string, number>).toEqual(enumerators(name, prefix));
+});
+
+test("enum colo_counter", () => {
+  const { COLO_COUNTERS, ...counters } = enumerators("colo_counter", "COLO_COUNT_");
+  const names = Object.keys(counters).map((name) => name.toLowerCase());
+  expect([...layout.COUNTER_NAMES] as string[]).toEqual(names);
+  expect(Object.values(counters)).toEqual(names.map((_, i) => i));
+  expect(COLO_COUNTERS).toBe(names.length);
+});
+
+test("what is sent of a record is the virtio_net_hdr and the frame right behind it", () => {
+  expect(layout.RECORD_SEND_OFFSET).toBe(layout.RECORD.vnet);
+  expect(layout.RECORD_HEADER_BYTES).toBe(layout.RECORD.vnet + layout.VNET_BYTES);
+});

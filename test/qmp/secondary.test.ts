@@ -1,0 +1,115 @@
+import { afterAll, afterEach, beforeEach, expect, test } from "bun:test";
+import { createServer, type Server } from "node:net";
+import { LAB_NODES } from "../../src/lab/qemu.ts";
+import {
+  announceSelf,
+  type ColoProcedureError,
+  prepareSecondary,
+  secondaryDiskCommitted,
+  secondaryFailover,
+  startProtection,
+} from "../../src/qmp/colo.ts";
+import { probeNbdServer } from "../../src/qmp/primary_disk.ts";
+import {
+  checkpoint,
+  freePorts,
+  primaryDisk,
+  removeTestDirectory,
+  runState,
+  SECONDARY_HOST,
+  type Side,
+  startSide,
+} from "./pair.ts";
+
+afterAll(removeTestDirectory);
+
+let secondary: Side;
+beforeEach(async () => {
+  secondary = await startSide("secondary", { guest: "bios" });
+});
+afterEach(() => secondary.kill());
+
+async function failure(promise: Promise<unknown>): Promise<ColoProcedureError> {
+  const error = await promise.then(
+    () => undefined,
+    (reason: unknown) => reason as ColoProcedureError,
+  );
+  expect(error?.name).toBe("ColoProcedureError");
+  return error!;
+}
+
+async function occupy(port: number): Promise<Server> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(port, SECONDARY_HOST, resolve));
+  return server;
+}
+
+test.each(["nbd", "migrate"] as const)(
+  "a taken %s port is reported, nothing stays open and it can be tried again",
+  async (which) => {
+    const ports = await freePorts();
+    const taken = await occupy(ports[which]);
+    const options = {
+      disk: {
+        nbdHost: SECONDARY_HOST,
+        nbdPort: ports.nbd,
+        exportName: "export0",
+        exportNode: LAB_NODES.disk,
+      },
+      migrateHost: SECONDARY_HOST,
+      migratePort: ports.migrate,
+    };
+    const error = await failure(prepareSecondary(secondary.client, options));
+    expect(error.step).toBe(which === "nbd" ? "Starting the NBD server" : "Opening the migration port");
+    expect(error.message).toContain("Address already in use");
+    expect(error.leftovers).toEqual([]);
+    expect(await secondary.client.execute<object[]>("query-block-exports")).toEqual([]);
+    await new Promise((resolve) => taken.close(resolve));
+    await prepareSecondary(secondary.client, options);
+    await probeNbdServer(SECONDARY_HOST, ports.nbd, 1_000);
+  },
+);
+
+test("an export of a node that does not exist is reported and nothing stays open", async () => {
+  const ports = await freePorts();
+  const disk = { nbdHost: SECONDARY_HOST, nbdPort: ports.nbd, exportName: "export0", exportNode: "nothing" };
+  const error = await failure(
+    prepareSecondary(secondary.client, { disk, migrateHost: SECONDARY_HOST, migratePort: ports.migrate }),
+  );
+  expect(error.step).toBe("Exporting the disk");
+  await expect(probeNbdServer(SECONDARY_HOST, ports.nbd, 1_000)).rejects.toThrow("no connection");
+});
+
+test("a QEMU that runs a VM is no secondary", async () => {
+  const running = await startSide("primary", { guest: "bios" });
+  const ports = await freePorts();
+  const error = await failure(
+    prepareSecondary(running.client, { migrateHost: SECONDARY_HOST, migratePort: ports.migrate }),
+  );
+  expect(error.message).toContain("-incoming defer");
+  await running.kill();
+});
+
+test("a secondary that has received nothing cannot take over", async () => {
+  const error = await failure(secondaryFailover(secondary.client));
+  expect(error.step).toBe("x-colo-lost-heartbeat");
+  expect(await runState(secondary)).toBe("inmigrate");
+});
+
+test("IPv6 addresses work on both ways, and the survivor announces itself", async () => {
+  const primary = await startSide("primary", { guest: "bios" });
+  const ports = await freePorts();
+  const disk = { ...primaryDisk(ports), nbdHost: "::1" };
+  const migration = { migrateHost: "::1", migratePort: ports.migrate };
+  await prepareSecondary(secondary.client, {
+    disk: { nbdHost: "::1", nbdPort: ports.nbd, exportName: disk.exportName, exportNode: LAB_NODES.disk },
+    ...migration,
+  });
+  await startProtection(primary.client, { disk, ...migration });
+  await checkpoint(primary);
+  expect(await secondaryDiskCommitted(secondary.client, LAB_NODES.active)).toBe(false);
+  await primary.kill();
+  await secondaryFailover(secondary.client);
+  expect(await runState(secondary)).toBe("running");
+  await announceSelf(secondary.client);
+});

@@ -20,6 +20,7 @@ const TELL_TIMEOUT_MS = 1_000;
 /** The first checkpoints copy all memory with both VMs stopped; before they are done the replica cannot take over. */
 const PRIMING_CHECKPOINTS = 2;
 const QEMU_ANSWER_TIMEOUT_MS = 2_000;
+const SHUTDOWN_RECORD_TIMEOUT_MS = 10_000;
 
 /** For steps that only remove the disk's nodes. */
 const NO_EXPORT = { host: "", port: 0, exportName: "" };
@@ -40,6 +41,8 @@ export class PrimaryDuty {
   #entered = false;
   #answered: (() => void) | undefined;
   #unlisten: (() => void) | undefined;
+  /** Why the VM ends, when it ends in an orderly way. */
+  #shutdown: string | undefined;
 
   constructor(machine: Machine, epoch: number) {
     this.#machine = machine;
@@ -208,8 +211,12 @@ export class PrimaryDuty {
       void checkpoints.stop();
     }
     try {
-      // A QEMU that is gone must not be recorded as the one that goes on: the replica is the last one left.
-      await machine.qmp.execute("query-status", undefined, { timeoutMs: QEMU_ANSWER_TIMEOUT_MS });
+      // A QEMU that is gone must not be recorded as the one that goes on: the replica is the last one left. Asked out of
+      // band, since a hung secondary can block QEMU's main loop.
+      await machine.qmp.execute("query-yank", undefined, {
+        oob: machine.qmp.oob,
+        timeoutMs: QEMU_ANSWER_TIMEOUT_MS,
+      });
     } catch (error) {
       await this.qemuLost((error as Error).message);
       return;
@@ -217,10 +224,12 @@ export class PrimaryDuty {
     try {
       await machine.authority.writeReplicaValid(false, this.#abort.signal);
     } catch (error) {
+      if (machine.phase !== "going_alone") return; // stopped meanwhile
       if (!(error instanceof AuthorityLostError)) throw error;
       this.stop(error.message);
       return;
     }
+    if (machine.phase !== "going_alone") return;
     this.#lease = "self";
     extendOwnLease(machine);
     const released = await this.#passAlone();
@@ -229,6 +238,7 @@ export class PrimaryDuty {
     } catch (error) {
       machine.log.error("QEMU did not leave COLO cleanly", { error });
     }
+    if (machine.phase !== "going_alone") return;
     const tookMs = performance.now() - begun;
     machine.metrics.failovers.inc({ survivor: "primary" });
     machine.metrics.failoverSeconds.observe(tookMs / 1000);
@@ -241,6 +251,10 @@ export class PrimaryDuty {
     const machine = this.#machine;
     if (machine.phase === "stopped") return;
     const wasProtected = this.#lease === "peer" || machine.phase === "going_alone";
+    if (this.#shutdown !== undefined) {
+      await this.#ended(wasProtected, this.#shutdown);
+      return;
+    }
     this.stop(`QEMU is gone: ${reason}`);
     if (!wasProtected) return;
     try {
@@ -249,6 +263,19 @@ export class PrimaryDuty {
       machine.log.warn("could not tell the secondary; it will take over when the lease has run out", {
         error,
       });
+    }
+  }
+
+  /** The VM was shut down in an orderly way: the replica must not bring it to life again. */
+  async #ended(wasProtected: boolean, reason: string): Promise<void> {
+    const { authority, peer, config, log } = this.#machine;
+    this.stop(reason);
+    if (!wasProtected) return;
+    try {
+      await authority.writeReplicaValid(false, AbortSignal.timeout(SHUTDOWN_RECORD_TIMEOUT_MS));
+      await peer.ask("abandon", { vm: config.name, reason }, TELL_TIMEOUT_MS);
+    } catch (error) {
+      log.warn("could not record the end of the VM", { error });
     }
   }
 
@@ -311,7 +338,20 @@ export class PrimaryDuty {
 
   #listen(): void {
     // COLO ends by itself only when something is wrong. Its reason is not to be trusted (reference: racy).
-    this.#unlisten = this.#machine.qmp.on("COLO_EXIT", () => void this.goAlone("QEMU has left COLO"));
+    const { qmp } = this.#machine;
+    const ends = [
+      qmp.on("COLO_EXIT", () => {
+        if (this.#shutdown === undefined) void this.goAlone("QEMU has left COLO");
+      }),
+      // A reset from outside reaches the primary only; the checkpoint makes the secondary follow.
+      qmp.on("RESET", () => this.#checkpoints?.request("requested")),
+      qmp.on("SHUTDOWN", (event) => {
+        this.#shutdown = `the VM was shut down (${String(event.data.reason)})`;
+      }),
+    ];
+    this.#unlisten = () => {
+      for (const end of ends) end();
+    };
   }
 
   /** Lets everything through that is held or diverted, and from now on everything. Returns what had been held. */

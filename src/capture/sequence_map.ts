@@ -11,7 +11,7 @@
  *
  *     HEARD    only an acknowledgement of it was seen (its own direction is not in the capture, or comes later)
  *     SEEN     its first segment in the capture, without a SYN
- *     OPENED   its SYN, or a SYN-ACK that answers it
+ *     OPENED   its SYN, or what acknowledges the SYN alone: a SYN-ACK, or the first segment behind the other end's SYN
  *
  * Two streams with a SYN differ by the difference of their SYNs' numbers. For others the first segments count: when their numbers
  * are less than SAME_NUMBERS_BYTES apart, both captures have the same numbers (two chance numbers are that close once in 512
@@ -98,6 +98,8 @@ export class StreamPair {
 /** A direction in one capture: the stream that its frames belong to now, and those without a counterpart yet. */
 export class DirectionSide {
   current: Stream | null = null;
+  /** The other end has sent a SYN; its first acknowledgement tells where this direction begins, if nothing else does. */
+  awaitsAnswer = false;
   readonly unpaired: Stream[] = [];
 
   begin(first: number, knowledge: number): Stream {
@@ -108,6 +110,7 @@ export class DirectionSide {
     }
     const stream = new Stream(first, knowledge, before);
     this.current = stream;
+    this.awaitsAnswer = false;
     // Only where the other capture lacks one connection after the other on these ports. They are reported as missing.
     if (this.unpaired.length === UNPAIRED_MAX) this.unpaired.shift();
     this.unpaired.push(stream);
@@ -200,6 +203,8 @@ export function observe(own: DirectionSide, other: DirectionSide, frame: ParsedF
     if (syn) {
       const past = heard === null ? -1 : (acknowledgement - heard.first) | 0;
       if (past < 0 || past > SYN_DATA_BYTES_MAX) other.begin(acknowledgement, OPENED);
+    } else if (other.awaitsAnswer && own.current?.position(sequence) === 0) {
+      other.begin(acknowledgement, OPENED);
     } else if (heard === null) {
       other.begin(acknowledgement, HEARD);
     }
@@ -210,6 +215,7 @@ export function observe(own: DirectionSide, other: DirectionSide, frame: ParsedF
     const first = (sequence + 1) | 0;
     if (stream === null || stream.knowledge !== OPENED || stream.first !== first) {
       stream = own.begin(first, OPENED);
+      if ((flags & SEGMENT_ACK) === 0) other.awaitsAnswer = true;
     }
   } else if (stream === null) {
     stream = own.begin(sequence, SEEN);

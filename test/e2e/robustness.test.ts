@@ -5,6 +5,7 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { GUEST_IPV4, inNamespace } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
+import { QmpClient } from "../../src/qmp/client.ts";
 import { labUnderTest } from "./lab_under_test.ts";
 
 describe("an agent that cannot start", () => {
@@ -145,5 +146,42 @@ describe("a pair in trouble", () => {
     expect(ended.received).toBe(ended.sent);
     const log = readFileSync(join(lab().directory, "a", "agent.log"), "utf8");
     expect(log).not.toContain("the data path failed");
+  });
+});
+
+describe("a guest that is shut down", () => {
+  const lab = labUnderTest("shutdown");
+
+  test("ends on both hosts: the replica does not bring it to life again", async () => {
+    using control = new LabTraffic(lab(), "http", { host: GUEST_IPV4 });
+    await control.until("traffic", (report) => report.answers > 5, 30_000);
+    control.kill();
+    const qmp = await QmpClient.connect(lab().host("a").qmp!);
+    await qmp.execute("quit").catch(() => undefined); // as an operator ends a VM
+    await lab().waitFor("both stop", ({ a, b }) => a?.phase === "stopped" && b?.phase === "stopped", 30_000);
+    expect((await lab().agentStatus("a"))?.reason).toContain("shut down");
+    expect((await lab().agentStatus("b"))?.role).toBe("none");
+  });
+});
+
+describe("a secondary that hangs", () => {
+  const lab = labUnderTest("hang");
+
+  test("is cut off, and the VM goes on", async () => {
+    using traffic = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
+    using disk = new LabTraffic(lab(), "disk", { host: GUEST_IPV4, pauseMs: 5 });
+    await disk.until("blocks", (report) => report.answers > 50, 30_000);
+    const { qemu_pid } = (await lab().report()).hosts[1]!;
+    process.kill(qemu_pid!, "SIGSTOP");
+    try {
+      await lab().waitFor("a goes on alone", ({ a }) => a?.phase === "alone", 60_000);
+      const before = { bytes: traffic.last!.received, blocks: disk.last!.answers };
+      await traffic.until("bytes", (report) => report.received > before.bytes + 100_000, 60_000);
+      await disk.until("blocks", (report) => report.answers > before.blocks + 20, 60_000);
+    } finally {
+      process.kill(qemu_pid!, "SIGCONT");
+    }
+    const ended = await traffic.finish();
+    expect(ended.received).toBe(ended.sent);
   });
 });

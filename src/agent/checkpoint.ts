@@ -188,11 +188,12 @@ export class Checkpoints {
     const abort = () => reject(this.#abort.signal.reason as Error);
     this.#abort.signal.addEventListener("abort", abort, { once: true });
     this.#loaded = { resolve };
-    promise.catch(() => undefined);
-    return promise.finally(() => {
+    const settled = promise.finally(() => {
       clearTimeout(timer);
       this.#abort.signal.removeEventListener("abort", abort);
       this.#loaded = undefined;
     });
+    settled.catch(() => undefined); // nobody waits for it when the STOP before it does not come
+    return settled;
   }
 }

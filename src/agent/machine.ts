@@ -67,3 +67,8 @@ export function extendOwnLease(machine: Machine): void {
 export function dropLease(machine: Machine): void {
   machine.dataPlane.state.leaseDeadlineNs = 0n;
 }
+
+/** Whether the phase is `phase` now: after an await it may be another than before. */
+export function isIn(machine: Machine, phase: Phase): boolean {
+  return machine.phase === phase;
+}

@@ -11,7 +11,7 @@ import { type CheckpointCause, Checkpoints } from "./checkpoint.ts";
 import { bootMs } from "./clock.ts";
 import { leaseDeadlineMs } from "./decision.ts";
 import { TapQueue } from "./input_barrier.ts";
-import { dropLease, extendLease, extendOwnLease, type Machine, setPhase } from "./machine.ts";
+import { dropLease, extendLease, extendOwnLease, isIn, type Machine, setPhase } from "./machine.ts";
 import type { SecondaryAddresses } from "./peer_api.ts";
 
 const PREPARE_TIMEOUT_MS = 20_000;
@@ -224,12 +224,12 @@ export class PrimaryDuty {
     try {
       await machine.authority.writeReplicaValid(false, this.#abort.signal);
     } catch (error) {
-      if (machine.phase !== "going_alone") return; // stopped meanwhile
+      if (!isIn(machine, "going_alone")) return; // stopped meanwhile
       if (!(error instanceof AuthorityLostError)) throw error;
       this.stop(error.message);
       return;
     }
-    if (machine.phase !== "going_alone") return;
+    if (!isIn(machine, "going_alone")) return;
     this.#lease = "self";
     extendOwnLease(machine);
     const released = await this.#passAlone();
@@ -238,7 +238,7 @@ export class PrimaryDuty {
     } catch (error) {
       machine.log.error("QEMU did not leave COLO cleanly", { error });
     }
-    if (machine.phase !== "going_alone") return;
+    if (!isIn(machine, "going_alone")) return;
     const tookMs = performance.now() - begun;
     machine.metrics.failovers.inc({ survivor: "primary" });
     machine.metrics.failoverSeconds.observe(tookMs / 1000);

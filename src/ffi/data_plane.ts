@@ -222,8 +222,6 @@ export class DataPlane {
     const { view, address } = this.#arena;
     let cleared = 0;
     let kept = false;
-    // First: a connection that is learned meanwhile sets it again.
-    this.state.connectionsKept = false;
     this.#forEachConnection((key, value) => {
       if (olderThanEpoch !== undefined) {
         const inherited = (view.getUint32(value + CONNECTION.flags, true) & CONNECTION_FLAG.INHERITED) !== 0;
@@ -234,7 +232,7 @@ export class DataPlane {
       }
       if (libbpf().bpf_map_delete_elem(fd, (address + key) as Pointer) === 0) cleared++;
     });
-    if (kept) this.state.connectionsKept = true;
+    if (!kept) this.#forgetThatAnyAreKept();
     return cleared;
   }
 
@@ -319,6 +317,12 @@ export class DataPlane {
       detachFilter(ifindex, TC_EGRESS);
     }
     rmSync(pinDirectory, { recursive: true, force: true });
+  }
+
+  /** A connection may be learned at the same time: it is either seen here, or the program that learns it sets the flag. */
+  #forgetThatAnyAreKept(): void {
+    this.state.connectionsKept = false;
+    if (this.connectionCount() > 0) this.state.connectionsKept = true;
   }
 
   #programFd(name: ProgramName): number {

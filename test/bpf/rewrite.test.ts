@@ -305,6 +305,20 @@ describe("epochs", () => {
   });
 });
 
+describe("an empty map", () => {
+  test("is known as such, so that nobody looks there", () => {
+    expect(plane.state.connectionsKept).toBe(false);
+    passiveOpen();
+    expect(plane.state.connectionsKept).toBe(true);
+    plane.state.rewriteEpoch = 2;
+    passiveOpen({ clientPort: 2 });
+    plane.clearConnections(2);
+    expect(plane.state.connectionsKept).toBe(true);
+    plane.clearConnections(3);
+    expect(plane.state.connectionsKept).toBe(false);
+  });
+});
+
 describe("a VM that took over", () => {
   test("goes on with the client in the old primary's numbers", () => {
     passiveOpen();

@@ -1,0 +1,121 @@
+/** Flows by name: from the comparer's text to its parts, and which of two ports is the service. */
+import type { FlowDescription } from "./record.ts";
+
+/** Services that a reader knows by name (IANA's names, or what people say). */
+const SERVICE_NAMES: Record<number, string> = {
+  20: "FTP data",
+  21: "FTP",
+  22: "SSH",
+  23: "Telnet",
+  25: "SMTP",
+  53: "DNS",
+  67: "DHCP",
+  68: "DHCP",
+  69: "TFTP",
+  80: "HTTP",
+  88: "Kerberos",
+  110: "POP3",
+  111: "RPC bind",
+  123: "NTP",
+  137: "NetBIOS",
+  143: "IMAP",
+  161: "SNMP",
+  179: "BGP",
+  319: "PTP",
+  320: "PTP",
+  389: "LDAP",
+  443: "HTTPS",
+  445: "SMB",
+  465: "SMTPS",
+  500: "IKE",
+  514: "syslog",
+  546: "DHCPv6",
+  547: "DHCPv6",
+  587: "SMTP submission",
+  636: "LDAPS",
+  853: "DNS over TLS",
+  873: "rsync",
+  993: "IMAPS",
+  995: "POP3S",
+  1194: "OpenVPN",
+  1433: "SQL Server",
+  1521: "Oracle",
+  1883: "MQTT",
+  2049: "NFS",
+  2379: "etcd",
+  3260: "iSCSI",
+  3306: "MySQL",
+  3389: "RDP",
+  3478: "STUN",
+  4500: "IPsec NAT traversal",
+  4789: "VXLAN",
+  5060: "SIP",
+  5353: "mDNS",
+  5355: "LLMNR",
+  5432: "PostgreSQL",
+  5672: "AMQP",
+  5900: "VNC",
+  6379: "Redis",
+  6443: "Kubernetes API",
+  8080: "HTTP",
+  8443: "HTTPS",
+  9092: "Kafka",
+  9100: "node_exporter",
+  11211: "memcached",
+  27017: "MongoDB",
+  51820: "WireGuard",
+};
+
+export interface Service {
+  port: number;
+  /** Undefined for a port that has no well-known use. */
+  name: string | undefined;
+  /** source: the VM serves; destination: the VM is the client. */
+  side: "source" | "destination";
+}
+
+/** The service's end of a flow: the port that has a name, or else the lower one. Undefined for flows without ports. */
+export function serviceOf(flow: FlowDescription): Service | undefined {
+  const { sourcePort, destinationPort } = flow;
+  if (sourcePort === undefined || destinationPort === undefined) return undefined;
+  const named = (port: number) => (SERVICE_NAMES[port] === undefined ? 0 : 1);
+  const preference = named(sourcePort) - named(destinationPort) || destinationPort - sourcePort;
+  const side = preference >= 0 ? "source" : "destination";
+  const port = side === "source" ? sourcePort : destinationPort;
+  return { port, name: SERVICE_NAMES[port], side };
+}
+
+/** Key of a flow in a ranking by port: "tcp 443"; "icmp" for flows without ports. */
+export function portKey(flow: FlowDescription): string {
+  const service = serviceOf(flow);
+  return service === undefined ? flow.protocol : `${flow.protocol} ${service.port}`;
+}
+
+/** Takes apart what `describeFlow` of src/compare/divergence.ts writes; a text it does not know is about "any" protocol. */
+export function parseFlow(text: string): FlowDescription {
+  const match = /^(.+?) (\S+) > (\S+?)(?: vlan [\d.]+)?$/.exec(text);
+  if (match === null) return { text, protocol: "any", source: "", destination: "" };
+  const source = parseEndpoint(match[2]!);
+  const destination = parseEndpoint(match[3]!);
+  const flow: FlowDescription = {
+    text,
+    protocol: protocolOf(match[1]!),
+    source: source.address,
+    destination: destination.address,
+  };
+  if (source.port !== undefined) flow.sourcePort = source.port;
+  if (destination.port !== undefined) flow.destinationPort = destination.port;
+  return flow;
+}
+
+/** "tcp", "tcp fragments", "icmp type 8 code 0 id 7", "ip protocol 47", "frame ethertype 0x88cc". */
+function protocolOf(name: string): string {
+  const etherType = /\bethertype 0x[0-9a-f]+/.exec(name);
+  if (etherType !== null) return etherType[0];
+  return /^ip protocol (\d+)/.exec(name)?.[1] ?? name.split(" ", 1)[0]!;
+}
+
+function parseEndpoint(text: string): { address: string; port?: number } {
+  const match = /^\[(.+)\]:(\d+)$/.exec(text) ?? /^(\d+\.\d+\.\d+\.\d+):(\d+)$/.exec(text);
+  return match === null ? { address: text } : { address: match[1]!, port: Number(match[2]) };
+}

@@ -1,0 +1,101 @@
+/**
+ * Where in a frame headers end and payload begins. Careful rather than clever: what is not surely a header counts as payload,
+ * because payload is what `--redact` hides.
+ *
+ * Sources: IEEE 802.1Q (tags), RFC 791 and RFC 8200 (IP and extension headers), RFC 9293 3.1 (TCP), RFC 768, RFC 792,
+ * RFC 4443 2.1, RFC 9260 3.1 (SCTP).
+ */
+const ETHERNET_BYTES = 14;
+const VLAN_TYPES: ReadonlySet<number> = new Set([0x8100, 0x88a8, 0x9100]);
+const VLAN_TAGS_MAX = 2;
+const ETHERTYPE_IPV4 = 0x0800;
+const ETHERTYPE_IPV6 = 0x86dd;
+/** Hop-by-hop options, routing header, destination options. */
+const IPV6_OPTION_HEADERS: ReadonlySet<number> = new Set([0, 43, 60]);
+const IPV6_FRAGMENT = 44;
+const ICMP = 1;
+const TCP = 6;
+const UDP = 17;
+const ICMPV6 = 58;
+const SCTP = 132;
+
+export interface FrameLayout {
+  /** Bytes of all headers: Ethernet, VLAN, IP, transport. */
+  headerBytes: number;
+  /** Behind the last byte of the IP packet, without the padding of short frames; the frame's length if it is not IP. */
+  payloadEnd: number;
+  etherType: number;
+  /** IP protocol; undefined if the frame is not IP. */
+  protocol?: number;
+  /** Of the transport header, which a fragment does not show. */
+  transportOffset?: number;
+  /** TCP, UDP, ICMP, SCTP: where their checksum is, and its length; it tells something of the payload. */
+  checksum?: { offset: number; bytes: number };
+}
+
+const TRANSPORTS: Record<number, { headerBytes: number; checksumOffset: number; checksumBytes: number }> = {
+  [ICMP]: { headerBytes: 8, checksumOffset: 2, checksumBytes: 2 },
+  [TCP]: { headerBytes: 20, checksumOffset: 16, checksumBytes: 2 },
+  [UDP]: { headerBytes: 8, checksumOffset: 6, checksumBytes: 2 },
+  [ICMPV6]: { headerBytes: 8, checksumOffset: 2, checksumBytes: 2 },
+  [SCTP]: { headerBytes: 12, checksumOffset: 8, checksumBytes: 4 },
+};
+
+/** `head`: the frame or its beginning; `frameBytes`: how long the frame is. Never throws. */
+export function layoutOf(head: Uint8Array, frameBytes: number = head.length): FrameLayout {
+  const be16 = (at: number) => ((head[at] ?? 0) << 8) | (head[at + 1] ?? 0);
+  let at = Math.min(ETHERNET_BYTES, head.length);
+  let etherType = be16(12);
+  for (let tags = 0; tags < VLAN_TAGS_MAX && VLAN_TYPES.has(etherType) && at + 4 <= head.length; tags++) {
+    etherType = be16(at + 2);
+    at += 4;
+  }
+  const plain: FrameLayout = { headerBytes: at, payloadEnd: frameBytes, etherType };
+  if (etherType === ETHERTYPE_IPV4) {
+    if (at + 20 > head.length || head[at]! >>> 4 !== 4) return plain;
+    const headerBytes = (head[at]! & 15) * 4;
+    // A length of 0 is what TCP segmentation offload of more than 64 KiB leaves there.
+    const totalBytes = be16(at + 2) || frameBytes - at;
+    if (headerBytes < 20 || totalBytes < headerBytes || at + headerBytes > head.length) return plain;
+    const payloadEnd = Math.min(frameBytes, at + totalBytes);
+    const ip = { headerBytes: at + headerBytes, payloadEnd, etherType, protocol: head[at + 9]! };
+    // More fragments, or not the first one (RFC 791: flags and fragment offset).
+    return (be16(at + 6) & 0x3fff) !== 0 ? ip : transport(head, ip);
+  }
+  if (etherType === ETHERTYPE_IPV6) {
+    if (at + 40 > head.length || head[at]! >>> 4 !== 6) return plain;
+    const payloadBytes = be16(at + 4) || frameBytes - at - 40;
+    const payloadEnd = Math.min(frameBytes, at + 40 + payloadBytes);
+    let protocol = head[at + 6]!;
+    at += 40;
+    while (IPV6_OPTION_HEADERS.has(protocol) && at + 8 <= Math.min(head.length, payloadEnd)) {
+      const bytes = (head[at + 1]! + 1) * 8;
+      if (at + bytes > Math.min(head.length, payloadEnd)) break;
+      protocol = head[at]!;
+      at += bytes;
+    }
+    const ip = { headerBytes: at, payloadEnd, etherType, protocol };
+    if (protocol === IPV6_FRAGMENT && at + 8 <= head.length) {
+      return { ...ip, headerBytes: at + 8, protocol: head[at]! };
+    }
+    return transport(head, ip);
+  }
+  return plain;
+}
+
+function transport(head: Uint8Array, ip: FrameLayout & { protocol: number }): FrameLayout {
+  const kind = TRANSPORTS[ip.protocol];
+  const at = ip.headerBytes;
+  if (kind === undefined || at + kind.headerBytes > Math.min(head.length, ip.payloadEnd)) return ip;
+  let { headerBytes } = kind;
+  if (ip.protocol === TCP) {
+    headerBytes = (head[at + 12]! >>> 4) * 4;
+    if (headerBytes < 20 || at + headerBytes > Math.min(head.length, ip.payloadEnd)) return ip;
+  }
+  return {
+    ...ip,
+    headerBytes: at + headerBytes,
+    transportOffset: at,
+    checksum: { offset: at + kind.checksumOffset, bytes: kind.checksumBytes },
+  };
+}

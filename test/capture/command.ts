@@ -1,0 +1,38 @@
+/** `colo-agent compare` as a process of its own. */
+import { join } from "node:path";
+import type { CaptureReport } from "../../src/capture/report.ts";
+
+const repository = join(import.meta.dir, "../..");
+
+/** The command on its own: what src/cli/main.ts does with it. */
+const PROGRAM = `
+  import { Command } from "commander";
+  import { compareCommand } from "./src/cli/compare.ts";
+  await new Command("colo-agent").addCommand(compareCommand()).parseAsync(["bun", "colo-agent", ...process.argv.slice(1)]);
+`;
+
+export interface CommandResult {
+  status: number;
+  stdout: string;
+  stderr: string;
+  /** Largest resident set of the process. */
+  peakBytes: number;
+}
+
+export async function compareCommandLine(...args: string[]): Promise<CommandResult> {
+  const child = Bun.spawn([process.execPath, "-e", PROGRAM, "--", "compare", ...args], {
+    cwd: repository,
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [stdout, stderr, status] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+    child.exited,
+  ]);
+  return { status, stdout, stderr, peakBytes: child.resourceUsage()?.maxRSS ?? 0 };
+}
+
+export function reportOf(result: CommandResult): CaptureReport {
+  return JSON.parse(result.stdout) as CaptureReport;
+}

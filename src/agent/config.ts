@@ -49,7 +49,7 @@ const checkpoint = z.strictObject({
   /** Longest time given to the taps to be read empty before a checkpoint. */
   input_drain_ms: milliseconds(0, 1_000).default(20),
   /** From the request to the VM's STOP event. */
-  stop_timeout_ms: milliseconds(100, 600_000).default(3_000),
+  stop_timeout_ms: milliseconds(100, 600_000).default(1_500),
   /** From STOP to the report that the secondary has loaded the state. */
   load_timeout_ms: milliseconds(100, 600_000).default(30_000),
 });

@@ -32,7 +32,7 @@ export class CaptureReader {
       this.#file = new PcapFile(path);
     } catch (cause) {
       if (!(cause instanceof PcapError)) throw cause;
-      throw new CaptureError(`${path} cannot be opened as a capture: ${without(path, cause.message)}.`, {
+      throw new CaptureError(`${path} cannot be opened as a capture: ${explain(path, cause.message)}.`, {
         cause,
       });
     }
@@ -73,7 +73,7 @@ export class CaptureReader {
       if (!file.next()) return false;
     } catch (cause) {
       if (!(cause instanceof PcapError)) throw cause;
-      const text = without(this.path, cause.message);
+      const text = explain(this.path, cause.message);
       throw new CaptureError(`${this.path} cannot be read beyond frame ${this.frames}: ${text}.`, { cause });
     }
     this.frames++;
@@ -127,7 +127,9 @@ function fileBytes(path: string): number {
   return size;
 }
 
-/** libpcap puts the file's name in front of some of its messages. */
-function without(path: string, message: string): string {
-  return message.startsWith(`${path}: `) ? message.slice(path.length + 2) : message;
+/** libpcap's words, without the file's name that it puts in front of some, and with what to do about it. */
+function explain(path: string, message: string): string {
+  const text = message.startsWith(`${path}: `) ? message.slice(path.length + 2) : message;
+  if (!/different from the (type|snapshot length) of the first interface/.test(text)) return text;
+  return `${text}; libpcap reads pcapng files of one kind of interface only, so write one file for each interface`;
 }

@@ -162,7 +162,10 @@ export class Lab {
       if (state.witness !== undefined) await endProcess(state.witness);
     }
     await removeNetwork(name);
-    for (const letter of LETTERS) DataPlane.remove(`${PIN_ROOT}/${name}-${letter}/${VM_NAME}`, []);
+    for (const letter of LETTERS) {
+      DataPlane.remove(join(PIN_ROOT, `${name}-${letter}`, VM_NAME), []);
+      rmSync(join(PIN_ROOT, `${name}-${letter}`), { recursive: true, force: true });
+    }
     rmSync(directory, { recursive: true, force: true });
     return found;
   }

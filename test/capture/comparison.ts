@@ -3,21 +3,25 @@ import { type CompareCapturesOptions, compareCaptures } from "../../src/capture/
 import type { CaptureReport } from "../../src/capture/report.ts";
 import type { CaptureFolder } from "./capture_files.ts";
 
-/** Compares frames by way of two files in this process, and checks that the report accounts for each of them. */
-export class Comparison {
-  constructor(private readonly folder: CaptureFolder) {}
+/** Compares two files in this process, and checks that the report accounts for every frame. */
+export function compareFiles(
+  primary: string,
+  secondary: string,
+  options: Partial<CompareCapturesOptions> = {},
+): CaptureReport {
+  const report = compareCaptures({ primary, secondary, ...options });
+  expectConsistent(report);
+  return report;
+}
 
-  readonly compare = (
+/** The same for frames, by way of two files in this folder. */
+export function comparer(folder: CaptureFolder) {
+  return (
     primary: readonly Uint8Array[],
     secondary: readonly Uint8Array[],
     options: Partial<CompareCapturesOptions> = {},
   ): CaptureReport => {
-    const report = compareCaptures({
-      primary: this.folder.capture(primary),
-      secondary: this.folder.capture(secondary),
-      ...options,
-    });
-    expectConsistent(report);
+    const report = compareFiles(folder.capture(primary), folder.capture(secondary), options);
     expect(report.primary.frames).toBe(primary.length);
     expect(report.secondary.frames).toBe(secondary.length);
     return report;

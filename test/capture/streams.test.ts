@@ -3,12 +3,12 @@ import type { CaptureReport } from "../../src/capture/report.ts";
 import { Stream } from "../../src/capture/sequence_map.ts";
 import { ACK, CLIENT, FIN, GUEST, PSH, RST, SYN, tcp } from "../compare/frames.ts";
 import { CaptureFolder } from "./capture_files.ts";
-import { Comparison } from "./comparison.ts";
+import { comparer } from "./comparison.ts";
 import { Conversation, type ConversationOptions, flipped, pattern } from "./conversation.ts";
 
 const folder = new CaptureFolder();
 afterAll(() => folder.remove());
-const { compare } = new Comparison(folder);
+const compare = comparer(folder);
 
 const REQUEST = pattern(300, 7);
 const ANSWER = pattern(5_000, 8);

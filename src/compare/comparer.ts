@@ -43,17 +43,17 @@ export const COMPARER_LIMITS: ComparerLimits = {
 /** Flow ids that one expire() looks at for idle flows. */
 const COLLECT_PER_CALL = 64;
 /**
- * When the table is full: ids looked at for flows to forget. Those that have been silent on both sides for maxWaitNs may go: a flow
- * seen again later starts in mid-stream, which is safe.
+ * When the table is full: ids looked at for flows to forget. Those that have been silent on both sides for
+ * maxWaitNs may go: a flow seen again later starts in mid-stream, which is safe.
  */
 const EVICT_LOOKS = 4096;
 
 /**
  * Decides which frames of the primary VM may leave (design.md section 5, rules 1, 3 and 4).
  *
- * Every record that is added is given back exactly once: a primary one by sink.release(), a secondary one by sink.finish(). Frames
- * of one flow are released in order of arrival. sink.release() and sink.finish() may be called for a record before the add*() call
- * that brought it returns.
+ * Every record that is added is given back exactly once: a primary one by sink.release(), a secondary one by
+ * sink.finish(). Frames of one flow are released in order of arrival. sink.release() and sink.finish() may be
+ * called for a record before the add*() call that brought it returns.
  *
  *     comparer.addPrimary(slot, ring.offset(slot));        for each record of the primary's ring
  *     comparer.addSecondary(slot, ring.offset(slot));      for each record of the secondary's ring
@@ -62,12 +62,14 @@ const EVICT_LOOKS = 4096;
  *     comparer.beginCheckpoint(now);                       before QEMU is asked for a checkpoint
  *     comparer.checkpoint(stopTimeNs, secondaryEpoch);     when the secondary has loaded it
  *
- * Why beginCheckpoint(): the output that the secondary has produced and the primary has not reached yet is undone by the
- * checkpoint. A frame that the primary sends after it must not be compared with that output, even if the bytes happen to agree and
- * even if it gets here before the news of the checkpoint: the secondary will produce it again, perhaps differently. Whoever leaves
- * the call out gets a "boundary" divergence (another checkpoint) whenever that has happened.
+ * Why beginCheckpoint(): the output that the secondary has produced and the primary has not reached yet is
+ * undone by the checkpoint. A frame that the primary sends after it must not be compared with that output,
+ * even if the bytes happen to agree and even if it gets here before the news of the checkpoint: the secondary
+ * will produce it again, perhaps differently. Whoever leaves the call out gets a "boundary" divergence
+ * (another checkpoint) whenever that has happened.
  *
- * The way of a packet allocates nothing; reports, growth past the usual and checkpoint() may. Times are CLOCK_BOOTTIME in ns.
+ * The way of a packet allocates nothing; reports, growth past the usual and checkpoint() may. Times are
+ * CLOCK_BOOTTIME in ns.
  */
 export class Comparer {
   readonly stats: ComparerStats;
@@ -153,8 +155,8 @@ export class Comparer {
   }
 
   /**
-   * A frame of the secondary VM. Records of an older epoch are finished at once, those of a newer one (16 bits, modulo 2^16) wait
-   * for its checkpoint().
+   * A frame of the secondary VM. Records of an older epoch are finished at once, those of a newer one (16
+   * bits, modulo 2^16) wait for its checkpoint().
    */
   addSecondary(slot: number, offset: number): void {
     const { state, frame, stats } = this;
@@ -175,9 +177,10 @@ export class Comparer {
   }
 
   /**
-   * A checkpoint is about to be asked for: from now on primary frames newer than `horizonNs` are held without being compared, until
-   * checkpoint() or cancelCheckpoint(). Older ones are compared as before. Timeouts are not reported meanwhile. May be called again with
-   * a later time (that of the STOP event) or, if no checkpoint came of it, for the next one.
+   * A checkpoint is about to be asked for: from now on primary frames newer than `horizonNs` are held without
+   * being compared, until checkpoint() or cancelCheckpoint(). Older ones are compared as before. Timeouts are
+   * not reported meanwhile. May be called again with a later time (that of the STOP event) or, if no
+   * checkpoint came of it, for the next one.
    */
   beginCheckpoint(horizonNs: number): void {
     this.moveHorizon(horizonNs);
@@ -189,9 +192,9 @@ export class Comparer {
   }
 
   /**
-   * The secondary has loaded the primary's state as of `boundaryNs` (the primary's STOP). Primary frames up to then are released, also those
-   * that are added later; secondary records of older epochs are finished; frames after it are compared with the
-   * secondary's records of `newEpoch`.
+   * The secondary has loaded the primary's state as of `boundaryNs` (the primary's STOP). Primary frames up
+   * to then are released, also those that are added later; secondary records of older epochs are finished;
+   * frames after it are compared with the secondary's records of `newEpoch`.
    */
   checkpoint(boundaryNs: number, newEpoch: number): { released: number; dropped: number } {
     const { state, stats } = this;
@@ -238,8 +241,9 @@ export class Comparer {
   }
 
   /**
-   * The VM runs alone from now on: everything held is released in order of arrival, all secondary records are finished, all flows are
-   * forgotten. Returns how many frames were released. Frames added afterwards are held again, until the next call.
+   * The VM runs alone from now on: everything held is released in order of arrival, all secondary records are
+   * finished, all flows are forgotten. Returns how many frames were released. Frames added afterwards are
+   * held again, until the next call.
    */
   releaseAll(): number {
     const { state, stats } = this;
@@ -261,8 +265,9 @@ export class Comparer {
   }
 
   /**
-   * Reports frames that have waited longer than maxWaitNs, once for each flow and again only after another maxWaitNs, and forgets
-   * idle flows. Nothing is released by a timeout. Call it at the latest at nextDeadlineNs(), and about once a second when idle.
+   * Reports frames that have waited longer than maxWaitNs, once for each flow and again only after another
+   * maxWaitNs, and forgets idle flows. Nothing is released by a timeout. Call it at the latest at
+   * nextDeadlineNs(), and about once a second when idle.
    */
   expire(nowNs: number): void {
     const { state, stats } = this;
@@ -280,7 +285,10 @@ export class Comparer {
     return this.deadlines.nextNs();
   }
 
-  /** A frame that a past checkpoint covers: it only has to be sent, but it says how far its connection had come. */
+  /**
+   * A frame that a past checkpoint covers: it only has to be sent, but it says how far its connection had
+   * come.
+   */
   private addLate(slot: number): void {
     const { state, frame, stats } = this;
     stats.releasedByCheckpoint++;
@@ -355,7 +363,8 @@ export class Comparer {
     const { flows } = state;
     const known = flows.find(frame.key);
     if (known >= 0) return known;
-    // A frame in the overflow list may be of this very flow, and comes first: no new flows before it has left.
+    // A frame in the overflow list may be of this very flow, and comes first: no new flows before it has
+    // left.
     if (this.overflow.withoutFlow > 0) return -1;
     const flags = frame.kind === KIND_TCP ? FLOW_TCP : 0;
     let flow = flows.add(frame.key, flags, state.nowNs);
@@ -385,7 +394,10 @@ export class Comparer {
     }
   }
 
-  /** Closed before the last checkpoint already, so that nothing of it can be on its way. Notes it for the next one. */
+  /**
+   * Closed before the last checkpoint already, so that nothing of it can be on its way. Notes it for the next
+   * one.
+   */
   private isOver(flow: number): boolean {
     const { flows } = this.state;
     const flags = flows.flags[flow];

@@ -3,8 +3,9 @@ import { KIND_UNPARSED } from "./parse.ts";
 import type { CompareState } from "./state.ts";
 
 /**
- * Flows whose frames are compared one by one: UDP, ICMP, other IP protocols, fragments, frames that are not IP, and frames that
- * could not be understood. The n-th of the primary must equal the n-th of the secondary; whichever comes first waits.
+ * Flows whose frames are compared one by one: UDP, ICMP, other IP protocols, fragments, frames that are not
+ * IP, and frames that could not be understood. The n-th of the primary must equal the n-th of the secondary;
+ * whichever comes first waits.
  */
 export class DatagramFlows {
   constructor(private readonly state: CompareState) {}

@@ -6,9 +6,9 @@ import type { CompareState } from "./state.ts";
 import type { TcpFlows } from "./tcp.ts";
 
 /**
- * Frames that have waited too long for their counterpart, on either side. All may wait equally long, so the list in order of arrival
- * is the list in order of deadlines: a mark moves along it, and behind the mark everything has been looked at. What is still there
- * one more wait later is looked at again, from the start.
+ * Frames that have waited too long for their counterpart, on either side. All may wait equally long, so the
+ * list in order of arrival is the list in order of deadlines: a mark moves along it, and behind the mark
+ * everything has been looked at. What is still there one more wait later is looked at again, from the start.
  */
 export class Deadlines {
   /** Waiting counts from here at the earliest: nothing could be matched while the VMs stood still. */
@@ -33,7 +33,10 @@ export class Deadlines {
     state.secondaryUnexpired = state.secondaryAge.head[0];
   }
 
-  /** Reports each flow with a frame whose time has run out, at most once in maxWaitNs. Allocates only to report. */
+  /**
+   * Reports each flow with a frame whose time has run out, at most once in maxWaitNs. Allocates only to
+   * report.
+   */
   expire(nowNs: number): void {
     this.expirePrimary(nowNs);
     this.expireSecondary(nowNs);

@@ -41,7 +41,10 @@ export interface Divergence {
   class: DivergenceClass;
   /** For people: "tcp 198.18.0.2:80 > 198.18.0.9:40000". */
   flow: string;
-  /** TCP: payload bytes of this connection before the difference, modulo 2^32; absent when its SYN was not seen. */
+  /**
+   * TCP: payload bytes of this connection before the difference, modulo 2^32; absent when its SYN was not
+   * seen.
+   */
   streamOffset?: number;
   /** How long the oldest frame concerned had waited. */
   waitedNs: number;

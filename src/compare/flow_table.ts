@@ -1,10 +1,11 @@
 import { KEY_KIND, KEY_WORDS } from "./parse.ts";
 
 /**
- * The flows: one direction each (the guest is always the sender), found by key, with their state as struct of arrays.
+ * The flows: one direction each (the guest is always the sender), found by key, with their state as struct of
+ * arrays.
  *
- * Open addressing with linear probing and backward-shift deletion, so there are no tombstones; the hash is seeded, since
- * peers choose ports and addresses.
+ * Open addressing with linear probing and backward-shift deletion, so there are no tombstones; the hash is
+ * seeded, since peers choose ports and addresses.
  */
 
 /** A byte stream (compared by sequence number), not a series of datagrams. */

@@ -1,6 +1,6 @@
 /**
- * Doubly linked lists over the items of a pool, as plain integers: many lists (one for each flow, say) whose items are indices
- * of one pool. An item is in at most one list of an instance at a time. -1 means "none".
+ * Doubly linked lists over the items of a pool, as plain integers: many lists (one for each flow, say) whose
+ * items are indices of one pool. An item is in at most one list of an instance at a time. -1 means "none".
  */
 export class LinkedLists {
   readonly head: Int32Array;

@@ -1,8 +1,8 @@
 import type { CompareState } from "./state.ts";
 
 /**
- * Primary frames that cannot be tracked one by one (a limit was passed): held in order of arrival until a checkpoint covers
- * them. Grows as needed; the rings bound it.
+ * Primary frames that cannot be tracked one by one (a limit was passed): held in order of arrival until a
+ * checkpoint covers them. Grows as needed; the rings bound it.
  */
 export class OverflowList {
   length = 0;

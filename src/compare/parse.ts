@@ -1,10 +1,10 @@
 /**
- * From a record of the packet rings (struct colo_record of bpf/colo.h, then the frame) to what the comparer needs of it: which
- * flow it belongs to, which bytes of it count, and the TCP numbers.
+ * From a record of the packet rings (struct colo_record of bpf/colo.h, then the frame) to what the comparer
+ * needs of it: which flow it belongs to, which bytes of it count, and the TCP numbers.
  *
- * The frame is the guest's, so it is hostile: every length is checked against the frame's end before it is used, and the
- * length that counts is the one the IP header gives, never the frame's (Ethernet pads short frames). Whatever does not fit
- * becomes KIND_UNPARSED and is compared as a whole.
+ * The frame is the guest's, so it is hostile: every length is checked against the frame's end before it is
+ * used, and the length that counts is the one the IP header gives, never the frame's (Ethernet pads short
+ * frames). Whatever does not fit becomes KIND_UNPARSED and is compared as a whole.
  *
  * Sources: RFC 791, RFC 8200, RFC 9293, RFC 768, RFC 792, RFC 4443, RFC 9260; include/uapi/linux/if_ether.h.
  */
@@ -30,8 +30,9 @@ export const KIND_UNPARSED = 4;
 export const KIND_BYPASS = 5;
 
 /**
- * Words of a flow key: 0 kind << 24 | fragment << 16 | IP version << 8 | protocol; 1 ports, or ICMP type/code/identifier, or the
- * EtherType; 2 VLAN tags (outer low, inner high half); 3-6 source; 7-10 destination (IP, or MAC in two words).
+ * Words of a flow key: 0 kind << 24 | fragment << 16 | IP version << 8 | protocol; 1 ports, or ICMP
+ * type/code/identifier, or the EtherType; 2 VLAN tags (outer low, inner high half); 3-6 source; 7-10
+ * destination (IP, or MAC in two words).
  */
 export const KEY_WORDS = 11;
 export const KEY_KIND = 0;
@@ -82,10 +83,13 @@ export class ParsedFrame {
   skipBytes = 0;
   /**
    * TCP SYN: negotiated options (MSS << 16 | window scale or 0xff << 8 | SACK permitted << 1 | timestamps);
-   * fragment: offset in 8-byte units << 1 | more fragments; UDP segmentation offload: size of one datagram. Else 0.
+   * fragment: offset in 8-byte units << 1 | more fragments; UDP segmentation offload: size of one datagram.
+   * Else 0.
    */
   meta = 0;
-  /** TCP: flags byte, sequence space [sequence, end) with SYN and FIN counted, acknowledgement; signed 32-bit. */
+  /**
+   * TCP: flags byte, sequence space [sequence, end) with SYN and FIN counted, acknowledgement; signed 32-bit.
+   */
   flags = 0;
   sequence = 0;
   end = 0;
@@ -211,7 +215,8 @@ function parseIpv4(bytes: Uint8Array, record: number, at: number, end: number, f
   const payload = at + headerBytes;
   const payloadEnd = at + totalBytes;
   if ((fragment & 0x3fff) !== 0) {
-    // The identification may differ between the two VMs, so it is neither in the key nor compared: order tells.
+    // The identification may differ between the two VMs, so it is neither in the key nor compared: order
+    // tells.
     return fragmentOf(payload, payloadEnd, 4, protocol, fragment & 0x1fff, (fragment >> 13) & 1, frame);
   }
   return parseTransport(bytes, record, payload, payloadEnd, 4, protocol, frame);

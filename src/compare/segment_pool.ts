@@ -1,6 +1,6 @@
 /**
- * The frames that wait, one index each: struct of arrays with a free list, sized once. A "segment" here is any held frame:
- * a TCP segment, a datagram, or a frame compared as a whole.
+ * The frames that wait, one index each: struct of arrays with a free list, sized once. A "segment" here is
+ * any held frame: a TCP segment, a datagram, or a frame compared as a whole.
  */
 
 export const SEGMENT_FIN = 0x01;
@@ -9,7 +9,10 @@ export const SEGMENT_RST = 0x04;
 export const SEGMENT_ACK = 0x10;
 /** Primary: this SYN opens another connection than the segments queued before it. */
 export const SEGMENT_OPENS = 0x100;
-/** Primary: takes part in the comparison (it belongs to the current connection and is not newer than the horizon). */
+/**
+ * Primary: takes part in the comparison (it belongs to the current connection and is not newer than the
+ * horizon).
+ */
 export const SEGMENT_TRACKED = 0x200;
 /** Primary: every byte of it has been produced by the secondary too. */
 export const SEGMENT_VERIFIED = 0x400;
@@ -25,7 +28,9 @@ export class SegmentPool {
   readonly arrival: Float64Array;
   /** TCP flags (low byte, as on the wire) and SEGMENT_* marks. */
   readonly flags: Uint16Array;
-  /** Sequence space: [sequence, end), SYN and FIN included, as signed 32-bit integers: only differences count. */
+  /**
+   * Sequence space: [sequence, end), SYN and FIN included, as signed 32-bit integers: only differences count.
+   */
   readonly sequence: Int32Array;
   readonly end: Int32Array;
   readonly acknowledgement: Int32Array;

@@ -13,7 +13,9 @@ export interface RecordMemory {
   readonly address: number;
 }
 
-/** Where the comparer's decisions go. The methods are called in the middle of it: they must not call it back. */
+/**
+ * Where the comparer's decisions go. The methods are called in the middle of it: they must not call it back.
+ */
 export interface ComparerSink {
   /** The primary frame of this slot may be sent, in the order of these calls. */
   release(slot: number): void;
@@ -39,7 +41,8 @@ export interface ComparerLimits {
 
 /**
  * Frames since the start, but for the two that say "now".
- * primaryAdded = releasedFrames + heldFrames and secondaryAdded = finishedFrames + pendingFrames at all times.
+ * primaryAdded = releasedFrames + heldFrames and secondaryAdded = finishedFrames + pendingFrames at all
+ * times.
  */
 export class ComparerStats {
   primaryAdded = 0;
@@ -93,7 +96,10 @@ export class CompareState {
   readonly secondarySorted: LinkedLists;
   /** Secondary RSTs of a flow that have no counterpart yet. */
   readonly secondaryResets: LinkedLists;
-  /** Secondary datagrams of a flow; for TCP those of a connection that the primary has not opened yet. Arrival order. */
+  /**
+   * Secondary datagrams of a flow; for TCP those of a connection that the primary has not opened yet. Arrival
+   * order.
+   */
   readonly secondaryQueue: LinkedLists;
   /** All held primary frames and all waiting secondary frames, in order of arrival: list 0. */
   readonly primaryAge: LinkedLists;
@@ -228,8 +234,8 @@ export class CompareState {
   }
 
   /**
-   * Reports a divergence and freezes its flow: what the primary has sent and will send of it stays held until the next
-   * checkpoint, and what the secondary sends of it is worth nothing until then.
+   * Reports a divergence and freezes its flow: what the primary has sent and will send of it stays held until
+   * the next checkpoint, and what the secondary sends of it is worth nothing until then.
    */
   diverge(flow: number, why: DivergenceClass, detail: string, streamOffset?: number): void {
     if ((this.flows.flags[flow] & FLOW_FROZEN) !== 0) return;

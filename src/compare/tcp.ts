@@ -37,27 +37,32 @@ const SAME_OPENING_BYTES = 65_536;
 /**
  * TCP: what must agree is the byte stream and what has been acknowledged, not the segments.
  *
- * The problem: the two guests cut the same stream differently, retransmit at other moments, acknowledge at other moments. The
- * insight: a client can only notice (a) bytes, at their place in the sequence space, (b) how far its own bytes are acknowledged,
- * (c) that the connection is opened, closed or reset. So for each flow there is one number, `verified`: both sides have
- * produced every byte below it. A primary segment is released, in order of arrival, when
+ * The problem: the two guests cut the same stream differently, retransmit at other moments, acknowledge at
+ * other moments. The insight: a client can only notice (a) bytes, at their place in the sequence space, (b)
+ * how far its own bytes are acknowledged, (c) that the connection is opened, closed or reset. So for each
+ * flow there is one number, `verified`: both sides have produced every byte below it. A primary segment is
+ * released, in order of arrival, when
  *
  *     its end <= verified   and   its acknowledgement <= the highest one of the secondary      (RFC 9293 3.4, modulo 2^32)
  *
- * SYN and FIN are places in the stream like bytes. The secondary's SYN has a number of its own and is given the primary's; all its
- * later segments arrive already in the primary's numbers (the rewriting programs do that).
+ * SYN and FIN are places in the stream like bytes. The secondary's SYN has a number of its own and is given
+ * the primary's; all its later segments arrive already in the primary's numbers (the rewriting programs do
+ * that).
  *
- * Connections. A SYN with another number than the one before opens another connection on the same ports. It becomes the
- * current one when everything queued before it has been released and nothing of the secondary's old one is unmatched; until
- * then its segments wait behind it. The secondary's segments of a connection that the primary has not opened yet wait as well.
+ * Connections. A SYN with another number than the one before opens another connection on the same ports. It
+ * becomes the current one when everything queued before it has been released and nothing of the secondary's
+ * old one is unmatched; until then its segments wait behind it. The secondary's segments of a connection that
+ * the primary has not opened yet wait as well.
  *
- * First seen in mid-stream: see TcpStream for the bytes. The secondary's acknowledgement starts as unknown, which releases nothing.
+ * First seen in mid-stream: see TcpStream for the bytes. The secondary's acknowledgement starts as unknown,
+ * which releases nothing.
  *
- * After a checkpoint both stacks are equal. What the primary had sent before it is covered, so `verified` is the highest end and
- * `secondaryAck` the highest acknowledgement that was released, without a floor.
+ * After a checkpoint both stacks are equal. What the primary had sent before it is covered, so `verified` is
+ * the highest end and `secondaryAck` the highest acknowledgement that was released, without a floor.
  *
- * Limits, on purpose: window, options after the SYN, urgent pointer, ECN and PSH may differ. A retransmission below `verified` is
- * not compared again: both stacks send it from the buffer whose bytes were compared the first time.
+ * Limits, on purpose: window, options after the SYN, urgent pointer, ECN and PSH may differ. A retransmission
+ * below `verified` is not compared again: both stacks send it from the buffer whose bytes were compared the
+ * first time.
  */
 export class TcpFlows {
   private readonly stream: TcpStream;
@@ -84,7 +89,10 @@ export class TcpFlows {
     this.run(flow);
   }
 
-  /** A secondary segment of a flow that is not frozen. Returns false when the pool is exhausted (nothing has happened then). */
+  /**
+   * A secondary segment of a flow that is not frozen. Returns false when the pool is exhausted (nothing has
+   * happened then).
+   */
   secondaryAdded(flow: number, slot: number, frame: ParsedFrame): boolean {
     const { state } = this;
     const { flows } = state;
@@ -218,8 +226,8 @@ export class TcpFlows {
   }
 
   /**
-   * A frame older than the last checkpoint turned up after it. It has been released; what it covers is raised at once. Held
-   * frames of the flow may become releasable.
+   * A frame older than the last checkpoint turned up after it. It has been released; what it covers is raised
+   * at once. Held frames of the flow may become releasable.
    */
   noteLate(flow: number, frame: ParsedFrame): void {
     const { flows } = this.state;
@@ -243,7 +251,8 @@ export class TcpFlows {
         state |= FLOW_VERIFIED_KNOWN;
         flows.verified[flow] = frame.end;
       } else if ((state & FLOW_FLOOR) === 0 || ((frame.end - flows.floor[flow]) | 0) >= 0) {
-        // The checkpoint covers everything below this end, so it reaches the floor from below: no floor any more.
+        // The checkpoint covers everything below this end, so it reaches the floor from below: no floor any
+        // more.
         state &= ~FLOW_FLOOR;
         if (((frame.end - flows.verified[flow]) | 0) > 0) flows.verified[flow] = frame.end;
       }
@@ -258,7 +267,10 @@ export class TcpFlows {
     this.run(flow);
   }
 
-  /** After a checkpoint: the common state is what was released. All secondary segments are gone already. Does not run(). */
+  /**
+   * After a checkpoint: the common state is what was released. All secondary segments are gone already. Does
+   * not run().
+   */
   restart(flow: number): void {
     const { flows, queue, primary, primarySorted } = this.state;
     let state = flows.flags[flow];
@@ -319,7 +331,10 @@ export class TcpFlows {
     return text;
   }
 
-  /** The start of a connection whose first sequence number on the primary is `isn`: nothing of the one before counts. */
+  /**
+   * The start of a connection whose first sequence number on the primary is `isn`: nothing of the one before
+   * counts.
+   */
   private begin(flow: number, isn: number, timeNs: number): void {
     const { flows } = this.state;
     if ((flows.flags[flow] & FLOW_SECONDARY_ISN) !== 0) {
@@ -389,8 +404,9 @@ export class TcpFlows {
   }
 
   /**
-   * Whether a SYN of the secondary is its part of the connection just opened, rather than a repetition of one before: not
-   * that number again, and about the same acknowledgement. (Only about: with TCP fast open one side may acknowledge data too.)
+   * Whether a SYN of the secondary is its part of the connection just opened, rather than a repetition of one
+   * before: not that number again, and about the same acknowledgement. (Only about: with TCP fast open one
+   * side may acknowledge data too.)
    */
   private opensSame(flow: number, flags: number, sequence: number, acknowledgement: number): boolean {
     const { flows } = this.state;

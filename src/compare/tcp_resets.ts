@@ -3,16 +3,17 @@ import { SEGMENT_ACK } from "./segment_pool.ts";
 import type { CompareState } from "./state.ts";
 
 /**
- * RSTs occupy no place in the stream, so they are matched one by one: a primary RST needs one of the secondary at the same
- * sequence number.
+ * RSTs occupy no place in the stream, so they are matched one by one: a primary RST needs one of the
+ * secondary at the same sequence number.
  */
 export class TcpResets {
   constructor(private readonly state: CompareState) {}
 
   /**
-   * A RST is released when the secondary has sent one at the same sequence number that acknowledges at least as much; one with
-   * sequence number 0 answers a segment without a connection (RFC 9293 3.10.7.1), so its acknowledgement must be the same. Each RST of the
-   * secondary serves once, but one that says no more than the last pair needs no other: it tells the client nothing new.
+   * A RST is released when the secondary has sent one at the same sequence number that acknowledges at least
+   * as much; one with sequence number 0 answers a segment without a connection (RFC 9293 3.10.7.1), so its
+   * acknowledgement must be the same. Each RST of the secondary serves once, but one that says no more than
+   * the last pair needs no other: it tells the client nothing new.
    */
   match(flow: number, segment: number): boolean {
     const { state } = this;

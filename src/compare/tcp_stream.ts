@@ -5,20 +5,24 @@ import type { CompareState } from "./state.ts";
 /**
  * The byte stream of a TCP connection: up to where both sides have produced the same.
  *
- * Each side's segments with something new are in a list sorted by sequence number. `verified` moves over what the first of both lists
- * cover, byte for byte; segments that end at or below it leave the lists.
+ * Each side's segments with something new are in a list sorted by sequence number. `verified` moves over what
+ * the first of both lists cover, byte for byte; segments that end at or below it leave the lists.
  *
- * First seen in mid-stream. Without a SYN or a checkpoint that saw the flow, `verified` starts at the first primary segment with
- * bytes. That says nothing about the bytes below: usually they are older than the last checkpoint (which covers them), but the
- * segment before may also have been dropped by a full ring and be sent again. So that start is a *floor*: a segment that begins below
- * it counts as unverified, moves floor and `verified` down to its own start, and what had been verified above becomes an island that
- * `verified` skips when it gets there. So no byte is ever taken as verified that was not compared since the checkpoint or covered by
- * it; the price is a wait, at worst a checkpoint.
+ * First seen in mid-stream. Without a SYN or a checkpoint that saw the flow, `verified` starts at the first
+ * primary segment with bytes. That says nothing about the bytes below: usually they are older than the last
+ * checkpoint (which covers them), but the segment before may also have been dropped by a full ring and be
+ * sent again. So that start is a *floor*: a segment that begins below it counts as unverified, moves floor
+ * and `verified` down to its own start, and what had been verified above becomes an island that `verified`
+ * skips when it gets there. So no byte is ever taken as verified that was not compared since the checkpoint
+ * or covered by it; the price is a wait, at worst a checkpoint.
  */
 export class TcpStream {
   constructor(private readonly state: CompareState) {}
 
-  /** Lets a primary segment of the current connection take part in the comparison, unless it is newer than the horizon. */
+  /**
+   * Lets a primary segment of the current connection take part in the comparison, unless it is newer than the
+   * horizon.
+   */
   track(flow: number, segment: number): void {
     const { state } = this;
     const { flows, primary } = state;
@@ -47,7 +51,8 @@ export class TcpStream {
   private lowerFloor(flow: number, sequence: number): void {
     const { flows } = this.state;
     const verified = flows.verified[flow];
-    // With an island above already, what was verified between floor and island is given up and verified again.
+    // With an island above already, what was verified between floor and island is given up and verified
+    // again.
     if ((flows.flags[flow] & FLOW_ISLAND) === 0 && ((verified - flows.floor[flow]) | 0) > 0) {
       flows.islandStart[flow] = flows.floor[flow];
       flows.islandEnd[flow] = verified;

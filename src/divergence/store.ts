@@ -36,7 +36,9 @@ const WAL_BYTES_MAX = 4 * 2 ** 20;
 const PRUNE_BATCH = 64;
 
 /** SQLite's codes for a file that is no sound database, as opposed to one that cannot be reached just now. */
-const DAMAGED_CODES = /^SQLITE_(CORRUPT|NOTADB|ERROR|MISMATCH|CONSTRAINT|FORMAT|SCHEMA)/;
+const DAMAGED_CODES = /^SQLITE_(CORRUPT|NOTADB|FORMAT|IOERR_SHORT_READ|IOERR_CORRUPTFS)/;
+/** For a record that does not fit the table: a mistake of who made it, which must not cost the others of its batch. */
+const MISFIT_CODES = /^SQLITE_(CONSTRAINT|MISMATCH|TOOBIG)/;
 
 export interface DivergenceStoreOptions {
   /** Its directory is made if need be. */
@@ -210,7 +212,13 @@ export class DivergenceStore implements DivergenceSource {
     database.transaction(() => {
       for (const record of this.#pending.values()) {
         const row = toRow(record);
-        insert.run({ ...row });
+        try {
+          insert.run({ ...row });
+        } catch (error) {
+          if (!MISFIT_CODES.test(codeOf(error))) throw error;
+          this.#complain("a divergence does not fit its table and is lost", error);
+          continue;
+        }
         count++;
         bytes += row.bytes;
       }
@@ -360,8 +368,25 @@ class DamagedError extends Error {
   override name = "DamagedError";
 }
 
+function codeOf(error: unknown): string {
+  return String((error as { code?: unknown }).code);
+}
+
 function isDamage(error: unknown): boolean {
-  return error instanceof DamagedError || DAMAGED_CODES.test(String((error as { code?: unknown }).code));
+  return error instanceof DamagedError || DAMAGED_CODES.test(codeOf(error));
+}
+
+/** What the file holds; a table that is not ours (SQLITE_ERROR: no such column) is as good as damaged. */
+function stateOf(database: Database): "empty" | "usable" {
+  let state: ReturnType<typeof schemaState>;
+  try {
+    state = schemaState(database);
+  } catch (error) {
+    if (codeOf(error) !== "SQLITE_ERROR") throw error;
+    throw new DamagedError((error as Error).message, { cause: error });
+  }
+  if (typeof state === "object") throw new DamagedError(state.unusable);
+  return state;
 }
 
 function openFile(path: string): Database {
@@ -371,8 +396,7 @@ function openFile(path: string): Database {
   const database = new Database(path, { readwrite: true, create: true, strict: true });
   try {
     database.run(`pragma busy_timeout = ${BUSY_TIMEOUT_MS}`);
-    const state = schemaState(database);
-    if (typeof state === "object") throw new DamagedError(state.unusable);
+    const state = stateOf(database);
     database.run("pragma journal_mode = wal");
     database.run("pragma synchronous = off");
     database.run(`pragma journal_size_limit = ${WAL_BYTES_MAX}`);

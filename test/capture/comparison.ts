@@ -1,4 +1,5 @@
 import { expect } from "bun:test";
+import { unlinkSync } from "node:fs";
 import { type CompareCapturesOptions, compareCaptures } from "../../src/capture/compare_captures.ts";
 import type { CaptureReport } from "../../src/capture/report.ts";
 import type { CaptureFolder } from "./capture_files.ts";
@@ -21,7 +22,9 @@ export function comparer(folder: CaptureFolder) {
     secondary: readonly Uint8Array[],
     options: Partial<CompareCapturesOptions> = {},
   ): CaptureReport => {
-    const report = compareFiles(folder.capture(primary), folder.capture(secondary), options);
+    const files = [folder.capture(primary), folder.capture(secondary)] as const;
+    const report = compareFiles(...files, options);
+    for (const file of files) unlinkSync(file);
     expect(report.primary.frames).toBe(primary.length);
     expect(report.secondary.frames).toBe(secondary.length);
     return report;

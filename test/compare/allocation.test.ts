@@ -5,8 +5,8 @@ import { Mapping, memcmp } from "../../src/ffi/libc.ts";
 import { ACK, tcp, udp } from "./frames.ts";
 
 /**
- * The way of a packet, on real memory with the C library's memcmp: rounds of what many flows send in steady state. Frames are written
- * once, and changed in place from round to round.
+ * The way of a packet, on real memory with the C library's memcmp: rounds of what many flows send in steady
+ * state. Frames are written once, and changed in place from round to round.
  */
 const FLOWS = 64;
 const STRIDE = 2048;
@@ -111,8 +111,8 @@ test("steady state allocates nothing for a packet", () => {
   }
 
   /**
-   * Bytes by which the heap's blocks grow for each frame. (What is in use is only counted at a collection; blocks are taken as
-   * objects are made.)
+   * Bytes by which the heap's blocks grow for each frame. (What is in use is only counted at a collection;
+   * blocks are taken as objects are made.)
    */
   function growth(rounds: number, kept?: object[]): number {
     Bun.gc(true);

@@ -1,6 +1,7 @@
 /**
- * Builds frames byte by byte, with correct lengths unless told otherwise. Checksums are arbitrary: frames of a guest have
- * partial ones, and the comparer must not look at them. Addresses from the benchmarking ranges (RFC 2544, RFC 5180).
+ * Builds frames byte by byte, with correct lengths unless told otherwise. Checksums are arbitrary: frames of
+ * a guest have partial ones, and the comparer must not look at them. Addresses from the benchmarking ranges
+ * (RFC 2544, RFC 5180).
  */
 
 export const FIN = 0x01;

@@ -52,8 +52,8 @@ export function memcmpOf(primary: Records, secondary: Records): (a: number, b: n
 export const MS = 1e6;
 
 /**
- * A comparer with two rings and a record of what it did. Slots count up from 0 on each side. Time is given in ms and moves on
- * by 1 µs with each frame.
+ * A comparer with two rings and a record of what it did. Slots count up from 0 on each side. Time is given in
+ * ms and moves on by 1 µs with each frame.
  */
 export class Bench {
   readonly primary: Records;

@@ -273,7 +273,9 @@ describe("hostile frames", () => {
     ["arp", ethernet(0x0806, new Uint8Array(28))],
   ];
 
-  /** Parses a frame that ends exactly where the memory ends, and checks that the result stays inside of it. */
+  /**
+   * Parses a frame that ends exactly where the memory ends, and checks that the result stays inside of it.
+   */
   function parseAtEnd(frame: Uint8Array): ParsedFrame {
     const bytes = new Uint8Array(RECORD_HEADER_BYTES + frame.length);
     new DataView(bytes.buffer).setUint32(8, frame.length, true);

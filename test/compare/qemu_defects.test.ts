@@ -1,6 +1,6 @@
 /**
- * What QEMU's colo-compare lets through, holds up or loses (tried with 7.2, 10.0 and 11.1), done right. Each test sends the
- * traffic that shows the defect there.
+ * What QEMU's colo-compare lets through, holds up or loses (tried with 7.2, 10.0 and 11.1), done right. Each
+ * test sends the traffic that shows the defect there.
  */
 import { describe, expect, test } from "bun:test";
 import { ethernet, FIN, ip, RST, SYN, tcp, text, udp } from "./frames.ts";

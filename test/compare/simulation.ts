@@ -1,10 +1,11 @@
 /**
- * Two virtual machines that say (nearly) the same, a lossy, reordering way to the comparer, checkpoints at random places, and an
- * oracle that knows what really happened and objects to every release that rule 1 of the design forbids. All of it
- * follows from one seed.
+ * Two virtual machines that say (nearly) the same, a lossy, reordering way to the comparer, checkpoints at
+ * random places, and an oracle that knows what really happened and objects to every release that rule 1 of
+ * the design forbids. All of it follows from one seed.
  *
- * The oracle shares nothing with the comparer: it keeps, for each connection, every byte that the secondary has handed to the comparer in
- * the current epoch, position by position, and the state that the primary had at the last checkpoint.
+ * The oracle shares nothing with the comparer: it keeps, for each connection, every byte that the secondary
+ * has handed to the comparer in the current epoch, position by position, and the state that the primary had
+ * at the last checkpoint.
  */
 import { FIN, RST, SYN, tcp, udp } from "./frames.ts";
 import { Bench } from "./harness.ts";
@@ -12,7 +13,10 @@ import { Bench } from "./harness.ts";
 export interface SimulationOptions {
   seed: number;
   steps: number;
-  /** Frames get lost, the secondary says other things, checkpoints happen. Without it everything must match by itself. */
+  /**
+   * Frames get lost, the secondary says other things, checkpoints happen. Without it everything must match by
+   * itself.
+   */
   hostile: boolean;
 }
 
@@ -43,7 +47,10 @@ export class Random {
 
 const MAX_SEGMENT = 40;
 
-/** One connection of the script: the same for both machines, except for the secondary's initial sequence number. */
+/**
+ * One connection of the script: the same for both machines, except for the secondary's initial sequence
+ * number.
+ */
 interface Connection {
   primaryIsn: number;
   secondaryIsn: number;
@@ -56,7 +63,9 @@ interface Connection {
   resetAcknowledges: boolean;
 }
 
-/** How far a machine has come with a flow. Positions: 0 is the SYN, 1 to bytes the data, bytes + 1 the FIN. */
+/**
+ * How far a machine has come with a flow. Positions: 0 is the SYN, 1 to bytes the data, bytes + 1 the FIN.
+ */
 interface Progress {
   connection: number;
   sent: number;
@@ -289,7 +298,10 @@ export class Simulation {
     }
   }
 
-  /** The first one as the connection wants it, later ones perhaps as bare answers to what the client still sends. */
+  /**
+   * The first one as the connection wants it, later ones perhaps as bare answers to what the client still
+   * sends.
+   */
   private sendReset(index: number, primary: boolean): void {
     const flow = this.tcpFlows[index];
     const progress = primary ? flow.primary : flow.secondary;

@@ -46,7 +46,7 @@ class Channel {
   private rest: Buffer = Buffer.alloc(0);
 
   private constructor(private readonly socket: Socket) {
-    socket.on("data", (data) => this.take(data));
+    socket.on("data", (data) => this.take(data as Buffer));
     socket.on("error", (error) => this.onEnd(error.message));
     socket.on("close", () => this.onEnd("QEMU has closed its socket"));
   }
@@ -55,7 +55,7 @@ class Channel {
     const deadlineMs = performance.now() + START_TIMEOUT_MS;
     for (;;) {
       alive();
-      const socket = await new Promise<Socket | Error>((resolve) => {
+      const socket: Socket | Error = await new Promise((resolve) => {
         const attempt = createConnection(path);
         attempt.once("connect", () => resolve(attempt));
         attempt.once("error", resolve);

@@ -3,7 +3,7 @@
  * from trying it): a prediction that the differential test holds against the real one at each step. Its use is that it says *why*: a
  * difference from our comparer is explained by the rule that made QEMU decide as it did, not by how it looks.
  */
-import type { Content, FrameStep, Side } from "./sequence.ts";
+import type { Content, FrameStep } from "./sequence.ts";
 
 export type ReleaseRule =
   /** Not IPv4: passed on at once. */
@@ -70,9 +70,16 @@ export interface Waiting {
   /** Everything behind the TCP header, or what is compared of a datagram. */
   payload: Uint8Array;
   compared: number;
-  padded: boolean;
+  /** Bytes behind the IP packet. */
+  padding: number;
   control: boolean;
-  /** It was taken as compared because of the mark's flaws. */
+}
+
+/** Sequence numbers [from, to) that the mark has passed without their bytes having been compared. */
+interface Hole {
+  from: number;
+  to: number;
+  flaw: Flaw;
 }
 
 interface Connection {
@@ -81,11 +88,12 @@ interface Connection {
   secondary: Waiting[];
   /** Highest place compared; 0 for none. */
   mark: number;
-  markFlaws: Set<Flaw>;
-  /** Index of the stream that the mark belongs to. */
+  /** Of the stream that the mark belongs to. */
+  holes: Hole[];
+  /** Index of that stream, -1 for none. */
   markConnection: number;
-  /** Flaws for which secondary segments were thrown away since the last checkpoint. */
-  lostFlaws: Set<Flaw>;
+  /** Secondary segments that were thrown away since the last checkpoint because of a flaw. */
+  lost: Hole[];
   lastPrimaryAck: number;
   lastSecondaryAck: number;
   blocked: Ask | undefined;
@@ -112,15 +120,14 @@ export class QemuRules {
     const connection = this.connectionFor(frame);
     const waiting = toWaiting(step, slot);
     const queue = connection[side];
-    if (connection.tcp) {
-      if (side === "primary") connection.lastPrimaryAck = waiting.acknowledgement;
-      else connection.lastSecondaryAck = waiting.acknowledgement;
-    }
     if (queue.length >= QUEUED_MAX) {
       if (side === "primary") this.prediction.dropped.push(slot);
     } else {
       enqueue(connection, queue, waiting);
       if (side === "primary") this.connectionOf.set(slot, connection);
+      // Not the highest acknowledgement but the last one, and 0 where there is none.
+      if (side === "primary") connection.lastPrimaryAck = waiting.acknowledgement;
+      else connection.lastSecondaryAck = waiting.acknowledgement;
     }
     if (connection.tcp) this.compareStreams(connection);
     else this.compareDatagrams(connection);
@@ -135,7 +142,7 @@ export class QemuRules {
       connection.primary = [];
       connection.secondary = [];
       connection.blocked = undefined;
-      connection.lostFlaws.clear();
+      connection.lost = [];
     }
     return this.take();
   }
@@ -151,16 +158,11 @@ export class QemuRules {
     return { why: "secondary_empty", frame };
   }
 
-  /** Whether a segment of the primary is below the mark of its connection, and what is wrong with that mark. */
-  markOver(slot: number): { below: boolean; flaws: ReadonlySet<Flaw>; lost: ReadonlySet<Flaw> } {
+  /** For which flaws the secondary's part of a primary frame that QEMU still holds was thrown away. */
+  lostOf(slot: number): ReadonlySet<Flaw> {
     const connection = this.connectionOf.get(slot);
     const frame = connection?.primary.find((waiting) => waiting.slot === slot);
-    if (connection === undefined || frame === undefined) return { below: false, flaws: NONE, lost: NONE };
-    return {
-      below: isBelow(connection, frame),
-      flaws: flawsOfMark(connection, frame),
-      lost: connection.lostFlaws,
-    };
+    return connection === undefined || frame === undefined ? NONE : flawsIn(connection.lost, frame);
   }
 
   private compareStreams(connection: Connection): void {
@@ -179,7 +181,7 @@ export class QemuRules {
       }
       if (secondaryDone) {
         secondary.shift();
-        if (!s.control) for (const flaw of flawsOfMark(connection, s)) connection.lostFlaws.add(flaw);
+        if (!s.control) noteLost(connection, s);
       }
       if (!primaryDone && !secondaryDone && !this.compareSegments(connection, p, s, leastAck)) return;
     }
@@ -191,7 +193,7 @@ export class QemuRules {
     if (p.sequence === s.sequence && p.end === s.end && Buffer.compare(p.payload, s.payload) === 0) {
       connection.primary.shift();
       connection.secondary.shift();
-      this.moveMark(connection, p, p.end, flaws);
+      moveMark(connection, p, s, p.end);
       this.release(p.slot, "equal_segment", flaws);
       return true;
     }
@@ -206,8 +208,8 @@ export class QemuRules {
         return this.ask(connection, "acknowledgement_ahead", p, flaws);
       }
       connection.primary.shift();
+      moveMark(connection, p, s, p.end);
       s.compared += primaryRest.length;
-      this.moveMark(connection, p, p.end, flaws);
       this.release(p.slot, "within_secondary", flaws);
       return true;
     }
@@ -216,17 +218,9 @@ export class QemuRules {
     }
     if (!startsWith(primaryRest, secondaryRest)) return this.ask(connection, "different_bytes", p, flaws);
     connection.secondary.shift();
+    moveMark(connection, p, s, s.end);
     p.compared += secondaryRest.length;
-    this.moveMark(connection, p, s.end, flaws);
     return true;
-  }
-
-  private moveMark(connection: Connection, p: Waiting, end: number, flaws: ReadonlySet<Flaw>): void {
-    const index = streamOf(p);
-    if (connection.markConnection !== index) connection.markFlaws.clear();
-    for (const flaw of flaws) connection.markFlaws.add(flaw);
-    connection.mark = end;
-    connection.markConnection = index;
   }
 
   private compareDatagrams(connection: Connection): void {
@@ -280,9 +274,9 @@ export class QemuRules {
         primary: [],
         secondary: [],
         mark: 0,
-        markFlaws: new Set(),
+        holes: [],
         markConnection: -1,
-        lostFlaws: new Set(),
+        lost: [],
         lastPrimaryAck: 0,
         lastSecondaryAck: 0,
         blocked: undefined,
@@ -307,19 +301,55 @@ function isBelow(connection: Connection, waiting: Waiting): boolean {
 }
 
 function flawsOfMark(connection: Connection, waiting: Waiting): Set<Flaw> {
-  const flaws = new Set(connection.markFlaws);
-  if (connection.markConnection !== streamOf(waiting)) flaws.add("other_connection");
-  return flaws;
+  if (connection.markConnection !== streamOf(waiting)) return new Set(["other_connection"]);
+  return flawsIn(connection.holes, waiting);
+}
+
+function flawsIn(holes: Hole[], waiting: Waiting): Set<Flaw> {
+  const inside = holes.filter(
+    (hole) => isAfter(waiting.end, hole.from) && isAfter(hole.to, waiting.sequence),
+  );
+  return new Set(inside.map((hole) => hole.flaw));
+}
+
+function noteLost(connection: Connection, s: Waiting): void {
+  for (const flaw of flawsOfMark(connection, s)) {
+    connection.lost.push({ from: s.sequence, to: s.end, flaw });
+  }
+}
+
+/** Moves the mark to `end`, the end of one of the two, and notes which places it passes wrongly. */
+function moveMark(connection: Connection, p: Waiting, s: Waiting, end: number): void {
+  const stream = streamOf(p);
+  if (connection.markConnection !== stream) {
+    connection.holes = [];
+    connection.mark = (p.sequence - placeOf(p) + 1) >>> 0;
+    connection.markConnection = stream;
+  }
+  const from = (p.sequence + p.compared) >>> 0;
+  const hole = (at: number, to: number, flaw: Flaw) => {
+    if (isAfter(to, at)) connection.holes.push({ from: at, to, flaw });
+  };
+  hole(connection.mark, from, "gap");
+  if (from !== (s.sequence + s.compared) >>> 0) hole(from, end, "misaligned");
+  const [paddedBy, padded] = p.end === end ? [p.padding, p] : [s.padding, s];
+  hole((padded.end - paddedBy) >>> 0, end, "padding");
+  connection.mark = end;
+}
+
+function placeOf(waiting: Waiting): number {
+  return waiting.content.kind === "tcp" ? waiting.content.from : 0;
 }
 
 function flawsOfPair(connection: Connection, p: Waiting, s: Waiting): Set<Flaw> {
   const flaws = new Set<Flaw>();
-  if (p.padded || s.padded) flaws.add("padding");
+  if (p.padding > 0 || s.padding > 0) flaws.add("padding");
   if (streamOf(p) !== streamOf(s)) flaws.add("other_connection");
   const primaryAt = (p.sequence + p.compared) | 0;
   const secondaryAt = (s.sequence + s.compared) | 0;
   if (primaryAt !== secondaryAt) flaws.add("misaligned");
-  if (connection.markConnection === streamOf(p) && isAfter(primaryAt, connection.mark)) flaws.add("gap");
+  const continues = connection.markConnection === streamOf(p) && connection.mark !== 0;
+  if (isAfter(primaryAt, continues ? connection.mark : p.sequence - placeOf(p) + 1)) flaws.add("gap");
   return flaws;
 }
 
@@ -362,8 +392,8 @@ function toWaiting(step: FrameStep, slot: number): Waiting {
   const { frame, content } = step;
   const protocol = frame[23];
   const transport = 14 + (frame[14] & 0x0f) * 4;
-  const padded = 14 + u16(frame, 16) < frame.length;
-  const common = { slot, content, frame, compared: 0, padded };
+  const padding = frame.length - 14 - u16(frame, 16);
+  const common = { slot, content, frame, compared: 0, padding };
   if (protocol !== 6) {
     // UDP and ICMP from behind the IP header, everything else as a whole.
     const payload = protocol === 17 || protocol === 1 ? frame.subarray(transport) : frame;
@@ -379,8 +409,4 @@ function toWaiting(step: FrameStep, slot: number): Waiting {
     payload,
     control: payload.length === 0,
   };
-}
-
-export function sideOf(step: FrameStep): Side {
-  return step.side;
 }

@@ -1,0 +1,129 @@
+/** Guesses at why two VMs with the same input sent different bytes: what the protocol puts there that is no function of its input. */
+import { serviceOf } from "./flow.ts";
+import { countDifferent, lineAround, payloadByte, payloadDifference, primarySide, type Side, secondarySide } from "./payloads.ts";
+import type { DivergenceRecord } from "./record.ts";
+
+/** Bytes from the difference on that are looked at to tell random data from a field. */
+const RANDOM_SAMPLE_BYTES = 64;
+const RANDOM_SAMPLE_MIN = 16;
+const TLS_HANDSHAKE = 22;
+const TLS_APPLICATION_DATA = 23;
+
+const HEADERS: Record<string, string> = {
+  date: "the moment of the answer; the second ended between the two VMs' answers",
+  expires: "a moment computed from the clock",
+  "last-modified": "a moment taken from the clock",
+  age: "a time that has gone by",
+  "set-cookie": "usually a random session number",
+  etag: "often made from a time or a random number",
+  "x-request-id": "a random number",
+  "x-runtime": "a measured time",
+  "server-timing": "a measured time",
+};
+
+/** Sentences, the likeliest first. Payload is looked at only if the record still has it. */
+export function hintsOf(record: DivergenceRecord): string[] {
+  const { class: why } = record;
+  if (why === "overflow" || why === "boundary") return [];
+  const hints: string[] = [];
+  const primary = primarySide(record);
+  const secondary = secondarySide(record);
+  const seen = why === "payload" && !record.redacted && primary !== undefined;
+  if (seen) hints.push(...payloadHints(primary));
+  if (hints.length === 0) hints.push(...portHints(record));
+  if (seen && secondary !== undefined) hints.push(...extentHints(primary, secondary));
+  return hints;
+}
+
+function payloadHints(primary: Side): string[] {
+  const hints: string[] = [];
+  const at = payloadDifference(primary);
+  const tls = tlsRecordAt(primary, at);
+  if (tls === TLS_HANDSHAKE) {
+    hints.push(
+      "This is a TLS handshake: each side puts 32 random bytes and an ephemeral key into it, so every new TLS connection of the VM diverges once.",
+    );
+  } else if (tls === TLS_APPLICATION_DATA) {
+    hints.push(
+      "This is data inside TLS: the two VMs encrypt with different keys when the handshake was not the same.",
+    );
+  }
+  const header = /^([A-Za-z][A-Za-z-]*):/.exec(lineAround(primary) ?? "")?.[1];
+  const meaning = header === undefined ? undefined : HEADERS[header.toLowerCase()];
+  if (meaning !== undefined) hints.push(`The difference is in an HTTP header "${header}:", which holds ${meaning}.`);
+  return hints;
+}
+
+/** Content type of the TLS record that the payload begins with (RFC 8446 5.1), if the difference is in it. */
+function tlsRecordAt(side: Side, difference: number | undefined): number | undefined {
+  const type = payloadByte(side, 0);
+  if (type !== TLS_HANDSHAKE && type !== TLS_APPLICATION_DATA) return undefined;
+  if (payloadByte(side, 1) !== 3 || (payloadByte(side, 2) ?? 255) > 4) return undefined;
+  return difference === undefined ? undefined : type;
+}
+
+/** By protocol and service port. */
+function portHints(record: DivergenceRecord): string[] {
+  const { flow } = record;
+  if (record.class === "missing_on_primary" || record.class === "missing_on_secondary") return [];
+  if (record.class === "timeout") return [];
+  if (flow.protocol === "icmp" || flow.protocol === "icmpv6") {
+    return ["ping puts the time of sending into its data when it is the VM that pings."];
+  }
+  if (flow.protocol === "50") return ["ESP is encrypted, with keys that the two VMs agreed on separately."];
+  const service = serviceOf(flow);
+  if (service === undefined) return [];
+  const text = PORT_HINTS[`${flow.protocol} ${service.port}`];
+  return text === undefined ? [] : [text];
+}
+
+const TLS_PORT =
+  "TLS puts 32 random bytes and an ephemeral key into each handshake, so every new connection of the VM diverges once.";
+const DHCP = "A DHCP client chooses a random transaction number and counts the seconds it has waited.";
+const DHCPV6 = "A DHCPv6 client chooses a random transaction number.";
+const PORT_HINTS: Record<string, string> = {
+  "tcp 22": "SSH puts a random cookie and an ephemeral key into each key exchange, so every new connection diverges once.",
+  "tcp 80": "HTTP servers put the time into the Date: header and random numbers into cookies.",
+  "tcp 8080": "HTTP servers put the time into the Date: header and random numbers into cookies.",
+  "tcp 443": TLS_PORT,
+  "tcp 465": TLS_PORT,
+  "tcp 636": TLS_PORT,
+  "tcp 853": TLS_PORT,
+  "tcp 993": TLS_PORT,
+  "tcp 995": TLS_PORT,
+  "tcp 6443": TLS_PORT,
+  "tcp 8443": TLS_PORT,
+  "tcp 3306": "A MySQL server greets with 20 random bytes, so every new connection diverges once.",
+  "tcp 5432":
+    "PostgreSQL gives each session a random cancel key, and salts passwords at random, so every new connection diverges once.",
+  "tcp 53": "A DNS client gives each query a random number.",
+  "udp 53": "A DNS client gives each query a random number (its first two bytes) and a random port.",
+  "udp 67": DHCP,
+  "udp 68": DHCP,
+  "udp 123": "NTP carries the time of day, to fractions of a microsecond.",
+  "udp 161": "SNMP numbers its requests at random and reports times and counters.",
+  "udp 319": "PTP carries the time of day.",
+  "udp 320": "PTP carries the time of day.",
+  "udp 443": "QUIC begins with random connection identifiers and keys.",
+  "udp 500": "IKE begins with random cookies and keys.",
+  "udp 514": "syslog puts the time and process numbers into each message.",
+  "udp 546": DHCPV6,
+  "udp 547": DHCPV6,
+  "udp 3478": "STUN numbers its requests at random.",
+  "udp 4500": "IPsec is encrypted, with keys that the two VMs agreed on separately.",
+  "udp 5353": "mDNS waits for random times, and so orders and joins its answers differently.",
+  "udp 51820": "WireGuard makes a new random key for each handshake.",
+};
+
+/** How far the difference goes. */
+function extentHints(primary: Side, secondary: Side): string[] {
+  if (primary.differenceAt === undefined || secondary.differenceAt === undefined) return [];
+  const { compared, different } = countDifferent(primary, secondary, RANDOM_SAMPLE_BYTES);
+  if (compared >= RANDOM_SAMPLE_MIN && different >= compared * 0.9) {
+    return [`From there on ${different} of ${compared} bytes differ, as in random or encrypted data.`];
+  }
+  if (compared >= RANDOM_SAMPLE_MIN && different <= 8) {
+    return [`From there on only ${different} of ${compared} bytes differ, as in a time, a counter or an identifier.`];
+  }
+  return [];
+}

@@ -167,6 +167,11 @@ export class HostAgent {
         void this.#vm(body.vm).asPrimary.goAlone(body.reason);
         return {};
       }
+      case "checkpoint_wanted": {
+        const body = raw as PeerRequests["checkpoint_wanted"][0];
+        this.#vm(body.vm).asPrimary.checkpointWanted(body.reason);
+        return {};
+      }
       case "give_up": {
         const body = raw as PeerRequests["give_up"][0];
         this.#vm(body.vm).asSecondary.giveUp(body.reason);

@@ -68,6 +68,16 @@ const vm = z.strictObject({
   migrate_port: port.default(7410),
   /** false: a VM without a disk to replicate. */
   disk: z.union([disk, z.literal(false)]).default(() => disk.parse({})),
+  /** Each of the two packet rings: what is held and what waits for comparison has to fit. */
+  ring_bytes: z
+    .number()
+    .int()
+    .min(64 << 10)
+    .max(1 << 30)
+    .refine((bytes) => (bytes & (bytes - 1)) === 0, "must be a power of two")
+    .default(64 << 20),
+  /** TCP connections of a secondary, or of a VM that took over, that are rewritten at a time. */
+  connections_max: z.number().int().min(64).max(4_000_000).default(65_536),
   checkpoint: checkpoint.default(() => checkpoint.parse({})),
 });
 

@@ -38,6 +38,8 @@ export interface PeerRequests {
   loaded: [{ vm: string; epoch: number }, Record<string, never>];
   /** Secondary to primary: this replica is of no use any more. */
   replica_lost: [{ vm: string; reason: string }, Record<string, never>];
+  /** Secondary to primary: output was lost here, which only a checkpoint makes up for. */
+  checkpoint_wanted: [{ vm: string; reason: string }, Record<string, never>];
   /** Primary to secondary: my VM is gone and nothing of it leaves this host any more. */
   give_up: [{ vm: string; reason: string }, Record<string, never>];
 }

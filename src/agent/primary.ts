@@ -11,6 +11,7 @@ import { type CheckpointCause, Checkpoints } from "./checkpoint.ts";
 import { bootMs } from "./clock.ts";
 import { leaseDeadlineMs } from "./decision.ts";
 import { TapQueue } from "./input_barrier.ts";
+import { LOSSES_ON_PRIMARY, lostFrames } from "./losses.ts";
 import { dropLease, extendLease, extendOwnLease, isIn, type Machine, setPhase } from "./machine.ts";
 import type { SecondaryAddresses } from "./peer_api.ts";
 
@@ -40,6 +41,8 @@ export class PrimaryDuty {
   /** The data plane is set to hold and mirror. */
   #entered = false;
   #answered: (() => void) | undefined;
+  /** Of {@link LOSSES_ON_PRIMARY}, as last seen. */
+  #lostFrames = 0;
   #unlisten: (() => void) | undefined;
   /** Why the VM ends, when it ends in an orderly way. */
   #shutdown: string | undefined;
@@ -48,6 +51,7 @@ export class PrimaryDuty {
     this.#machine = machine;
     this.#epoch = epoch;
     const { dataPlane } = machine;
+    this.#lostFrames = lostFrames(dataPlane.counters(), LOSSES_ON_PRIMARY);
     this.#tapQueue = new TapQueue(machine.config.tap, () => {
       const counters = dataPlane.counters();
       return counters.mirrored + counters.mirror_failed + counters.input_solo;
@@ -90,6 +94,7 @@ export class PrimaryDuty {
 
   /** Called every heartbeat interval. */
   tick(): void {
+    this.#watchLosses();
     if (this.#lease === "self") extendOwnLease(this.#machine);
     if (this.#lease !== "peer") return;
     const silentMs = bootMs() - this.#lastAnswerMs;
@@ -123,6 +128,21 @@ export class PrimaryDuty {
           ? "overflow"
           : "divergence";
     checkpoints.request(cause);
+  }
+
+  /** Something was lost on the way to the comparer or to the secondary: only a checkpoint makes up for it. */
+  checkpointWanted(reason: string): void {
+    this.#machine.log.warn("a checkpoint is needed", { reason });
+    this.#checkpoints?.request("overflow");
+  }
+
+  /** Frames that a program had to drop or could not copy are counted there; each such loss ends in a checkpoint. */
+  #watchLosses(): void {
+    if (this.#checkpoints === undefined) return;
+    const lost = lostFrames(this.#machine.dataPlane.counters(), LOSSES_ON_PRIMARY);
+    if (lost > this.#lostFrames)
+      this.checkpointWanted(`${lost - this.#lostFrames} frames were lost on this host`);
+    this.#lostFrames = lost;
   }
 
   peerLoaded(epoch: number): void {

@@ -4,6 +4,7 @@ import { announceSelf, prepareSecondary, secondaryFailover } from "../qmp/colo.t
 import { AuthorityLostError } from "./authority.ts";
 import { bootMs } from "./clock.ts";
 import { TapQueue } from "./input_barrier.ts";
+import { LOSSES_ON_SECONDARY, lostFrames } from "./losses.ts";
 import { dropLease, extendOwnLease, type Machine, setPhase } from "./machine.ts";
 import type { SecondaryAddresses } from "./peer_api.ts";
 
@@ -21,6 +22,8 @@ export class SecondaryDuty {
   /** CLOCK_BOOTTIME of the last heartbeat that was answered: the primary's lease may run until this plus the lease. */
   #lastAnswerMs = bootMs();
   #givenUp = false;
+  /** Of {@link LOSSES_ON_SECONDARY}, as last seen. */
+  #lostFrames = 0;
   #takeover: { abort: AbortController; writing: boolean } | undefined;
   readonly #unlisten: (() => void)[] = [];
 
@@ -42,6 +45,7 @@ export class SecondaryDuty {
   /** Called every heartbeat interval. */
   tick(): void {
     if (this.#machine.phase !== "standby" || this.#takeover !== undefined) return;
+    this.#watchLosses();
     const silentMs = bootMs() - this.#lastAnswerMs;
     if (silentMs > this.#machine.heartbeat.timeout_ms) {
       void this.takeOver(`no heartbeat of the primary for ${Math.round(silentMs)} ms`);
@@ -117,6 +121,7 @@ export class SecondaryDuty {
     this.#setEpoch(epoch);
     dataPlane.importConnections(connections);
     this.#tapQueue = new TapQueue(config.tap, () => dataPlane.counters().delivered);
+    this.#lostFrames = lostFrames(dataPlane.counters(), LOSSES_ON_SECONDARY);
     this.#mirrorBase = mirroredFrames - dataPlane.counters().delivered;
     dropLease(machine);
     dataPlane.state.role = ROLE.SECONDARY;
@@ -264,6 +269,17 @@ export class SecondaryDuty {
     await peer
       .ask("replica_lost", { vm: config.name, reason: "the secondary's QEMU has left COLO" }, TELL_TIMEOUT_MS)
       .catch(() => undefined);
+  }
+
+  #watchLosses(): void {
+    const { dataPlane, peer, config, log } = this.#machine;
+    const lost = lostFrames(dataPlane.counters(), LOSSES_ON_SECONDARY);
+    if (lost === this.#lostFrames) return;
+    const reason = `${lost - this.#lostFrames} frames were lost on the secondary's host`;
+    this.#lostFrames = lost;
+    peer
+      .ask("checkpoint_wanted", { vm: config.name, reason }, TELL_TIMEOUT_MS)
+      .catch((error) => log.warn("could not ask for a checkpoint", { error }));
   }
 
   #useless(reason: string): void {

@@ -257,6 +257,8 @@ function loadDataPlane(config: VmConfig, agent: Config, devices: VmDevices, obje
       tunnelId: config.tunnel_id,
       ...marks(config.tunnel_id),
     },
+    ringBytes: config.ring_bytes,
+    connectionsMax: config.connections_max,
   });
   dataPlane.attach({
     tapIfindex: devices.tapIfindex,

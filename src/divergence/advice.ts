@@ -1,4 +1,7 @@
-/** What a reader can do about a divergence, with the lines for the configuration (docs/configuration.md: passthrough, ignore). */
+/**
+ * What a reader can do about a divergence, with the lines for the configuration (docs/configuration.md:
+ * passthrough, ignore).
+ */
 import { serviceOf } from "./flow.ts";
 import { payloadByte, payloadDifference, primarySide, secondarySide } from "./payloads.ts";
 import type { DivergenceRecord, FlowDescription } from "./record.ts";
@@ -20,7 +23,10 @@ const ANY_SERVER_PORTS: ReadonlySet<string> = new Set([
   "udp 5355",
 ]);
 
-/** Fields that differ as a whole though some of their bytes are the same by chance: first and last byte in the UDP payload. */
+/**
+ * Fields that differ as a whole though some of their bytes are the same by chance: first and last byte in the
+ * UDP payload.
+ */
 const FIELDS: Record<string, readonly (readonly [number, number])[]> = {
   "udp 53": [[0, 1]], // RFC 1035 4.1.1: ID
   "udp 67": [
@@ -44,7 +50,10 @@ const FIELDS: Record<string, readonly (readonly [number, number])[]> = {
 const RANGE_GAP_MAX = 3;
 const RANGES_MAX = 4;
 
-/** The part of a rule that says which packets: "udp port 123", "tcp 198.18.0.10 port 9000". Undefined if no rule can. */
+/**
+ * The part of a rule that says which packets: "udp port 123", "tcp 198.18.0.10 port 9000". Undefined if no
+ * rule can.
+ */
 export function ruleFor(flow: FlowDescription): string | undefined {
   const protocol = RULE_PROTOCOLS.has(flow.protocol)
     ? flow.protocol
@@ -58,7 +67,10 @@ export function ruleFor(flow: FlowDescription): string | undefined {
   return `${protocol} ${flow.destination} port ${service.port}`;
 }
 
-/** Rules that leave out of the comparison what differs in a UDP packet; none when too much differs, or it is not known. */
+/**
+ * Rules that leave out of the comparison what differs in a UDP packet; none when too much differs, or it is
+ * not known.
+ */
 export function ignoreRules(record: DivergenceRecord): string[] {
   const { flow } = record;
   const rule = ruleFor(flow);
@@ -140,7 +152,9 @@ export function adviceFor(record: DivergenceRecord): Advice {
   }
   const sentences: string[] = [];
   if (why === "missing_on_primary" || why === "missing_on_secondary" || why === "timeout") {
-    const late = { missing_on_primary: "primary", missing_on_secondary: "secondary", timeout: "slower one" }[why];
+    const late = { missing_on_primary: "primary", missing_on_secondary: "secondary", timeout: "slower one" }[
+      why
+    ];
     sentences.push(
       `If it happens often in many flows, the ${late} is late: look at the CPU of its host and at the replication link, or raise max_wait_ms of [vm.checkpoint].`,
       "If it is always this flow, the VM does there what the other does not: a timer, or an answer to something random.",

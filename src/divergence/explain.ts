@@ -38,7 +38,8 @@ const WHAT: Record<RecordClass, string> = {
   flags:
     "One VM opened or closed the connection where the other did not, or they offered different TCP options.",
   timeout: "A counterpart was not there in time, and it cannot be said which of the two VMs was late.",
-  unparsed: "The two VMs sent different frames of a kind that colo-agent cannot take apart and so compares whole.",
+  unparsed:
+    "The two VMs sent different frames of a kind that colo-agent cannot take apart and so compares whole.",
   overflow: "More had to wait to be compared than the comparer keeps.",
   boundary:
     "Frames newer than a checkpoint had already been compared with what that checkpoint undid on the secondary, so one more checkpoint was needed.",
@@ -74,7 +75,10 @@ export function explain(given: DivergenceRecord, options: ExplainOptions = {}): 
     ...explanation.hints.flatMap((hint) => wrap(`Hint: ${hint}`, "      ")),
   ]);
   section("The bytes", hexView(record, colors));
-  section("What it cost", explanation.cost.flatMap((sentence) => wrap(sentence)));
+  section(
+    "What it cost",
+    explanation.cost.flatMap((sentence) => wrap(sentence)),
+  );
   section("What you can do", adviceLines(record, explanation));
   return `${lines.join("\n")}\n`;
 }
@@ -155,4 +159,3 @@ function wrap(sentence: string, indent = ""): string[] {
   }
   return [...lines, line];
 }
-

@@ -74,7 +74,10 @@ export interface Service {
   side: "source" | "destination";
 }
 
-/** The service's end of a flow: the port that has a name, or else the lower one. Undefined for flows without ports. */
+/**
+ * The service's end of a flow: the port that has a name, or else the lower one. Undefined for flows without
+ * ports.
+ */
 export function serviceOf(flow: FlowDescription): Service | undefined {
   const { sourcePort, destinationPort } = flow;
   if (sourcePort === undefined || destinationPort === undefined) return undefined;
@@ -91,7 +94,10 @@ export function portKey(flow: FlowDescription): string {
   return service === undefined ? flow.protocol : `${flow.protocol} ${service.port}`;
 }
 
-/** Takes apart what `describeFlow` of src/compare/divergence.ts writes; a text it does not know is about "any" protocol. */
+/**
+ * Takes apart what `describeFlow` of src/compare/divergence.ts writes; a text it does not know is about "any"
+ * protocol.
+ */
 export function parseFlow(text: string): FlowDescription {
   const match = /^(.+?) (\S+) > (\S+?)(?: vlan [\d.]+)?$/.exec(text);
   if (match === null) return { text, protocol: "any", source: "", destination: "" };

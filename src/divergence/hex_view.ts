@@ -1,7 +1,7 @@
 /** Both frames side by side around the first difference, as text: primary left, secondary right. */
 import type { Colors } from "picocolors/types";
 import { byteAt, describeCut } from "./kept_frame.ts";
-import { type Side, primarySide, secondarySide } from "./payloads.ts";
+import { primarySide, type Side, secondarySide } from "./payloads.ts";
 import type { DivergenceRecord } from "./record.ts";
 
 const ROW_BYTES = 8;
@@ -22,8 +22,10 @@ export function hexView(record: DivergenceRecord, colors: Colors): string[] {
   const secondary = secondarySide(record);
   if (primary === undefined && secondary === undefined) return [];
   const aligned = record.difference !== undefined && primary !== undefined && secondary !== undefined;
-  // Datagrams begin at the same place; segments of a stream do not, so without a known difference nothing is marked.
-  const marked = aligned || (primary !== undefined && secondary !== undefined && record.flow.protocol !== "tcp");
+  // Datagrams begin at the same place; segments of a stream do not, so without a known difference nothing is
+  // marked.
+  const marked =
+    aligned || (primary !== undefined && secondary !== undefined && record.flow.protocol !== "tcp");
   const starts = { primary: startOf(primary), secondary: startOf(secondary) };
   const from = record.difference === undefined ? 0 : -CONTEXT_BYTES;
   const to = from + 2 * CONTEXT_BYTES;
@@ -37,7 +39,8 @@ export function hexView(record: DivergenceRecord, colors: Colors): string[] {
       const p = cellOf(primary, starts.primary + i, record.redacted === true);
       const s = cellOf(secondary, starts.secondary + i, record.redacted === true);
       const hidden = record.redacted === true && i !== 0;
-      p.different = s.different = marked && i >= 0 && !hidden && (p.hex !== s.hex || record.redacted === true);
+      p.different = s.different =
+        marked && i >= 0 && !hidden && (p.hex !== s.hex || record.redacted === true);
       left.push(p);
       right.push(s);
     }
@@ -49,7 +52,10 @@ export function hexView(record: DivergenceRecord, colors: Colors): string[] {
   const width = offsetDigits + ROW_BYTES * 3 + 2 + ROW_BYTES;
   const head = `${title("primary", primary).padEnd(width)}${COLUMN_GAP}${title("secondary", secondary)}`;
   const lines = [colors.bold(head), ...rows];
-  for (const [name, side] of [["primary", primary], ["secondary", secondary]] as const) {
+  for (const [name, side] of [
+    ["primary", primary],
+    ["secondary", secondary],
+  ] as const) {
     const cut = side === undefined ? undefined : describeCut(side.frame);
     if (cut !== undefined && !record.redacted) lines.push(`${name}: ${cut}`);
   }
@@ -63,7 +69,10 @@ function title(name: string, side: Side | undefined): string {
   return `${name}: ${side.frameBytes} bytes, ${side.payloadBytes} of payload`;
 }
 
-/** Where the view has its zero: at the difference, else where the payload begins, else (no payload) at the transport header. */
+/**
+ * Where the view has its zero: at the difference, else where the payload begins, else (no payload) at the
+ * transport header.
+ */
 function startOf(side: Side | undefined): number {
   if (side === undefined) return 0;
   if (side.differenceAt !== undefined) return side.differenceAt;
@@ -85,7 +94,13 @@ function cellOf(side: Side | undefined, offset: number, redacted: boolean): Cell
   };
 }
 
-function rowText(cells: Cell[], side: Side | undefined, offset: number, digits: number, colors: Colors): string {
+function rowText(
+  cells: Cell[],
+  side: Side | undefined,
+  offset: number,
+  digits: number,
+  colors: Colors,
+): string {
   const shown = side !== undefined && cells.some((cell) => cell.hex !== "  ");
   let text = shown ? colors.dim(Math.max(0, offset).toString(16).padStart(digits, "0")) : " ".repeat(digits);
   let before = false;

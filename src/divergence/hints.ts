@@ -1,6 +1,17 @@
-/** Guesses at why two VMs with the same input sent different bytes: what the protocol puts there that is no function of its input. */
+/**
+ * Guesses at why two VMs with the same input sent different bytes: what the protocol puts there that is no
+ * function of its input.
+ */
 import { serviceOf } from "./flow.ts";
-import { countDifferent, lineAround, payloadByte, payloadDifference, primarySide, type Side, secondarySide } from "./payloads.ts";
+import {
+  countDifferent,
+  lineAround,
+  payloadByte,
+  payloadDifference,
+  primarySide,
+  type Side,
+  secondarySide,
+} from "./payloads.ts";
 import type { DivergenceRecord } from "./record.ts";
 
 /** Bytes from the difference on that are looked at to tell random data from a field. */
@@ -50,7 +61,8 @@ function payloadHints(primary: Side): string[] {
   }
   const header = /^([A-Za-z][A-Za-z-]*):/.exec(lineAround(primary) ?? "")?.[1];
   const meaning = header === undefined ? undefined : HEADERS[header.toLowerCase()];
-  if (meaning !== undefined) hints.push(`The difference is in an HTTP header "${header}:", which holds ${meaning}.`);
+  if (meaning !== undefined)
+    hints.push(`The difference is in an HTTP header "${header}:", which holds ${meaning}.`);
   return hints;
 }
 
@@ -82,7 +94,8 @@ const TLS_PORT =
 const DHCP = "A DHCP client chooses a random transaction number and counts the seconds it has waited.";
 const DHCPV6 = "A DHCPv6 client chooses a random transaction number.";
 const PORT_HINTS: Record<string, string> = {
-  "tcp 22": "SSH puts a random cookie and an ephemeral key into each key exchange, so every new connection diverges once.",
+  "tcp 22":
+    "SSH puts a random cookie and an ephemeral key into each key exchange, so every new connection diverges once.",
   "tcp 80": "HTTP servers put the time into the Date: header and random numbers into cookies.",
   "tcp 8080": "HTTP servers put the time into the Date: header and random numbers into cookies.",
   "tcp 443": TLS_PORT,
@@ -123,7 +136,9 @@ function extentHints(primary: Side, secondary: Side): string[] {
     return [`From there on ${different} of ${compared} bytes differ, as in random or encrypted data.`];
   }
   if (compared >= RANDOM_SAMPLE_MIN && different <= 8) {
-    return [`From there on only ${different} of ${compared} bytes differ, as in a time, a counter or an identifier.`];
+    return [
+      `From there on only ${different} of ${compared} bytes differ, as in a time, a counter or an identifier.`,
+    ];
   }
   return [];
 }

@@ -1,4 +1,7 @@
-/** Records as JSON: frames in base64. The shape of GET /v1/divergences/ID and of `--json` (docs/divergences.md). */
+/**
+ * Records as JSON: frames in base64. The shape of GET /v1/divergences/ID and of `--json`
+ * (docs/divergences.md).
+ */
 import { z } from "zod";
 import { type DivergenceRecord, RECORD_CLASSES, type TopEntry } from "./record.ts";
 
@@ -60,7 +63,8 @@ const entry = z.object({
   lastTimeMs: z.number(),
 });
 
-// The schemas say "or undefined" where the types say "may be absent": the same in JSON, which has no undefined.
+// The schemas say "or undefined" where the types say "may be absent": the same in JSON, which has no
+// undefined.
 
 /** Throws zod's error for what is no record. */
 export function recordFromJson(json: unknown): DivergenceRecord {

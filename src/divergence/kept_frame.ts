@@ -11,8 +11,8 @@ export interface KeptFrame {
 }
 
 /**
- * A copy of the frame that is small enough to keep: its head and, where the difference is further back, 32 bytes on either
- * side of it.
+ * A copy of the frame that is small enough to keep: its head and, where the difference is further back, 32
+ * bytes on either side of it.
  */
 export function keepFrame(frame: Uint8Array, differenceOffset?: number): KeptFrame {
   const frameBytes = frame.length;

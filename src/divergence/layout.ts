@@ -1,9 +1,9 @@
 /**
- * Where in a frame headers end and payload begins. Careful rather than clever: what is not surely a header counts as payload,
- * because payload is what `--redact` hides.
+ * Where in a frame headers end and payload begins. Careful rather than clever: what is not surely a header
+ * counts as payload, because payload is what `--redact` hides.
  *
- * Sources: IEEE 802.1Q (tags), RFC 791 and RFC 8200 (IP and extension headers), RFC 9293 3.1 (TCP), RFC 768, RFC 792,
- * RFC 4443 2.1, RFC 9260 3.1 (SCTP).
+ * Sources: IEEE 802.1Q (tags), RFC 791 and RFC 8200 (IP and extension headers), RFC 9293 3.1 (TCP), RFC 768,
+ * RFC 792, RFC 4443 2.1, RFC 9260 3.1 (SCTP).
  */
 const ETHERNET_BYTES = 14;
 const VLAN_TYPES: ReadonlySet<number> = new Set([0x8100, 0x88a8, 0x9100]);
@@ -22,7 +22,10 @@ const SCTP = 132;
 export interface FrameLayout {
   /** Bytes of all headers: Ethernet, VLAN, IP, transport. */
   headerBytes: number;
-  /** Behind the last byte of the IP packet, without the padding of short frames; the frame's length if it is not IP. */
+  /**
+   * Behind the last byte of the IP packet, without the padding of short frames; the frame's length if it is
+   * not IP.
+   */
   payloadEnd: number;
   etherType: number;
   /** IP protocol; undefined if the frame is not IP. */

@@ -42,7 +42,11 @@ export function payloadByte(side: Side, offset: number): number | undefined {
 }
 
 /** How many of the bytes from the difference on differ, as far as both are kept and at most `limit`. */
-export function countDifferent(primary: Side, secondary: Side, limit: number): { compared: number; different: number } {
+export function countDifferent(
+  primary: Side,
+  secondary: Side,
+  limit: number,
+): { compared: number; different: number } {
   let compared = 0;
   let different = 0;
   for (let i = 0; i < limit; i++) {

@@ -1,8 +1,9 @@
 /**
- * Writes frames of divergences as a pcapng file: two interfaces, "primary" and "secondary", a comment at each packet.
+ * Writes frames of divergences as a pcapng file: two interfaces, "primary" and "secondary", a comment at each
+ * packet.
  *
- * Source of the format: draft-ietf-opsawg-pcapng, sections 4.1 (section header), 4.2 (interface description), 4.3 (enhanced
- * packet). Written in little-endian order; readers tell it from the byte-order magic.
+ * Source of the format: draft-ietf-opsawg-pcapng, sections 4.1 (section header), 4.2 (interface description),
+ * 4.3 (enhanced packet). Written in little-endian order; readers tell it from the byte-order magic.
  */
 import { VERSION } from "../agent/version.ts";
 import {

@@ -52,16 +52,15 @@ export class DivergenceReader implements DivergenceSource {
   }
 
   get(id: number): DivergenceRecord | undefined {
-    const row = this.database
-      .query<Row, [number]>(`select ${COLUMNS} from divergences where id = ?`)
-      .get(id);
+    const row = this.database.query<Row, [number]>(`select ${COLUMNS} from divergences where id = ?`).get(id);
     return row === null ? undefined : fromRow(row);
   }
 
   top(options: TopOptions): TopEntry[] {
     const { by, vm = null, limit = TOP_LIMIT_DEFAULT } = options;
-    // A checkpoint that answers several divergences is one: first per checkpoint, then together. checkpoint_epoch is null
-    // for what no checkpoint has answered; those are one group, which count(checkpoint_epoch) leaves out.
+    // A checkpoint that answers several divergences is one: first per checkpoint, then together.
+    // checkpoint_epoch is null for what no checkpoint has answered; those are one group, which
+    // count(checkpoint_epoch) leaves out.
     const query = this.database.query<TopEntry, [string | null, number]>(
       `select key, sum(n) as divergences, count(checkpoint_epoch) as checkpoints,
               coalesce(sum(pause_ms), 0) as pauseMs, max(time_ms) as lastTimeMs
@@ -80,8 +79,9 @@ export class DivergenceReader implements DivergenceSource {
 }
 
 /**
- * Reading a database in WAL mode needs its shared memory file, which a reader without write access to the directory cannot make. When
- * nobody has the database open (no log beside it), it can be read as the fixed file that it then is.
+ * Reading a database in WAL mode needs its shared memory file, which a reader without write access to the
+ * directory cannot make. When nobody has the database open (no log beside it), it can be read as the fixed
+ * file that it then is.
  */
 function openForReading(path: string): Database {
   const database = new Database(path, { readonly: true });

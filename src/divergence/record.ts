@@ -1,7 +1,12 @@
-/** A divergence as it is kept: what the two VMs did differently, what was done about it and what that cost. */
+/**
+ * A divergence as it is kept: what the two VMs did differently, what was done about it and what that cost.
+ */
 import type { DivergenceClass } from "../compare/divergence.ts";
 
-/** `timeout`: a counterpart or an answer was not there in time, and it cannot be said on which side it is missing. */
+/**
+ * `timeout`: a counterpart or an answer was not there in time, and it cannot be said on which side it is
+ * missing.
+ */
 export type RecordClass = DivergenceClass | "timeout";
 
 export const RECORD_CLASSES = [
@@ -20,7 +25,9 @@ export const RECORD_CLASSES = [
 export interface FlowDescription {
   /** For people: "tcp 198.18.0.2:80 > 198.18.0.9:40000". */
   text: string;
-  /** tcp, udp, icmp, icmpv6, sctp, udplite, the number of another IP protocol, "ethertype 0x88cc", or "any". */
+  /**
+   * tcp, udp, icmp, icmpv6, sctp, udplite, the number of another IP protocol, "ethertype 0x88cc", or "any".
+   */
   protocol: string;
   /** IP address without brackets, or MAC address; empty when the divergence is about all flows. */
   source: string;
@@ -30,8 +37,9 @@ export interface FlowDescription {
 }
 
 /**
- * Which bytes of a frame are not kept: those from `gapOffset` on, `gapBytes` of them. What was kept is the bytes in front of
- * the gap and, right behind them, the bytes after it; what then lacks of `frameBytes` is cut off at the end.
+ * Which bytes of a frame are not kept: those from `gapOffset` on, `gapBytes` of them. What was kept is the
+ * bytes in front of the gap and, right behind them, the bytes after it; what then lacks of `frameBytes` is
+ * cut off at the end.
  */
 export interface FrameCut {
   /** Length of the whole frame. */
@@ -76,7 +84,10 @@ export interface DivergenceRecord {
   detail: string;
   /** How often the same class was found in the same flow within a second after this one. */
   repeats: number;
-  /** How many other divergences came right after this one that are not kept because there were too many in that second. */
+  /**
+   * How many other divergences came right after this one that are not kept because there were too many in
+   * that second.
+   */
   crowdedOut: number;
   /** Payload has been taken out (redact.ts). */
   redacted?: true;

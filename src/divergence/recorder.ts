@@ -1,6 +1,10 @@
-/** Between the primary's duty of one VM and the store: notes each divergence, and what came of it when that is known. */
-import { keepFrame } from "./kept_frame.ts";
+/**
+ * Between the primary's duty of one VM and the store: notes each divergence, and what came of it when that is
+ * known.
+ */
+
 import { parseFlow } from "./flow.ts";
+import { keepFrame } from "./kept_frame.ts";
 import type { CheckpointCost, FlowDescription, FrameCut, NewDivergence, RecordClass } from "./record.ts";
 import type { DivergenceStore } from "./store.ts";
 
@@ -21,7 +25,10 @@ export interface ReportedDivergence {
 
 export const ACTION_PENDING = "a checkpoint was asked for";
 
-/** Divergences that wait for their outcome; more than a store takes between two checkpoints are not followed up. */
+/**
+ * Divergences that wait for their outcome; more than a store takes between two checkpoints are not followed
+ * up.
+ */
 const OPEN_MAX = 4096;
 
 export class DivergenceRecorder {
@@ -33,7 +40,9 @@ export class DivergenceRecorder {
     private readonly vm: string,
   ) {}
 
-  /** Notes a divergence found in `epoch`. `timeMs`: wall clock. Returns its number, 0 if it is only counted. */
+  /**
+   * Notes a divergence found in `epoch`. `timeMs`: wall clock. Returns its number, 0 if it is only counted.
+   */
   diverged(divergence: ReportedDivergence, epoch: number, timeMs: number = Date.now()): number {
     const { flow, waitedNs, ...rest } = divergence;
     const record: NewDivergence = {
@@ -60,7 +69,10 @@ export class DivergenceRecorder {
     }
   }
 
-  /** There will be no checkpoint: `action` says what was done instead, for example "released: the VM runs alone". */
+  /**
+   * There will be no checkpoint: `action` says what was done instead, for example "released: the VM runs
+   * alone".
+   */
   ended(action: string): void {
     for (const id of this.#open.keys()) this.store.complete(id, { action });
     this.#open.clear();
@@ -68,8 +80,9 @@ export class DivergenceRecorder {
 }
 
 /**
- * For the thread that compares: cuts the frames of a divergence before they travel to the main thread, so that no 64 KiB frames
- * are passed along for 2 KiB that are kept. Copies; the given frames may be views of a ring.
+ * For the thread that compares: cuts the frames of a divergence before they travel to the main thread, so
+ * that no 64 KiB frames are passed along for 2 KiB that are kept. Copies; the given frames may be views of a
+ * ring.
  */
 export function cutFrames<T extends ReportedDivergence>(divergence: T): T {
   const { primaryFrame, secondaryFrame, difference } = divergence;

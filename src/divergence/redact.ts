@@ -1,6 +1,7 @@
 /**
- * Takes the payload out of a record: of each frame the headers stay, without the transport's checksum, from which a short payload
- * could be computed. Lengths and offsets stay. Everything that shows a record starts from here when payload is to be hidden.
+ * Takes the payload out of a record: of each frame the headers stay, without the transport's checksum, from
+ * which a short payload could be computed. Lengths and offsets stay. Everything that shows a record starts
+ * from here when payload is to be hidden.
  */
 import { frameBytesOf, type KeptFrame, primaryOf, secondaryOf } from "./kept_frame.ts";
 import { layoutOf } from "./layout.ts";
@@ -34,7 +35,10 @@ function headersOf(frame: KeptFrame): KeptFrame {
   return { bytes, cut: { frameBytes, gapOffset: headerBytes, gapBytes: frameBytes - headerBytes } };
 }
 
-/** The comparer names differing bytes in hexadecimal ("0x61 on the primary"); nothing of that may stay, nor anything quoted. */
+/**
+ * The comparer names differing bytes in hexadecimal ("0x61 on the primary"); nothing of that may stay, nor
+ * anything quoted.
+ */
 export function redactText(text: string): string {
   return text
     .replace(/"(?:[^"\\]|\\.)*"|`[^`]*`/g, '".."')

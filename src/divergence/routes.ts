@@ -7,7 +7,8 @@
  *     GET /v1/divergences/ID.pcapng
  *     GET /v1/divergences.pcapng?vm=NAME&limit=N&since=MS
  *
- * `redact=1` hides payload in all of them. A wrong question is answered with 400 or 404 and {"error": sentence}.
+ * `redact=1` hides payload in all of them. A wrong question is answered with 400 or 404 and {"error":
+ * sentence}.
  */
 import { recordToJson } from "./json.ts";
 import { writePcapng } from "./pcapng.ts";
@@ -23,7 +24,10 @@ import {
 import { redact } from "./redact.ts";
 
 export interface RouteOptions {
-  /** false: payload is hidden in every answer, whatever is asked. For an interface that others than the administrator reach. */
+  /**
+   * false: payload is hidden in every answer, whatever is asked. For an interface that others than the
+   * administrator reach.
+   */
   payload?: boolean;
 }
 
@@ -48,8 +52,7 @@ export function divergenceRoutes(
     if (pathname !== PREFIX && !pathname.startsWith(`${PREFIX}/`) && pathname !== `${PREFIX}.pcapng`) {
       return undefined;
     }
-    const shown =
-      payload && !flag(searchParams, "redact") ? (record: DivergenceRecord) => record : redact;
+    const shown = payload && !flag(searchParams, "redact") ? (record: DivergenceRecord) => record : redact;
     try {
       return answer(source, pathname, searchParams, shown);
     } catch (error) {
@@ -83,7 +86,10 @@ function answer(
   const id = Number(match[1]);
   const record = source.get(id);
   if (record === undefined) {
-    throw new BadRequestError(404, `divergence ${id} is not kept: it never was, or newer ones have taken its place`);
+    throw new BadRequestError(
+      404,
+      `divergence ${id} is not kept: it never was, or newer ones have taken its place`,
+    );
   }
   if (match[2] !== undefined) return pcapng(`divergence-${id}.pcapng`, [shown(record)]);
   return Response.json(recordToJson(shown(record), { frames: true }));

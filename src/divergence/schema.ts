@@ -3,7 +3,10 @@ import type { Database } from "bun:sqlite";
 import { portKey } from "./flow.ts";
 import type { DivergenceRecord, FrameCut, RecordClass } from "./record.ts";
 
-/** PRAGMA user_version. Another version is moved aside, not converted: what is kept is for the search of today's cause. */
+/**
+ * PRAGMA user_version. Another version is moved aside, not converted: what is kept is for the search of
+ * today's cause.
+ */
 export const SCHEMA_VERSION = 1;
 
 /** AUTOINCREMENT: the number of a record that was pruned is never given again. */
@@ -122,7 +125,9 @@ export function schemaState(database: Database): SchemaState {
   return "usable";
 }
 
-/** What a record counts for against `bytesMax`: its frames and texts, and something for the rest of the row. */
+/**
+ * What a record counts for against `bytesMax`: its frames and texts, and something for the rest of the row.
+ */
 export function bytesOf(record: DivergenceRecord): number {
   const { flow } = record;
   const texts = [record.vm, record.class, flow.text, flow.source, flow.destination, record.detail];
@@ -182,7 +187,10 @@ export function fromRow(row: Row): DivergenceRecord {
   if (row.destination_port !== null) record.flow.destinationPort = row.destination_port;
   if (row.stream_offset !== null) record.streamOffset = row.stream_offset;
   if (row.primary_offset !== null && row.secondary_offset !== null) {
-    record.difference = { primaryFrameOffset: row.primary_offset, secondaryFrameOffset: row.secondary_offset };
+    record.difference = {
+      primaryFrameOffset: row.primary_offset,
+      secondaryFrameOffset: row.secondary_offset,
+    };
   }
   if (row.primary_frame !== null) record.primaryFrame = row.primary_frame;
   if (row.primary_cut !== null) record.primaryCut = JSON.parse(row.primary_cut) as FrameCut;

@@ -2,10 +2,11 @@
  * Where the agent keeps divergences: SQLite, bounded, oldest go first.
  *
  * It is called from the thread that sends heartbeats, so:
- * - add() and complete() only note something in memory; a tenth of a second later one transaction writes it all.
- * - nothing waits for the disk (synchronous = off). After a loss of power the file may be damaged; it is then moved aside, for no
- *   record in it is worth a heartbeat.
- * - a flow that diverges again within a second counts as a repeat; more than `perSecondMax` new ones a second are only counted.
+ * - add() and complete() only note something in memory; soon after, one transaction writes all of it.
+ * - nothing waits for the disk (synchronous = off). After a loss of power the file may be damaged; it is then
+ *   moved aside, for no record in it is worth a heartbeat.
+ * - a flow that diverges again within a second counts as a repeat; of new ones, more than `perSecondMax` in a
+ *   second are only counted.
  * - no error of the database is anybody else's: it is logged, and what could not be written is lost.
  */
 import { Database } from "bun:sqlite";
@@ -37,7 +38,10 @@ const PRUNE_BATCH = 64;
 
 /** SQLite's codes for a file that is no sound database, as opposed to one that cannot be reached just now. */
 const DAMAGED_CODES = /^SQLITE_(CORRUPT|NOTADB|FORMAT|IOERR_SHORT_READ|IOERR_CORRUPTFS)/;
-/** For a record that does not fit the table: a mistake of who made it, which must not cost the others of its batch. */
+/**
+ * For a record that does not fit the table: a mistake of who made it, which must not cost the others of its
+ * batch.
+ */
 const MISFIT_CODES = /^SQLITE_(CONSTRAINT|MISMATCH|TOOBIG)/;
 
 export interface DivergenceStoreOptions {
@@ -79,7 +83,10 @@ export class DivergenceStore implements DivergenceSource {
   #complainedMs = Number.NEGATIVE_INFINITY;
   #closed = false;
 
-  /** Never throws for what is wrong with the file: it is moved aside, or records are kept in memory; both are logged. */
+  /**
+   * Never throws for what is wrong with the file: it is moved aside, or records are kept in memory; both are
+   * logged.
+   */
   constructor(options: DivergenceStoreOptions) {
     this.path = options.path;
     this.#countMax = Math.max(1, options.countMax ?? 1000);
@@ -89,7 +96,10 @@ export class DivergenceStore implements DivergenceSource {
     this.#open();
   }
 
-  /** Notes a divergence and returns its number: that of the first one for a repeat, 0 if there were too many this second. */
+  /**
+   * Notes a divergence and returns its number: that of the first one for a repeat, 0 if there were too many
+   * this second.
+   */
   add(divergence: NewDivergence): number {
     if (this.#closed) return 0;
     const { timeMs } = divergence;

@@ -28,7 +28,8 @@ const EXPORT_ID = "colo-export0";
 
 /**
  * Opens the secondary for a primary: the disk's NBD export first, since replication must find it, then the migration port.
- * On an error nothing stays open, so it can be called again.
+ * On an error nothing stays open. If it was the migration port, this QEMU takes no other one and has to be started afresh
+ * (seen with 11.1.2: "Illegal migration incoming state").
  * @throws ColoProcedureError
  */
 export async function prepareSecondary(client: QmpClient, options: PrepareSecondaryOptions): Promise<void> {

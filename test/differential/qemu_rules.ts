@@ -55,7 +55,7 @@ export interface Prediction {
 
 export type Wait =
   /** The secondary's queue of the connection is empty. */
-  | { why: "secondary_empty"; frame: Waiting }
+  | { why: "secondary_empty"; frame: Waiting; below: boolean }
   /** The first of the primary's queue (this frame or a lower one) differs from the first of the secondary's. */
   | { why: "asked"; ask: Ask };
 
@@ -155,7 +155,7 @@ export class QemuRules {
     if (connection.blocked !== undefined && connection.secondary.length > 0) {
       return { why: "asked", ask: connection.blocked };
     }
-    return { why: "secondary_empty", frame };
+    return { why: "secondary_empty", frame, below: isBelow(connection, frame) };
   }
 
   /** For which flaws the secondary's part of a primary frame that QEMU still holds was thrown away. */

@@ -4,6 +4,7 @@ import { LAB_NODES } from "../../src/lab/qemu.ts";
 import {
   announceSelf,
   type ColoProcedureError,
+  type PrepareSecondaryOptions,
   prepareSecondary,
   secondaryDiskCommitted,
   secondaryFailover,
@@ -13,6 +14,7 @@ import { probeNbdServer } from "../../src/qmp/primary_disk.ts";
 import {
   checkpoint,
   freePorts,
+  type Ports,
   primaryDisk,
   removeTestDirectory,
   runState,
@@ -38,37 +40,42 @@ async function failure(promise: Promise<unknown>): Promise<ColoProcedureError> {
   return error!;
 }
 
+function prepareOptions(ports: Ports): PrepareSecondaryOptions {
+  return {
+    disk: { nbdHost: SECONDARY_HOST, nbdPort: ports.nbd, exportName: "export0", exportNode: LAB_NODES.disk },
+    migrateHost: SECONDARY_HOST,
+    migratePort: ports.migrate,
+  };
+}
+
 async function occupy(port: number): Promise<Server> {
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(port, SECONDARY_HOST, resolve));
   return server;
 }
 
-test.each(["nbd", "migrate"] as const)(
-  "a taken %s port is reported, nothing stays open and it can be tried again",
-  async (which) => {
-    const ports = await freePorts();
-    const taken = await occupy(ports[which]);
-    const options = {
-      disk: {
-        nbdHost: SECONDARY_HOST,
-        nbdPort: ports.nbd,
-        exportName: "export0",
-        exportNode: LAB_NODES.disk,
-      },
-      migrateHost: SECONDARY_HOST,
-      migratePort: ports.migrate,
-    };
-    const error = await failure(prepareSecondary(secondary.client, options));
-    expect(error.step).toBe(which === "nbd" ? "Starting the NBD server" : "Opening the migration port");
-    expect(error.message).toContain("Address already in use");
-    expect(error.leftovers).toEqual([]);
-    expect(await secondary.client.execute<object[]>("query-block-exports")).toEqual([]);
-    await new Promise((resolve) => taken.close(resolve));
-    await prepareSecondary(secondary.client, options);
-    await probeNbdServer(SECONDARY_HOST, ports.nbd, 1_000);
-  },
-);
+test("a taken NBD port is reported, and it can be tried again", async () => {
+  const ports = await freePorts();
+  const taken = await occupy(ports.nbd);
+  const error = await failure(prepareSecondary(secondary.client, prepareOptions(ports)));
+  expect(error.step).toBe("Starting the NBD server");
+  expect(error.message).toContain("Address already in use");
+  await new Promise((resolve) => taken.close(resolve));
+  await prepareSecondary(secondary.client, prepareOptions(ports));
+  await probeNbdServer(SECONDARY_HOST, ports.nbd, 1_000);
+});
+
+test("a taken migration port is reported, and the disk is not left exported", async () => {
+  const ports = await freePorts();
+  const taken = await occupy(ports.migrate);
+  const error = await failure(prepareSecondary(secondary.client, prepareOptions(ports)));
+  expect(error.step).toBe("Opening the migration port");
+  expect(error.message).toContain("Address already in use");
+  expect(error.leftovers).toEqual([]);
+  expect(await secondary.client.execute<object[]>("query-block-exports")).toEqual([]);
+  await expect(probeNbdServer(SECONDARY_HOST, ports.nbd, 1_000)).rejects.toThrow("no connection");
+  taken.close();
+});
 
 test("an export of a node that does not exist is reported and nothing stays open", async () => {
   const ports = await freePorts();

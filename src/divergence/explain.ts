@@ -125,9 +125,13 @@ function adviceLines(record: DivergenceRecord, { advice, passthrough, ignore }: 
     );
   }
   if (passthrough !== undefined) {
+    const risk =
+      record.flow.protocol === "tcp"
+        ? "such connections may break at a failover"
+        : "after a failover the VM that goes on may not have sent them";
     lines.push(
       ...wrap(
-        `To let such packets leave at once without comparing them, add to [[vm]] ${record.vm} on both hosts (they then carry no promise: whoever has received them may meet a VM that has not sent them, after a failover):`,
+        `To let such packets leave at once, never compared, add to [[vm]] ${record.vm} on both hosts (nothing is promised for them: ${risk}):`,
       ),
       `    passthrough = ${list([passthrough])}`,
     );

@@ -12,7 +12,7 @@ import {
   type Side,
   secondarySide,
 } from "./payloads.ts";
-import type { DivergenceRecord } from "./record.ts";
+import type { DivergenceRecord, FlowDescription } from "./record.ts";
 
 /** Bytes from the difference on that are looked at to tell random data from a field. */
 const RANDOM_SAMPLE_BYTES = 64;
@@ -77,8 +77,7 @@ function tlsRecordAt(side: Side, difference: number | undefined): number | undef
 /** By protocol and service port. */
 function portHints(record: DivergenceRecord): string[] {
   const { flow } = record;
-  if (record.class === "missing_on_primary" || record.class === "missing_on_secondary") return [];
-  if (record.class === "timeout") return [];
+  if (record.class !== "payload" && record.class !== "length") return absenceHints(flow);
   if (flow.protocol === "icmp" || flow.protocol === "icmpv6") {
     return ["ping puts the time of sending into its data when it is the VM that pings."];
   }
@@ -87,6 +86,13 @@ function portHints(record: DivergenceRecord): string[] {
   if (service === undefined) return [];
   const text = PORT_HINTS[`${flow.protocol} ${service.port}`];
   return text === undefined ? [] : [text];
+}
+
+function absenceHints(flow: FlowDescription): string[] {
+  if (serviceOf(flow)?.side !== "destination") return [];
+  return [
+    "Clients choose their own port at random: the other VM may have sent the same from another port, in a flow of its own.",
+  ];
 }
 
 const TLS_PORT =

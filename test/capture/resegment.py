@@ -188,6 +188,7 @@ def run(job):
         for piece in cut(frame, rng):
             segments += 1 if payload_of(network(piece)) else 0
             renumber(piece, shifts, rng)
+            piece.wirelen = None
             writer.write(piece)
     writer.close()
     return {"segments": segments, "bytes": streams.total(), "flipped": flipped}

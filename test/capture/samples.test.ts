@@ -94,14 +94,18 @@ test("pcapng of either byte order has the same packets", () => {
     if (!name.endsWith(".pcapng")) continue;
     const big = join(found.bigEndian, name);
     const little = join(found.littleEndian, name);
-    let report: ReturnType<typeof compareFiles>;
-    try {
-      report = compareFiles(big, little);
-    } catch (error) {
-      // Several link types, cut-off frames, none at all: refused in both byte orders for the same reason.
-      const reason = (error as Error).message.replace(big, "");
-      expect(error).toHaveProperty("name", "CaptureError");
-      expect(() => compareFiles(little, big)).toThrow(reason.slice(0, 40).trim());
+    const verdict = (primary: string, secondary: string) => {
+      try {
+        return compareFiles(primary, secondary);
+      } catch (error) {
+        expect(error).toHaveProperty("name", "CaptureError");
+        return (error as Error).message.replace(primary, "FILE");
+      }
+    };
+    const report = verdict(big, little);
+    if (typeof report === "string") {
+      // Several kinds of interface, frames cut off, none at all: refused in both byte orders for the same reason.
+      expect(verdict(little, big)).toBe(report);
       continue;
     }
     expect(report.divergences).toEqual([]);

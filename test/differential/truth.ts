@@ -136,6 +136,21 @@ export class Truth {
     return reasons;
   }
 
+  /** Whether a checkpoint covers all bytes of a primary segment. */
+  isCovered(slot: number): boolean {
+    const { content } = this.frames.get(slot)!;
+    if (content.kind !== "tcp") return false;
+    const { covered } = this.flow(content.flow);
+    if (content.connection < covered.connection) return true;
+    return content.connection === covered.connection && content.to <= (covered.sent ?? 0);
+  }
+
+  /** Whether the secondary has sent this datagram since the last checkpoint, at whatever place. */
+  isSentElsewhere(slot: number): boolean {
+    const { content } = this.frames.get(slot)!;
+    return content.kind === "datagram" && this.flow(content.flow).secondary.includes(content.payload);
+  }
+
   /**
    * Primary frames at the first place where the two VMs differ, if everything before it has been compared: what our comparer must
    * report. Undefined if there is none.

@@ -11,7 +11,7 @@ import {
   qemuArgv,
   qemuEnvironment,
 } from "../../src/lab/assets.ts";
-import { pattern } from "./pattern.ts";
+import { patternBytes as pattern } from "../../src/lab/pattern.ts";
 import { guestIp4, guestIp6 } from "./scenarios.ts";
 
 const namespace = "colo-test-guest";

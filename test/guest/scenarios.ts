@@ -8,8 +8,14 @@
 import { strict as assert } from "node:assert";
 import { createHash } from "node:crypto";
 import { createSocket } from "node:dgram";
-import { checkPattern, pattern } from "./pattern.ts";
+import { firstWrongByte, patternBytes as pattern } from "../../src/lab/pattern.ts";
 import { Stream } from "./stream.ts";
+
+/** Throws if `data` is not the pattern from byte `position` on. */
+function checkPattern(data: Buffer, position: number): void {
+  const wrong = firstWrongByte(position, data);
+  if (wrong >= 0) throw new Error(`byte ${wrong} is ${data[wrong - position]}, which is not the pattern's`);
+}
 
 export const guestIp4 = "198.18.0.10";
 export const guestIp6 = "2001:2::10";

@@ -1,6 +1,9 @@
 /** The agent of one host: its VMs, its peer, heartbeats and the HTTP interface. */
 import { rmSync } from "node:fs";
+import { join } from "node:path";
 import type { Server } from "bun";
+import { divergenceRoutes } from "../divergence/routes.ts";
+import { DivergenceStore } from "../divergence/store.ts";
 import { WitnessClient } from "../witness/client.ts";
 import { serveApi } from "./api.ts";
 import { bootMs } from "./clock.ts";
@@ -19,6 +22,7 @@ export class HostAgent {
   readonly #client: PeerClient;
   readonly #peer: Peer;
   readonly #metrics = new AgentMetrics(VERSION);
+  readonly #divergences: DivergenceStore;
   readonly #apis: Server<undefined>[] = [];
   #timer: Timer | undefined;
 
@@ -36,6 +40,10 @@ export class HostAgent {
       for (const vm of this.#vms.values()) vm.peerDown();
     });
     this.#peer = new Peer(this.#client);
+    this.#divergences = new DivergenceStore({
+      path: join(config.agent.state_directory, "divergences.sqlite"),
+      log,
+    });
   }
 
   /** Starts everything; on an error nothing of it is left running. `objectPath`: the compiled BPF programs. */
@@ -48,11 +56,22 @@ export class HostAgent {
       const arbiter = config.witness === undefined ? undefined : new WitnessClient(config.witness.url);
       await agent.#server.listen();
       for (const vm of config.vm) {
-        const parts = { arbiter, peer: agent.#peer, metrics: agent.#metrics, log, objectPath };
+        const parts = {
+          arbiter,
+          peer: agent.#peer,
+          metrics: agent.#metrics,
+          divergences: agent.#divergences,
+          log,
+          objectPath,
+        };
         agent.#vms.set(vm.name, await VmAgent.adopt(vm, config, parts));
       }
       await disableDelayedAck(config.peer.control.host);
-      const sources = { metrics: () => agent.#metrics.text(), status: () => agent.status() };
+      const sources = {
+        metrics: () => agent.#metrics.text(),
+        status: () => agent.status(),
+        divergences: divergenceRoutes(agent.#divergences),
+      };
       agent.#apis.push(serveApi(config.agent.api, sources));
       const { socket } = config.agent;
       if (socket !== undefined) {
@@ -83,6 +102,7 @@ export class HostAgent {
     this.#client.close();
     this.#server.close();
     for (const vm of this.#vms.values()) await vm.close();
+    this.#divergences.close();
   }
 
   #tick(): void {

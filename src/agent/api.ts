@@ -2,15 +2,18 @@
 export interface ApiSources {
   metrics(): Promise<string>;
   status(): unknown;
+  /** Answers /v1/divergences…; undefined for what is not its own. */
+  divergences(url: URL): Response | undefined;
 }
 
-/** Serves GET /metrics and GET /v1/status, over TCP or on a unix socket. */
+/** Serves GET /metrics, /v1/status and /v1/divergences, over TCP or on a unix socket. */
 export function serveApi(endpoint: { host: string; port: number } | { socket: string }, sources: ApiSources) {
   return Bun.serve({
     ...("socket" in endpoint ? { unix: endpoint.socket } : { hostname: endpoint.host, port: endpoint.port }),
     async fetch(request: Request) {
       if (request.method !== "GET") return new Response("GET only\n", { status: 405 });
-      switch (new URL(request.url).pathname) {
+      const url = new URL(request.url);
+      switch (url.pathname) {
         case "/metrics":
           return new Response(await sources.metrics(), {
             headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8" },
@@ -18,7 +21,10 @@ export function serveApi(endpoint: { host: string; port: number } | { socket: st
         case "/v1/status":
           return Response.json(sources.status());
         default:
-          return new Response("see /metrics and /v1/status\n", { status: 404 });
+          return (
+            sources.divergences(url) ??
+            new Response("see /metrics, /v1/status and /v1/divergences\n", { status: 404 })
+          );
       }
     },
   });

@@ -88,6 +88,8 @@ const schema = z.strictObject({
     control: endpoint,
     /** HTTP: /metrics, /v1/status. */
     api: endpoint.default({ host: "127.0.0.1", port: 7401 }),
+    /** Where divergences are kept. */
+    state_directory: z.string().startsWith("/", "must be an absolute path").default("/var/lib/colo-agent"),
     /** The same HTTP interface on a unix socket, for commands on this host. */
     socket: z.string().startsWith("/", "must be an absolute path").optional(),
     log_level: z.enum(["error", "warn", "info", "debug"]).default("info"),

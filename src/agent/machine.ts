@@ -1,5 +1,6 @@
 /** What the primary's and the secondary's duties for one VM share: its QEMU, its data plane, its standing. */
 import type { DataPath } from "../datapath/handle.ts";
+import type { DivergenceRecorder } from "../divergence/recorder.ts";
 import type { DataPlane } from "../ffi/data_plane.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import type { Authority } from "./authority.ts";
@@ -39,6 +40,7 @@ export interface Machine {
   readonly replicationAddress: string;
   readonly log: Logger;
   readonly metrics: VmMetrics;
+  readonly divergences: DivergenceRecorder;
   phase: Phase;
   /** Why the phase is "stopped", or the last failure of protection. */
   reason: string | undefined;

@@ -3,7 +3,7 @@
  * replica is lost.
  */
 
-import type { Divergence } from "../compare/divergence.ts";
+import type { ReportedDivergence } from "../divergence/recorder.ts";
 import { ROLE } from "../ffi/layout.ts";
 import { type PrimaryDisk, primaryFailover, startProtection } from "../qmp/colo.ts";
 import { AuthorityLostError } from "./authority.ts";
@@ -115,10 +115,12 @@ export class PrimaryDuty {
     this.#answered?.();
   }
 
-  diverged(divergence: Divergence, epoch: number): void {
-    const { metrics, log } = this.#machine;
+  diverged(divergence: ReportedDivergence, epoch: number): void {
+    const { metrics, divergences, log } = this.#machine;
     metrics.divergences.inc({ class: divergence.class });
-    log.debug("divergence", { ...divergence, epoch });
+    const id = divergences.diverged(divergence, epoch);
+    const flow = typeof divergence.flow === "string" ? divergence.flow : divergence.flow.text;
+    log.debug("divergence", { id, class: divergence.class, flow, detail: divergence.detail, epoch });
     const checkpoints = this.#checkpoints;
     if (checkpoints === undefined || epoch !== checkpoints.epoch) return;
     const cause: CheckpointCause =
@@ -253,6 +255,7 @@ export class PrimaryDuty {
     this.#lease = "self";
     extendOwnLease(machine);
     const released = await this.#passAlone();
+    machine.divergences.ended("released: the VM runs alone");
     try {
       await primaryFailover(machine.qmp, this.#diskOption(NO_EXPORT));
     } catch (error) {
@@ -303,6 +306,7 @@ export class PrimaryDuty {
   stop(reason: string): void {
     const { dataPlane } = this.#machine;
     this.#lease = "none";
+    this.#machine.divergences.ended(`not released: ${reason}`);
     dataPlane.state.role = ROLE.BLOCKED;
     dropLease(this.#machine);
     this.#unlisten?.();
@@ -331,7 +335,10 @@ export class PrimaryDuty {
             return false;
           }
         },
-        onReport: (report) => machine.metrics.observeCheckpoint(report),
+        onReport: (report) => {
+          machine.metrics.observeCheckpoint(report);
+          machine.divergences.checkpointed(report);
+        },
         onBroken: (reason) => void this.goAlone(reason),
       },
       epoch,

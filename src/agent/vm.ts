@@ -1,6 +1,8 @@
 /** One VM on this host: adopts its QEMU and its tap, finds out its role and passes events to the duty in charge. */
 import { existsSync } from "node:fs";
 import { DataPath } from "../datapath/handle.ts";
+import { DivergenceRecorder } from "../divergence/recorder.ts";
+import type { DivergenceStore } from "../divergence/store.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
 import { ROLE } from "../ffi/layout.ts";
 import { checkQemu } from "../qmp/check.ts";
@@ -56,6 +58,7 @@ export class VmAgent {
       arbiter: Arbiter | undefined;
       peer: Peer;
       metrics: AgentMetrics;
+      divergences: DivergenceStore;
       log: Logger;
       objectPath: string;
     },
@@ -97,6 +100,7 @@ export class VmAgent {
         replicationAddress: agent.agent.control.host,
         log,
         metrics: parts.metrics.vm(config.name, () => vm.#reading()),
+        divergences: new DivergenceRecorder(parts.divergences, config.name),
         phase: "starting",
         reason: undefined,
       };

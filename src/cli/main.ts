@@ -2,7 +2,10 @@
 /** The command line of colo-agent. Each command is a file beside this one. */
 import { Command } from "commander";
 import { VERSION } from "../agent/version.ts";
+import { compareCommand } from "./compare.ts";
 import { demoCommand } from "./demo.ts";
+import { divergencesCommand } from "./divergences.ts";
+import { explainCommand } from "./explain.ts";
 import { labCommand } from "./lab.ts";
 import { runCommand } from "./run.ts";
 import { statusCommand } from "./status.ts";
@@ -13,7 +16,16 @@ const program = new Command("colo-agent")
   .version(VERSION)
   .showHelpAfterError("(colo-agent --help lists the commands)");
 
-for (const command of [runCommand(), statusCommand(), witnessCommand(), labCommand(), demoCommand()]) {
+for (const command of [
+  runCommand(),
+  statusCommand(),
+  divergencesCommand(),
+  explainCommand(),
+  compareCommand(),
+  witnessCommand(),
+  labCommand(),
+  demoCommand(),
+]) {
   program.addCommand(command);
 }
 

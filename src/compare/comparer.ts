@@ -235,7 +235,7 @@ export class Comparer {
       const detail =
         "frames sent after the checkpoint had been compared with output of the secondary from before it; " +
         "call beginCheckpoint() before the checkpoint is asked for";
-      state.report("boundary", "all flows", 0, detail);
+      state.report("boundary", -1, 0, detail);
     }
     return { released: stats.releasedFrames - releasedBefore, dropped };
   }
@@ -471,7 +471,7 @@ export class Comparer {
   private reportOverflow(why: string): void {
     const held = this.stats.heldFrames;
     const detail = `${why}; ${held} frames are held, ${this.overflow.length} of them until the next checkpoint`;
-    this.state.report("overflow", "all flows", 0, detail);
+    this.state.report("overflow", -1, 0, detail);
   }
 
   /** The secondary's frames alone can fill the table; one report for each epoch is enough. */
@@ -479,6 +479,6 @@ export class Comparer {
     if (this.tableReported === this.stats.checkpoints) return;
     this.tableReported = this.stats.checkpoints;
     const { flowsMax } = this.state.limits;
-    this.state.report("overflow", "all flows", 0, `more than ${flowsMax} flows have frames that wait`);
+    this.state.report("overflow", -1, 0, `more than ${flowsMax} flows have frames that wait`);
   }
 }

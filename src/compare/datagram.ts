@@ -55,18 +55,25 @@ export class DatagramFlows {
     const bytes = p.dataBytes[primary];
     const secondaryBytes = s.dataBytes[secondary];
     const unparsed = state.flows.kind(flow) === KIND_UNPARSED;
-    if (bytes !== secondaryBytes || p.meta[primary] !== s.meta[secondary]) {
-      const detail =
-        bytes !== secondaryBytes
-          ? `the primary sent ${bytes} bytes, the secondary ${secondaryBytes}`
-          : `the primary sent another fragment or segmentation (${p.meta[primary]}) than the secondary (${s.meta[secondary]})`;
-      state.diverge(flow, unparsed ? "unparsed" : "length", detail);
+    const at = this.firstDifference(primary, secondary, Math.min(bytes, secondaryBytes));
+    const primaryAt = p.data[primary] + at;
+    const secondaryAt = s.data[secondary] + at;
+    const sameShape = bytes === secondaryBytes && p.skipBytes[primary] === s.skipBytes[secondary];
+    if (!sameShape || p.meta[primary] !== s.meta[secondary]) {
+      const detail = !sameShape
+        ? `the primary sent ${bytes} bytes, the secondary ${secondaryBytes}`
+        : `the primary sent another fragment or segmentation (${p.meta[primary]}) than the secondary (${s.meta[secondary]})`;
+      const place = !sameShape ? { primaryAt, secondaryAt } : {};
+      state.diverge(flow, unparsed ? "unparsed" : "length", detail, undefined, {
+        primary,
+        secondary,
+        ...place,
+      });
       return;
     }
-    const at = this.firstDifference(primary, secondary, bytes);
-    const pair = state.bytePair(p.data[primary] + at, s.data[secondary] + at);
-    const detail = `byte ${at} of ${bytes} differs: ${pair}`;
-    state.diverge(flow, unparsed ? "unparsed" : "payload", detail);
+    const detail = `byte ${at} of ${bytes} differs: ${state.bytePair(primaryAt, secondaryAt)}`;
+    const place = { primary, secondary, primaryAt, secondaryAt };
+    state.diverge(flow, unparsed ? "unparsed" : "payload", detail, undefined, place);
   }
 
   private firstDifference(primary: number, secondary: number, bytes: number): number {
@@ -77,9 +84,9 @@ export class DatagramFlows {
     const skipBytes = p.skipBytes[primary];
     if (skipBytes === 0) return state.firstDifference(from, secondaryFrom, bytes);
     const skipAt = p.skipAt[primary];
-    const before = state.firstDifference(from, secondaryFrom, skipAt);
+    const before = state.firstDifference(from, secondaryFrom, Math.min(skipAt, bytes));
     if (before < skipAt) return before;
     const rest = skipAt + skipBytes;
-    return rest + state.firstDifference(from + rest, secondaryFrom + rest, bytes - rest);
+    return Math.min(bytes, rest + state.firstDifference(from + rest, secondaryFrom + rest, bytes - rest));
   }
 }

@@ -1,4 +1,3 @@
-import { describeFlow } from "./divergence.ts";
 import { FLOW_FROZEN, FLOW_TCP } from "./flow_table.ts";
 import type { LinkedLists } from "./linked_lists.ts";
 import type { SegmentPool } from "./segment_pool.ts";
@@ -65,7 +64,8 @@ export class Deadlines {
       const waitedNs = nowNs - primary.timeNs[item];
       let detail = `a frame of the primary has had no counterpart for ${Math.round(waitedNs / 1e6)} ms`;
       if ((flows.flags[flow] & FLOW_TCP) !== 0) detail += `: ${this.tcp.describeWait(flow)}`;
-      state.report("missing_on_secondary", describeFlow(flows, flow), waitedNs, detail);
+      const place = { primary: item, secondary: -1 };
+      state.report("missing_on_secondary", flow, waitedNs, detail, undefined, place);
     }
   }
 
@@ -89,7 +89,8 @@ export class Deadlines {
         const to = secondary.end[item] >>> 0;
         detail += `: sequence ${from} to ${to}, ${this.tcp.describeWait(flow)}`;
       }
-      state.report("missing_on_primary", describeFlow(flows, flow), waitedNs, detail);
+      const place = { primary: -1, secondary: item };
+      state.report("missing_on_primary", flow, waitedNs, detail, undefined, place);
     }
   }
 

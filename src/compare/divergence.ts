@@ -37,10 +37,22 @@ export type DivergenceClass =
   | "overflow"
   | "boundary";
 
-export interface Divergence {
-  class: DivergenceClass;
-  /** For people: "tcp 198.18.0.2:80 > 198.18.0.9:40000". */
+/** Which flow it is: for people, and in parts. */
+export interface FlowFacts {
+  /** For people: "tcp 198.18.0.2:80 > 198.18.0.9:40000"; "all flows" when it is about no flow in particular. */
   flow: string;
+  /** tcp, udp, icmp, icmpv6, sctp, udplite, another IP protocol's number, "ethertype 0x88cc", or "any". */
+  protocol: string;
+  /** IP address without brackets, or MAC address; empty for "all flows". The source is the VM. */
+  source: string;
+  destination: string;
+  /** Of protocols that have ports; absent for fragments. */
+  sourcePort?: number;
+  destinationPort?: number;
+}
+
+export interface Divergence extends FlowFacts {
+  class: DivergenceClass;
   /**
    * TCP: payload bytes of this connection before the difference, modulo 2^32; absent when its SYN was not
    * seen.
@@ -49,7 +61,21 @@ export interface Divergence {
   /** How long the oldest frame concerned had waited. */
   waitedNs: number;
   detail: string;
+  /**
+   * Byte offsets of the records (struct colo_record) of the two frames concerned in primary.bytes and
+   * secondary.bytes; for missing_* that of the frame that waits. Valid only during sink.diverged().
+   */
+  primaryOffset?: number;
+  secondaryOffset?: number;
+  /**
+   * Byte offsets of the first difference in each frame; just behind its last byte where that frame ends
+   * first. Absent when the difference is not in the bytes that were compared.
+   */
+  primaryFrameOffset?: number;
+  secondaryFrameOffset?: number;
 }
+
+export const ALL_FLOWS: FlowFacts = { flow: "all flows", protocol: "any", source: "", destination: "" };
 
 const PROTOCOL_NAMES: Record<number, string> = {
   [PROTOCOL_ICMP]: "icmp",
@@ -62,30 +88,42 @@ const PROTOCOL_NAMES: Record<number, string> = {
 
 /** Names a flow for people. Allocates: not for the way of a packet. */
 export function describeFlow(flows: FlowTable, flow: number): string {
+  return flowFacts(flows, flow).flow;
+}
+
+/** Names a flow and takes it apart. Allocates: not for the way of a packet. */
+export function flowFacts(flows: FlowTable, flow: number): FlowFacts {
   const meta = flows.keyWord(flow, KEY_KIND);
   const kind = meta >>> 24;
   const ports = flows.keyWord(flow, KEY_PORTS);
   const vlan = describeVlan(flows.keyWord(flow, KEY_VLAN));
   if (kind === KIND_FRAME || kind === KIND_UNPARSED) {
     const name = kind === KIND_UNPARSED ? "unparsed" : "frame";
-    const type = `0x${ports.toString(16).padStart(4, "0")}`;
-    return `${name} ethertype ${type} ${macOf(flows, flow, KEY_SOURCE)} > ${macOf(flows, flow, KEY_DESTINATION)}${vlan}`;
+    const protocol = `ethertype 0x${ports.toString(16).padStart(4, "0")}`;
+    const source = macOf(flows, flow, KEY_SOURCE);
+    const destination = macOf(flows, flow, KEY_DESTINATION);
+    return { flow: `${name} ${protocol} ${source} > ${destination}${vlan}`, protocol, source, destination };
   }
   const version = (meta >>> 8) & 0xff;
-  const protocol = meta & 0xff;
-  const fragment = (meta & KEY_FRAGMENT) !== 0;
-  let name = PROTOCOL_NAMES[protocol] ?? `ip protocol ${protocol}`;
+  const number = meta & 0xff;
+  const known = PROTOCOL_NAMES[number];
+  const name = known ?? `ip protocol ${number}`;
   const source = addressOf(flows, flow, KEY_SOURCE, version);
   const destination = addressOf(flows, flow, KEY_DESTINATION, version);
-  if (fragment) return `${name} fragments ${source} > ${destination}${vlan}`;
-  if (protocol === PROTOCOL_ICMP || protocol === PROTOCOL_ICMPV6) {
-    name += ` type ${ports >>> 24} code ${(ports >>> 16) & 0xff} id ${ports & 0xffff}`;
-    return `${name} ${source} > ${destination}${vlan}`;
+  const facts = { protocol: known ?? `${number}`, source, destination };
+  const plain = `${source} > ${destination}${vlan}`;
+  if ((meta & KEY_FRAGMENT) !== 0) return { flow: `${name} fragments ${plain}`, ...facts };
+  if (number === PROTOCOL_ICMP || number === PROTOCOL_ICMPV6) {
+    const kinds = `type ${ports >>> 24} code ${(ports >>> 16) & 0xff} id ${ports & 0xffff}`;
+    return { flow: `${name} ${kinds} ${plain}`, ...facts };
   }
-  if (PROTOCOL_NAMES[protocol] === undefined) return `${name} ${source} > ${destination}${vlan}`;
+  if (known === undefined) return { flow: `${name} ${plain}`, ...facts };
+  const sourcePort = ports >>> 16;
+  const destinationPort = ports & 0xffff;
   const from = version === 6 ? `[${source}]` : source;
   const to = version === 6 ? `[${destination}]` : destination;
-  return `${name} ${from}:${ports >>> 16} > ${to}:${ports & 0xffff}${vlan}`;
+  const text = `${name} ${from}:${sourcePort} > ${to}:${destinationPort}${vlan}`;
+  return { flow: text, ...facts, sourcePort, destinationPort };
 }
 
 function describeVlan(vlan: number): string {

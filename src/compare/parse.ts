@@ -69,6 +69,8 @@ const FLAG_ACK = 0x10;
 /** Preallocated and reused: the result of one parseRecord(). */
 export class ParsedFrame {
   kind = 0;
+  /** Byte offset of the record (struct colo_record) in the record memory. */
+  record = 0;
   /** CLOCK_BOOTTIME. Exact below 2^53 ns (104 days); above, to a microsecond and better for years. */
   timeNs = 0;
   frameBytes = 0;
@@ -118,6 +120,7 @@ export function recordTimeNs(bytes: Uint8Array, offset: number): number {
 export function parseRecord(bytes: Uint8Array, offset: number, frame: ParsedFrame): void {
   const start = offset + RECORD_HEADER_BYTES;
   const room = bytes.length - start;
+  frame.record = offset;
   frame.timeNs = recordTimeNs(bytes, offset);
   frame.epoch = u32le(bytes, offset + RECORD_EPOCH) & 0xffff;
   let frameBytes = u32le(bytes, offset + RECORD_FRAME_BYTES);

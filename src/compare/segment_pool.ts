@@ -22,6 +22,8 @@ export const SEGMENT_SORTED = 0x800;
 export class SegmentPool {
   readonly slot: Float64Array;
   readonly flow: Int32Array;
+  /** Byte offset of the record in the record memory. */
+  readonly record: Float64Array;
   /** CLOCK_BOOTTIME in ns when the kernel saw the frame. */
   readonly timeNs: Float64Array;
   /** Number of the frame in order of arrival at the comparer. */
@@ -48,6 +50,7 @@ export class SegmentPool {
   constructor(readonly capacity: number) {
     this.slot = new Float64Array(capacity);
     this.flow = new Int32Array(capacity);
+    this.record = new Float64Array(capacity);
     this.timeNs = new Float64Array(capacity);
     this.arrival = new Float64Array(capacity);
     this.flags = new Uint16Array(capacity);

@@ -1,8 +1,8 @@
 import type { Divergence, DivergenceClass } from "./divergence.ts";
-import { describeFlow } from "./divergence.ts";
+import { ALL_FLOWS, flowFacts } from "./divergence.ts";
 import { FLOW_FROZEN, FlowTable } from "./flow_table.ts";
 import { LinkedLists } from "./linked_lists.ts";
-import type { ParsedFrame } from "./parse.ts";
+import { type ParsedFrame, RECORD_HEADER_BYTES } from "./parse.ts";
 import { SegmentPool } from "./segment_pool.ts";
 
 /** Where records are read from. A Ring of src/ffi/ring.ts satisfies it. */
@@ -72,6 +72,16 @@ export class ComparerStats {
   divergences = 0;
   flows = 0;
   flowsCollected = 0;
+}
+
+/** The frames that a divergence is about. */
+export interface DivergencePlace {
+  /** Items of the pools, -1 for none. */
+  primary: number;
+  secondary: number;
+  /** Byte offsets in the record memories where the two differ. */
+  primaryAt?: number;
+  secondaryAt?: number;
 }
 
 export interface CompareStateOptions {
@@ -237,20 +247,51 @@ export class CompareState {
    * Reports a divergence and freezes its flow: what the primary has sent and will send of it stays held until
    * the next checkpoint, and what the secondary sends of it is worth nothing until then.
    */
-  diverge(flow: number, why: DivergenceClass, detail: string, streamOffset?: number): void {
+  diverge(
+    flow: number,
+    why: DivergenceClass,
+    detail: string,
+    streamOffset?: number,
+    place?: DivergencePlace,
+  ): void {
     if ((this.flows.flags[flow] & FLOW_FROZEN) !== 0) return;
-    const waitedNs = this.oldestWaitNs(flow);
     this.flows.flags[flow] |= FLOW_FROZEN;
+    // Before the secondary's records are given back: the report points into them.
+    this.report(why, flow, this.oldestWaitNs(flow), detail, streamOffset, place);
     this.discardSecondary(flow);
-    this.report(why, describeFlow(this.flows, flow), waitedNs, detail, streamOffset);
   }
 
-  /** Reports without freezing anything. */
-  report(why: DivergenceClass, flow: string, waitedNs: number, detail: string, streamOffset?: number): void {
+  /** Reports without freezing anything; a flow of -1 stands for all of them. */
+  report(
+    why: DivergenceClass,
+    flow: number,
+    waitedNs: number,
+    detail: string,
+    streamOffset?: number,
+    place?: DivergencePlace,
+  ): void {
     this.stats.divergences++;
-    const divergence: Divergence = { class: why, flow, waitedNs, detail };
+    const facts = flow < 0 ? ALL_FLOWS : flowFacts(this.flows, flow);
+    const divergence: Divergence = { class: why, ...facts, waitedNs, detail };
     if (streamOffset !== undefined) divergence.streamOffset = streamOffset;
+    if (place !== undefined) this.point(divergence, place);
     this.sink.diverged(divergence);
+  }
+
+  private point(divergence: Divergence, place: DivergencePlace): void {
+    const { primary, secondary, primaryAt, secondaryAt } = place;
+    if (primary >= 0) {
+      const record = this.primary.record[primary];
+      divergence.primaryOffset = record;
+      if (primaryAt !== undefined) divergence.primaryFrameOffset = primaryAt - record - RECORD_HEADER_BYTES;
+    }
+    if (secondary >= 0) {
+      const record = this.secondary.record[secondary];
+      divergence.secondaryOffset = record;
+      if (secondaryAt !== undefined) {
+        divergence.secondaryFrameOffset = secondaryAt - record - RECORD_HEADER_BYTES;
+      }
+    }
   }
 
   oldestWaitNs(flow: number): number {
@@ -283,6 +324,7 @@ function fill(
 ): void {
   pool.slot[item] = slot;
   pool.flow[item] = flow;
+  pool.record[item] = frame.record;
   pool.timeNs[item] = frame.timeNs;
   pool.arrival[item] = arrival;
   pool.flags[item] = frame.flags;

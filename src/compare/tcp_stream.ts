@@ -1,6 +1,6 @@
 import { FLOW_FLOOR, FLOW_ISLAND, FLOW_PRIMARY_ISN, FLOW_VERIFIED_KNOWN } from "./flow_table.ts";
 import { SEGMENT_SORTED, SEGMENT_SYN, SEGMENT_TRACKED, SEGMENT_VERIFIED } from "./segment_pool.ts";
-import type { CompareState } from "./state.ts";
+import type { CompareState, DivergencePlace } from "./state.ts";
 
 /**
  * The byte stream of a TCP connection: up to where both sides have produced the same.
@@ -105,12 +105,17 @@ export class TcpStream {
         state.finish(s);
         s = secondarySorted.head[flow];
       }
-      let p = primarySorted.head[flow];
-      while (p >= 0 && ((primary.end[p] - verified) | 0) <= 0) {
-        primarySorted.remove(flow, p);
-        primary.flags[p] = (primary.flags[p] & ~SEGMENT_SORTED) | SEGMENT_VERIFIED;
-        p = primarySorted.head[flow];
+      // Not only the first: one that begins lower (sent again, with more behind it) may end higher and stay.
+      for (let item = primarySorted.head[flow]; item >= 0; ) {
+        if (((primary.sequence[item] - verified) | 0) >= 0) break;
+        const following = primarySorted.next[item];
+        if (((primary.end[item] - verified) | 0) <= 0) {
+          primarySorted.remove(flow, item);
+          primary.flags[item] = (primary.flags[item] & ~SEGMENT_SORTED) | SEGMENT_VERIFIED;
+        }
+        item = following;
       }
+      const p = primarySorted.head[flow];
       if (p < 0 || s < 0) return true;
       if (((primary.sequence[p] - verified) | 0) > 0) return true;
       if (((secondary.sequence[s] - verified) | 0) > 0) return true;
@@ -139,12 +144,14 @@ export class TcpStream {
     const secondaryLeft = secondary.dataBytes[s] - secondaryAt;
     if (primaryAt < 0 || secondaryAt < 0) {
       if (primaryAt >= 0 || secondaryAt >= 0)
-        return this.differentFlags(flow, verified, "SYN", primaryAt < 0);
+        return this.differentFlags(flow, verified, "SYN", primaryAt < 0, { primary: p, secondary: s });
       if (primary.meta[p] !== secondary.meta[s]) {
         state.diverge(
           flow,
           "flags",
           `the SYNs offer different options: ${describeOptions(primary.meta[p])} on the primary, ${describeOptions(secondary.meta[s])} on the secondary`,
+          undefined,
+          { primary: p, secondary: s },
         );
         return false;
       }
@@ -153,7 +160,10 @@ export class TcpStream {
     }
     if (primaryLeft === 0 || secondaryLeft === 0) {
       if (primaryLeft !== 0 || secondaryLeft !== 0) {
-        return this.differentFlags(flow, verified, "FIN", primaryLeft === 0);
+        const primaryEnd = primary.data[p] + primaryAt;
+        const secondaryEnd = secondary.data[s] + secondaryAt;
+        const place = { primary: p, secondary: s, primaryAt: primaryEnd, secondaryAt: secondaryEnd };
+        return this.differentFlags(flow, verified, "FIN", primaryLeft === 0, place);
       }
       flows.verified[flow] = (verified + 1) | 0;
       return true;
@@ -162,33 +172,37 @@ export class TcpStream {
     const primaryData = primary.data[p] + primaryAt;
     const secondaryData = secondary.data[s] + secondaryAt;
     if (state.compareBytes(primaryData, secondaryData, n) !== 0) {
-      this.differentPayload(flow, verified, primaryData, secondaryData, n);
+      const place = { primary: p, secondary: s, primaryAt: primaryData, secondaryAt: secondaryData };
+      this.differentPayload(flow, verified, place, n);
       return false;
     }
     flows.verified[flow] = (verified + n) | 0;
     return true;
   }
 
-  private differentFlags(flow: number, at: number, flag: string, onPrimary: boolean): boolean {
+  private differentFlags(
+    flow: number,
+    at: number,
+    flag: string,
+    onPrimary: boolean,
+    place: DivergencePlace,
+  ): boolean {
     const [side, other] = onPrimary ? ["primary", "secondary"] : ["secondary", "primary"];
     const detail = `${flag} on the ${side} at sequence ${at >>> 0}, where the ${other} has data`;
-    this.state.diverge(flow, "flags", detail, this.streamOffset(flow, at));
+    this.state.diverge(flow, "flags", detail, this.streamOffset(flow, at), place);
     return false;
   }
 
-  private differentPayload(
-    flow: number,
-    at: number,
-    primaryData: number,
-    secondaryData: number,
-    n: number,
-  ): void {
+  /** `place` has where the two pieces of `n` bytes begin that stand at sequence number `at`. */
+  private differentPayload(flow: number, at: number, place: Required<DivergencePlace>, n: number): void {
     const { state } = this;
-    const index = state.firstDifference(primaryData, secondaryData, n);
+    const index = state.firstDifference(place.primaryAt, place.secondaryAt, n);
     const sequence = (at + index) >>> 0;
-    const pair = state.bytePair(primaryData + index, secondaryData + index);
-    const detail = `sequence ${sequence} differs: ${pair}`;
-    state.diverge(flow, "payload", detail, this.streamOffset(flow, sequence));
+    const primaryAt = place.primaryAt + index;
+    const secondaryAt = place.secondaryAt + index;
+    const detail = `sequence ${sequence} differs: ${state.bytePair(primaryAt, secondaryAt)}`;
+    const streamOffset = this.streamOffset(flow, sequence);
+    state.diverge(flow, "payload", detail, streamOffset, { ...place, primaryAt, secondaryAt });
   }
 
   private streamOffset(flow: number, sequence: number): number | undefined {

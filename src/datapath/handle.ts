@@ -1,11 +1,11 @@
 /** The main thread's handle on the data-path worker of one VM. */
-import type { Divergence } from "../compare/divergence.ts";
+import type { ReportedDivergence } from "../divergence/recorder.ts";
 import { createEventfd, signalEventfd } from "../ffi/poll.ts";
 import { Command, SharedBlock, type WorkerReport, type WorkerSetup } from "./shared.ts";
 
 export interface DataPathEvents {
   /** `epoch`: the one in force when the frames were compared. */
-  diverged(divergence: Divergence, epoch: number): void;
+  diverged(divergence: ReportedDivergence, epoch: number): void;
   /** The worker has stopped; nothing is released any more. */
   failed(message: string): void;
 }

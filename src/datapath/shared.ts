@@ -5,7 +5,7 @@
  * Commands go through shared memory plus an eventfd, not through the worker's message queue: the worker blocks in
  * epoll_wait and never returns to its event loop. Reports come back as ordinary messages.
  */
-import type { Divergence } from "../compare/divergence.ts";
+import type { ReportedDivergence } from "../divergence/recorder.ts";
 
 /** Numbers the worker keeps up to date, one Float64 each (exact below 2^53). */
 export const STAT_NAMES = [
@@ -138,5 +138,5 @@ export interface WorkerSetup {
 export type WorkerReport =
   | { type: "ready" }
   | { type: "done"; sequence: number; count: number }
-  | { type: "diverged"; epoch: number; divergence: Divergence }
+  | { type: "diverged"; epoch: number; divergence: ReportedDivergence }
   | { type: "failed"; message: string };

@@ -12,6 +12,7 @@ import { PacketSocket } from "../ffi/packet_socket.ts";
 import { Waiter } from "../ffi/poll.ts";
 import { Ring } from "../ffi/ring.ts";
 import { StateView } from "../ffi/state_view.ts";
+import { evidenceOf } from "./evidence.ts";
 import { Command, SharedBlock, STAT_INDEX, type WorkerReport, type WorkerSetup } from "./shared.ts";
 
 declare const self: Worker;
@@ -68,7 +69,10 @@ class DataPathLoop {
       sink: {
         release: (slot) => this.#release(slot),
         finish: (slot) => this.#secondary.done(slot),
-        diverged: (divergence: Divergence) => report({ type: "diverged", epoch: this.#epoch, divergence }),
+        diverged: (found: Divergence) => {
+          const divergence = evidenceOf(found, this.#primary, this.#secondary);
+          report({ type: "diverged", epoch: this.#epoch, divergence });
+        },
       },
       memcmp,
       maxWaitNs: setup.maxWaitMs * 1e6,

@@ -162,7 +162,7 @@ export function adviceFor(record: DivergenceRecord): Advice {
   }
   if (why === "payload" || why === "flags") {
     sentences.push(
-      "A divergence now and then does no harm: the checkpoint has made the VMs the same again, and nothing was lost.",
+      "A divergence now and then does no harm: a checkpoint makes the VMs the same again, and nothing is lost.",
     );
   }
   if (flow.protocol === "tcp" && why === "payload") {

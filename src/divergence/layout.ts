@@ -32,9 +32,17 @@ export interface FrameLayout {
   protocol?: number;
   /** Of the transport header, which a fragment does not show. */
   transportOffset?: number;
-  /** TCP, UDP, ICMP, SCTP: where their checksum is, and its length; it tells something of the payload. */
-  checksum?: { offset: number; bytes: number };
+  /**
+   * Bytes among the headers that are not to be shown where payload is not: the transport's checksum, from which
+   * a short payload could be computed, and options that could hold anything.
+   */
+  sensitive: { offset: number; bytes: number }[];
 }
+
+/** End, no operation, MSS, window scale, SACK permitted, SACK, timestamps: kind to length, 0 for any. */
+const TCP_OPTION_BYTES: Record<number, number> = { 2: 4, 3: 3, 4: 2, 5: 0, 8: 10 };
+const TCP_OPTION_END = 0;
+const TCP_OPTION_NOP = 1;
 
 const TRANSPORTS: Record<number, { headerBytes: number; checksumOffset: number; checksumBytes: number }> = {
   [ICMP]: { headerBytes: 8, checksumOffset: 2, checksumBytes: 2 },
@@ -53,7 +61,8 @@ export function layoutOf(head: Uint8Array, frameBytes: number = head.length): Fr
     etherType = be16(at + 2);
     at += 4;
   }
-  const plain: FrameLayout = { headerBytes: at, payloadEnd: frameBytes, etherType };
+  const sensitive: FrameLayout["sensitive"] = [];
+  const plain: FrameLayout = { headerBytes: at, payloadEnd: frameBytes, etherType, sensitive };
   if (etherType === ETHERTYPE_IPV4) {
     if (at + 20 > head.length || head[at]! >>> 4 !== 4) return plain;
     const headerBytes = (head[at]! & 15) * 4;
@@ -61,7 +70,9 @@ export function layoutOf(head: Uint8Array, frameBytes: number = head.length): Fr
     const totalBytes = be16(at + 2) || frameBytes - at;
     if (headerBytes < 20 || totalBytes < headerBytes || at + headerBytes > head.length) return plain;
     const payloadEnd = Math.min(frameBytes, at + totalBytes);
-    const ip = { headerBytes: at + headerBytes, payloadEnd, etherType, protocol: head[at + 9]! };
+    if (headerBytes > 20) sensitive.push({ offset: at + 20, bytes: headerBytes - 20 });
+    const protocol = head[at + 9]!;
+    const ip = { headerBytes: at + headerBytes, payloadEnd, etherType, protocol, sensitive };
     // More fragments, or not the first one (RFC 791: flags and fragment offset).
     return (be16(at + 6) & 0x3fff) !== 0 ? ip : transport(head, ip);
   }
@@ -75,9 +86,10 @@ export function layoutOf(head: Uint8Array, frameBytes: number = head.length): Fr
       const bytes = (head[at + 1]! + 1) * 8;
       if (at + bytes > Math.min(head.length, payloadEnd)) break;
       protocol = head[at]!;
+      sensitive.push({ offset: at + 2, bytes: bytes - 2 });
       at += bytes;
     }
-    const ip = { headerBytes: at, payloadEnd, etherType, protocol };
+    const ip = { headerBytes: at, payloadEnd, etherType, protocol, sensitive };
     if (protocol === IPV6_FRAGMENT && at + 8 <= head.length) {
       return { ...ip, headerBytes: at + 8, protocol: head[at]! };
     }
@@ -95,10 +107,27 @@ function transport(head: Uint8Array, ip: FrameLayout & { protocol: number }): Fr
     headerBytes = (head[at + 12]! >>> 4) * 4;
     if (headerBytes < 20 || at + headerBytes > Math.min(head.length, ip.payloadEnd)) return ip;
   }
-  return {
-    ...ip,
-    headerBytes: at + headerBytes,
-    transportOffset: at,
-    checksum: { offset: at + kind.checksumOffset, bytes: kind.checksumBytes },
-  };
+  const sensitive = [...ip.sensitive, { offset: at + kind.checksumOffset, bytes: kind.checksumBytes }];
+  if (ip.protocol === TCP) sensitive.push(...unknownTcpOptions(head, at + 20, at + headerBytes));
+  return { ...ip, headerBytes: at + headerBytes, transportOffset: at, sensitive };
+}
+
+/** What is in unknown options, and all that follows where they are no list of options any more. */
+function unknownTcpOptions(head: Uint8Array, from: number, to: number): FrameLayout["sensitive"] {
+  const unknown: FrameLayout["sensitive"] = [];
+  for (let at = from; at < to; ) {
+    const kind = head[at]!;
+    if (kind === TCP_OPTION_NOP) {
+      at++;
+      continue;
+    }
+    const bytes = kind === TCP_OPTION_END ? 0 : (head[at + 1] ?? 0);
+    if (bytes < 2 || at + bytes > to) return [...unknown, { offset: at, bytes: to - at }];
+    const known = TCP_OPTION_BYTES[kind];
+    if (known === undefined || (known !== 0 && known !== bytes)) {
+      unknown.push({ offset: at + 2, bytes: bytes - 2 });
+    }
+    at += bytes;
+  }
+  return unknown;
 }

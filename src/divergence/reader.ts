@@ -90,7 +90,8 @@ function openForReading(path: string): Database {
     return database;
   } catch (error) {
     database.close();
-    if ((error as { code?: string }).code !== "SQLITE_CANTOPEN" || existsSync(`${path}-wal`)) throw error;
+    const refused = /^SQLITE_(CANTOPEN|READONLY)/.test(String((error as { code?: unknown }).code));
+    if (!refused || existsSync(`${path}-wal`)) throw error;
     const uri = `file:${encodeURI(path).replace(/[?#]/g, encodeURIComponent)}?immutable=1`;
     return new Database(uri, constants.SQLITE_OPEN_READONLY | constants.SQLITE_OPEN_URI);
   }

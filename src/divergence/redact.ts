@@ -1,7 +1,7 @@
 /**
- * Takes the payload out of a record: of each frame the headers stay, without the transport's checksum, from
- * which a short payload could be computed. Lengths and offsets stay. Everything that shows a record starts
- * from here when payload is to be hidden.
+ * Takes the payload out of a record. Of each frame the headers stay, but for what of them tells something of
+ * the payload or could be anything (layout.ts: sensitive), which is zero. Lengths and offsets stay. Everything
+ * that shows a record without its payload starts from here.
  */
 import { frameBytesOf, type KeptFrame, primaryOf, secondaryOf } from "./kept_frame.ts";
 import { layoutOf } from "./layout.ts";
@@ -28,9 +28,9 @@ export function redact(record: DivergenceRecord): DivergenceRecord {
 function headersOf(frame: KeptFrame): KeptFrame {
   const frameBytes = frameBytesOf(frame);
   const head = frame.bytes.subarray(0, frame.cut?.gapOffset ?? frame.bytes.length);
-  const { headerBytes, checksum } = layoutOf(head, frameBytes);
+  const { headerBytes, sensitive } = layoutOf(head, frameBytes);
   const bytes = head.slice(0, headerBytes);
-  if (checksum !== undefined) bytes.fill(0, checksum.offset, checksum.offset + checksum.bytes);
+  for (const part of sensitive) bytes.fill(0, part.offset, part.offset + part.bytes);
   if (headerBytes === frameBytes) return { bytes };
   return { bytes, cut: { frameBytes, gapOffset: headerBytes, gapBytes: frameBytes - headerBytes } };
 }

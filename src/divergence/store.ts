@@ -27,7 +27,7 @@ import type {
 import { CREATE_TABLE, INSERT, SCHEMA_VERSION, schemaState, toRow } from "./schema.ts";
 
 const FLUSH_DELAY_MS = 100;
-const PENDING_MAX = 256;
+const PENDING_MAX = 64;
 const REPEAT_WINDOW_MS = 1_000;
 /** The log is not filled with the same complaint. */
 const COMPLAINT_INTERVAL_MS = 60_000;

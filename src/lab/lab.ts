@@ -394,6 +394,7 @@ control = "${replication}:${CONTROL_PORT}"
 api = "${lan}:${API_PORT}"
 socket = "${this.state.hosts[letter].socket}"
 log_level = "debug"
+state_directory = "${join(this.directory, letter)}"
 ${options.agentConfig ?? ""}
 
 [peer]

@@ -7,11 +7,12 @@ import { join } from "node:path";
 import { ip, removeNamespaces, run } from "../bpf/network.ts";
 import { CaptureFolder } from "./capture_files.ts";
 import { compareFiles } from "./comparison.ts";
-import { ADDRESSES, ANSWER_BYTES, PORTS, UPLOAD_BYTES } from "./peers.ts";
+import { ADDRESSES, ANSWER_BYTES, END_MARK, PORTS, UPLOAD_BYTES } from "./peers.ts";
 
 const PREFIX = "colo-test-capture-";
 const NAMESPACES = { server: `${PREFIX}server`, client: `${PREFIX}client` } as const;
 const CHANGED_BYTE = 1_234_567;
+const SETTLE_LIMIT_MS = 15_000;
 const PEERS = join(import.meta.dir, "peers.ts");
 
 const folder = new CaptureFolder();
@@ -29,14 +30,19 @@ function start(namespace: string, ...command: string[]) {
   return child;
 }
 
-/** Waits until the output has this text. */
-async function says(output: ReadableStream<Uint8Array>, text: string): Promise<void> {
-  let seen = "";
-  for await (const piece of output) {
-    seen += new TextDecoder().decode(piece);
-    if (seen.includes(text)) return;
-  }
-  throw new Error(`"${text}" was expected, but there was only: ${seen}`);
+/** Waits until the output has this text. Reads it to its end: a process whose pipe is closed early ends when it writes. */
+function says(output: ReadableStream<Uint8Array>, text: string): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const read = async () => {
+    let seen = "";
+    for await (const piece of output) {
+      seen += new TextDecoder().decode(piece);
+      if (seen.includes(text)) resolve();
+    }
+    reject(new Error(`"${text}" was expected, but there was only: ${seen}`));
+  };
+  void read().catch(reject);
+  return promise;
 }
 
 /** A network of two hosts in which nothing speaks by itself. */
@@ -51,33 +57,32 @@ function buildNetwork(largeSegments: boolean): void {
     if (!largeSegments) ip(`-n ${NAMESPACES[end]} link set eth0 gso_max_segs 1`);
     ip(`-n ${NAMESPACES[end]} addr add ${ADDRESSES[end]}/24 dev eth0`);
     ip(`-n ${NAMESPACES[end]} link set eth0 up`);
+    ip(`-n ${NAMESPACES[end]} route add 239.0.0.0/8 dev eth0`);
+  }
+}
+
+/** Sends a datagram that nobody answers, and waits until it is in the file: so is everything before it. */
+async function settled(file: string): Promise<void> {
+  run("ip", "netns", "exec", NAMESPACES.server, process.execPath, PEERS, "mark");
+  const deadline = performance.now() + SETTLE_LIMIT_MS;
+  while (!Buffer.from(await Bun.file(file).arrayBuffer()).includes(END_MARK)) {
+    if (performance.now() > deadline) throw new Error(`tcpdump has not written its last frame to ${file}`);
+    await Bun.sleep(50);
   }
 }
 
 async function record(largeSegments: boolean, changedByte: number): Promise<string> {
   buildNetwork(largeSegments);
   const file = folder.next();
-  const tcpdump = start(
-    NAMESPACES.server,
-    "tcpdump",
-    "-i",
-    "eth0",
-    "-w",
-    file,
-    "-U",
-    "-s",
-    "0",
-    "-B",
-    "65536",
-  );
+  const options = ["-U", "-s", "0", "-B", "65536", "-Z", "root"];
+  const tcpdump = start(NAMESPACES.server, "tcpdump", "-i", "eth0", "-w", file, ...options);
   await says(tcpdump.stderr, "listening on");
   const server = start(NAMESPACES.server, process.execPath, PEERS, "server", `${changedByte}`);
   await says(server.stdout, "listening");
   const client = start(NAMESPACES.client, process.execPath, PEERS, "client");
   expect(await client.exited).toBe(0);
   expect(await server.exited).toBe(0);
-  // The last frames are still on their way into the file.
-  await Bun.sleep(100);
+  await settled(file);
   tcpdump.kill("SIGINT");
   await tcpdump.exited;
   return file;
@@ -96,7 +101,7 @@ beforeAll(async () => {
 test("two runs are the same, whatever the kernels made of them", () => {
   const report = compareFiles(large, small);
   expect(report.divergences).toEqual([]);
-  expect(report.compared_bytes).toBe(UPLOAD_BYTES + ANSWER_BYTES);
+  expect(report.compared_bytes).toBe(UPLOAD_BYTES + ANSWER_BYTES + END_MARK.length);
   // The test is about different segments.
   expect(report.secondary.frames).toBeGreaterThan(2 * report.primary.frames);
   expect(compareFiles(small, large)).toMatchObject({ same: true });

@@ -1,9 +1,16 @@
-/** One end of a TCP connection in a namespace: bun peers.ts server|client CHANGED_BYTE (-1 for none). Ends with the connection. */
+/**
+ * One end of a TCP connection in a namespace, ends with the connection: bun peers.ts client, bun peers.ts server CHANGED_BYTE (-1 for
+ * none). And one datagram that nobody answers: bun peers.ts mark.
+ */
+import { createSocket } from "node:dgram";
 import { connect, createServer, type Socket } from "node:net";
 import { flipped, pattern } from "./conversation.ts";
 
 export const ADDRESSES = { server: "198.18.0.2", client: "198.18.0.9" } as const;
 export const PORTS = { server: 8080, client: 40_000 } as const;
+/** A multicast group that has no members. */
+const NOBODY = "239.1.1.1";
+export const END_MARK = "end of the capture";
 export const UPLOAD_BYTES = 200_000;
 export const ANSWER_BYTES = 1_500_000;
 
@@ -36,7 +43,16 @@ function ask(): void {
   socket.write(pattern(UPLOAD_BYTES, 2));
 }
 
+function mark(): void {
+  const socket = createSocket("udp4");
+  socket.bind(PORTS.server, ADDRESSES.server, () => {
+    socket.send(END_MARK, PORTS.server, NOBODY, () => socket.close());
+  });
+}
+
 if (import.meta.main) {
-  if (process.argv[2] === "server") serve(Number(process.argv[3]));
-  else ask();
+  const [, , role, changed] = process.argv;
+  if (role === "server") serve(Number(changed));
+  else if (role === "client") ask();
+  else mark();
 }

@@ -29,6 +29,16 @@ export class Records {
     return offset;
   }
 
+  /** Makes a record unreadable, as if the ring had been written on. */
+  spoil(offset: number): void {
+    this.bytes.fill(0xdd, offset, offset + 64 + this.view.getUint32(offset + 8, true));
+  }
+
+  /** A copy of a record's frame. */
+  frame(offset: number): Uint8Array {
+    return this.bytes.slice(offset + 64, offset + 64 + this.view.getUint32(offset + 8, true));
+  }
+
   rewind(): void {
     this.at = 0;
   }
@@ -53,7 +63,8 @@ export const MS = 1e6;
 
 /**
  * A comparer with two rings and a record of what it did. Slots count up from 0 on each side. Time is given in
- * ms and moves on by 1 µs with each frame.
+ * ms and moves on by 1 µs with each frame. A record that is given back is spoilt at once, so that nothing can
+ * look at it again.
  */
 export class Bench {
   readonly primary: Records;
@@ -62,12 +73,16 @@ export class Bench {
   readonly released: number[] = [];
   readonly finished: number[] = [];
   readonly divergences: Divergence[] = [];
+  /** The frames that each divergence points to. */
+  readonly evidence: { primary?: Uint8Array; secondary?: Uint8Array }[] = [];
   nowNs = 1000 * MS;
   epoch: number;
   private primarySlots = 0;
   private secondarySlots = 0;
   private readonly wasReleased = new Set<number>();
   private readonly wasFinished = new Set<number>();
+  private readonly primaryOffsets: number[] = [];
+  private readonly secondaryOffsets: number[] = [];
 
   constructor(options: Partial<ComparerOptions> & { bytes?: number } = {}) {
     const { bytes = 1 << 20, ...rest } = options;
@@ -85,13 +100,22 @@ export class Bench {
           if (this.wasReleased.has(slot)) throw new Error(`primary slot ${slot} was released twice`);
           this.wasReleased.add(slot);
           this.released.push(slot);
+          this.primary.spoil(this.primaryOffsets[slot]);
         },
         finish: (slot) => {
           if (this.wasFinished.has(slot)) throw new Error(`secondary slot ${slot} was finished twice`);
           this.wasFinished.add(slot);
           this.finished.push(slot);
+          this.secondary.spoil(this.secondaryOffsets[slot]);
         },
-        diverged: (divergence) => this.divergences.push(divergence),
+        diverged: (divergence) => {
+          this.divergences.push(divergence);
+          const { primaryOffset, secondaryOffset } = divergence;
+          this.evidence.push({
+            ...(primaryOffset === undefined ? {} : { primary: this.primary.frame(primaryOffset) }),
+            ...(secondaryOffset === undefined ? {} : { secondary: this.secondary.frame(secondaryOffset) }),
+          });
+        },
       },
     });
   }
@@ -100,6 +124,7 @@ export class Bench {
   p(frame: Uint8Array, options: { timeNs?: number; gso?: { type?: number; size?: number } } = {}): number {
     const slot = this.primarySlots++;
     const offset = this.primary.put(frame, options.timeNs ?? this.tick(), 0, options.gso);
+    this.primaryOffsets.push(offset);
     this.comparer.addPrimary(slot, offset);
     this.check();
     return slot;
@@ -109,6 +134,7 @@ export class Bench {
   s(frame: Uint8Array, options: { epoch?: number; gso?: { type?: number; size?: number } } = {}): number {
     const slot = this.secondarySlots++;
     const offset = this.secondary.put(frame, this.tick(), options.epoch ?? this.epoch, options.gso);
+    this.secondaryOffsets.push(offset);
     this.comparer.addSecondary(slot, offset);
     this.check();
     return slot;

@@ -41,7 +41,9 @@ export const DIFFERENCES = {
   flags_not_compared: (d) => {
     if (d.kind === "qemu_released") {
       if (!hasFlag(d.content) || d.reasons.has("diverged")) return false;
-      if (d.release.rule === "control") return some(d.reasons, "missing", "different", "reset");
+      if (d.release.rule === "control") {
+        return some(d.reasons, "missing", "different", "reset", "gap", "unfinished_before");
+      }
       // A FIN behind data that was compared.
       return isCompared(d.release) && d.release.flaws.size === 0 && some(d.reasons, "missing", "different");
     }
@@ -66,13 +68,22 @@ export const DIFFERENCES = {
 
   /** ... and not the highest acknowledgement counts but the last one, compared as a plain number. */
   last_acknowledgement_counts: (d) =>
-    d.kind === "qemu_asked" && d.ask.rule === "acknowledgement_ahead" && !d.reasons.has("acknowledgement"),
+    (d.kind === "qemu_asked" &&
+      d.ask.rule === "acknowledgement_ahead" &&
+      !d.reasons.has("acknowledgement")) ||
+    (d.kind === "qemu_released" &&
+      d.release.rule === "within_secondary" &&
+      d.reasons.has("acknowledgement") &&
+      !some(d.reasons, "missing", "different", "reset", "diverged")),
 
   /** The mark of a connection outlives it: a new one with lower numbers on its ports counts as compared. */
   reused_ports: (d) => isFlawed(d, "other_connection"),
 
   /** Bytes behind the IP packet are payload to QEMU. */
-  padding_is_payload: (d) => isFlawed(d, "padding"),
+  padding_is_payload: (d) =>
+    isFlawed(d, "padding") ||
+    // Its bytes have been matched, its padding waits for a counterpart.
+    (d.kind === "we_released" && d.qemu.wait?.why === "secondary_empty" && d.qemu.wait.frame.padding > 0),
 
   /** Where in the stream the bytes belong is not checked. */
   place_not_checked: (d) => isFlawed(d, "misaligned"),
@@ -85,6 +96,12 @@ export const DIFFERENCES = {
       d.reasons.has("gap") &&
       !some(d.reasons, "missing", "different", "diverged")) ||
     (d.kind === "qemu_asked" && d.ask.rule === "different_bytes" && d.reasons.has("gap")),
+
+  /** In a connection first seen in mid-stream, what lies below its first segment does not count as compared. */
+  midstream_is_unverified: (d) =>
+    d.kind === "qemu_released" &&
+    d.reasons.has("midstream") &&
+    !some(d.reasons, "missing", "different", "acknowledgement", "reset", "diverged"),
 
   /** A frame without new bytes waits until something of the secondary is queued. */
   lone_segment_waits: (d) =>
@@ -101,14 +118,22 @@ export const DIFFERENCES = {
     (d.kind === "order" && d.first.kind === "tcp" && sameFlow(d)),
 
   /** After a divergence our comparer holds all of the flow until the checkpoint, QEMU goes on. */
-  diverged_flow_is_held: (d) => d.kind === "qemu_released" && d.reasons.has("diverged"),
+  diverged_flow_is_held: (d) =>
+    d.kind === "qemu_released" &&
+    (d.reasons.has("diverged") ||
+      (d.reasons.has("diverged_now") && !some(d.reasons, "missing", "different", "acknowledgement", "reset"))),
 
   /** A datagram ahead of its counterpart is a mismatch at once. */
   early_datagram_is_mismatch: (d) =>
-    d.kind === "qemu_asked" &&
-    d.ask.rule === "no_equal_datagram" &&
-    !d.ask.headerOnly &&
-    !some(d.reasons, "different"),
+    (d.kind === "qemu_asked" &&
+      d.ask.rule === "no_equal_datagram" &&
+      !d.ask.headerOnly &&
+      !d.reasons.has("different")) ||
+    (d.kind === "we_released" &&
+      d.qemu.wait?.why === "asked" &&
+      d.qemu.wait.ask.rule === "no_equal_datagram" &&
+      !d.qemu.wait.ask.headerOnly &&
+      d.qemu.wait.ask.slot > d.slot),
 
   /** UDP and ICMP checksums and, for other protocols, the whole IP header have to be equal. */
   headers_compared: (d) =>
@@ -118,7 +143,7 @@ export const DIFFERENCES = {
   /** Datagrams in another order are equal to QEMU. */
   datagram_order_ignored: (d) =>
     (d.kind === "we_asked" && d.sentElsewhere) ||
-    (d.kind === "qemu_released" && d.release.rule === "datagram" && d.reasons.has("behind")),
+    (d.kind === "qemu_released" && d.release.rule === "datagram" && some(d.reasons, "behind", "different")),
 
   /** Datagrams leave last in, first out. */
   datagrams_reversed: (d) => d.kind === "order" && d.first.kind === "datagram" && sameFlow(d),

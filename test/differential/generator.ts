@@ -160,7 +160,6 @@ export class Generator {
         this.deliver(random.chance(0.5) ? "primary" : "secondary");
       }
     }
-    steps.push({ side: "checkpoint" });
     return steps;
   }
 
@@ -171,7 +170,7 @@ export class Generator {
       version: 4,
       source4: `198.18.${(host >> 8) & 0xff}.${host & 0xff}`,
       destination4: `198.19.${(host >> 16) & 0x7f}.9`,
-      sourcePort: 80,
+      sourcePort: 80 + flow,
       destinationPort: 1024 + (this.number % 60_000),
       identification: 1,
     };
@@ -372,7 +371,7 @@ export class Generator {
       if (progress.sent === 0 && other.sent > 0) this.segment(script, flow, side, 0, 1);
       if (progress.sent < other.sent) this.segment(script, flow, side, progress.sent, other.sent);
       if (other.resetSent && !progress.resetSent) this.reset(script, flow, side);
-      if (this.has.pureAcks) this.segment(script, flow, side, progress.sent, progress.sent);
+      if (this.has.pureAcks && !progress.resetSent) this.segment(script, flow, side, progress.sent, progress.sent);
     }
   }
 
@@ -401,22 +400,22 @@ export class Generator {
     const ownNumber = syn && side === "secondary" && progress.secondaryIsn;
     const isn = ownNumber ? stream.secondaryIsn : stream.primaryIsn;
     const { received } = progress;
+    const pads = has.pad && payload.length < 6 && random.chance(0.5);
+    const bare = has.pad && (syn || pads);
     const options = syn ? stream.options[side] : timestamps(random.below(2 ** 32), 1);
-    const bytes = 14 + 20 + 20 + options.length + payload.length;
-    const pads = has.pad && bytes < 60 + 12 && random.chance(0.5);
     const frame = tcp({
       ...script.network,
       identification: this.identification++,
       seq: (isn + from) >>> 0,
       ack: (stream.clientIsn + received) >>> 0,
       flags: ACK | (syn ? SYN : 0) | (fin ? FIN : 0) | (reset ? RST : 0),
-      options: pads ? new Uint8Array(0) : options,
+      options: bare ? new Uint8Array(0) : options,
       payload,
       window: random.below(0x10000),
-      padding: pads ? 1 + random.below(6) : 0,
+      padding: pads ? 6 - payload.length : 0,
     });
     const content: Content = { kind: "tcp", flow, connection, from, to, values, received, reset };
-    if (syn) content.options = pads ? "none" : Buffer.from(options).toString("hex");
+    if (syn) content.options = bare ? "none" : Buffer.from(options).toString("hex");
     this.queue(side, frame, content);
     progress.sent = Math.max(progress.sent, to);
   }

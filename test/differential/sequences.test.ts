@@ -37,6 +37,6 @@ test("x", async () => {
     }
   }
   console.log({ steps, agree, together, asked, unp, bad }, sum);
-  for (const [m, t] of kinds) console.log("=====", kindCount.get(m), m, "\n", t);
+  for (const [m, t] of kinds) console.log("=====", kindCount.get(m), m, "\n", t.split("\n").slice(0, Number(process.env.LINES ?? 14)).join("\n"));
   expect(bad).toBe(0);
 }, 600_000);

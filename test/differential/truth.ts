@@ -5,11 +5,18 @@
  * May: a primary frame leaves only when the secondary has produced all of it since the last checkpoint, or a checkpoint covers it.
  * Must: it leaves as soon as that is so, all below it in its stream is settled too, and no frame of its flow waits in front of it.
  */
-import type { Content, DatagramContent, FrameStep, Step, TcpContent } from "./sequence.ts";
+import {
+  type Content,
+  type DatagramContent,
+  FIN_VALUE,
+  type FrameStep,
+  type Step,
+  type TcpContent,
+} from "./sequence.ts";
 
-/** Why a primary frame must wait. The last three only allow it, the others demand it. */
+/** Why a primary frame must wait, or may. */
 export type Reason =
-  /** The flow has diverged: a checkpoint is needed first. */
+  /** The flow has diverged in an earlier step: a checkpoint is needed first. */
   | "diverged"
   /** The secondary has not sent all of it. */
   | "missing"
@@ -24,7 +31,11 @@ export type Reason =
   /** Something lower in its stream has not been compared. */
   | "gap"
   /** The secondary has sent more of the connection before on these ports than the primary. */
-  | "unfinished_before";
+  | "unfinished_before"
+  /** The secondary's bytes below the first segment of a stream seen in mid-stream may have been let go. */
+  | "midstream"
+  /** The flow diverges in this very step. */
+  | "diverged_now";
 
 const FORBIDDING: readonly Reason[] = [
   "diverged",
@@ -40,19 +51,34 @@ interface Stream {
   secondary: Map<number, number>;
   /** Lowest place that the primary has sent, Infinity if it has only acknowledged. */
   primaryFrom: number;
+  /** It was first seen in mid-stream, and later the primary has sent something from below that again. */
+  lowered: boolean;
   secondaryReceived: number;
   primaryResets: number;
   secondaryResets: TcpContent[];
   options: { primary?: string; secondary?: string };
 }
 
+/** How far the primary has come. */
+interface State {
+  connection: number;
+  /** Places of its stream; undefined if it has sent none. */
+  sent: number | undefined;
+  received: number;
+  closed: boolean;
+}
+
+const NOTHING: State = { connection: -1, sent: undefined, received: -1, closed: false };
+
 interface Flow {
   diverged: boolean;
   held: number[];
   // TCP
   streams: Map<number, Stream>;
-  covered: { connection: number; sent: number | undefined; received: number };
-  latest: { connection: number; sent: number | undefined; received: number };
+  covered: State;
+  latest: State;
+  /** Checkpoints since the VM has closed its side: after two of them, nothing of it is remembered. */
+  checkpointsClosed: number;
   // Datagrams since the last checkpoint
   primary: string[];
   secondary: string[];
@@ -65,6 +91,8 @@ interface Held {
 }
 
 export class Truth {
+  /** The flow that our comparer has found to diverge in this step, -1 for none. */
+  divergingNow = -1;
   private readonly flows = new Map<number, Flow>();
   private readonly frames = new Map<number, Held>();
 
@@ -91,7 +119,9 @@ export class Truth {
       flow.primary = [];
       flow.secondary = [];
       flow.streams.clear();
-      flow.covered = { ...flow.latest };
+      flow.checkpointsClosed = flow.latest.closed ? flow.checkpointsClosed + 1 : 0;
+      if (flow.checkpointsClosed >= 2) flow.latest = NOTHING;
+      flow.covered = flow.latest;
     }
   }
 
@@ -130,10 +160,16 @@ export class Truth {
     const flow = this.flow(content.flow);
     const reasons = new Set<Reason>();
     if (flow.diverged) reasons.add("diverged");
+    if (content.flow === this.divergingNow) reasons.add("diverged_now");
     if (flow.held[0] !== slot) reasons.add("behind");
     if (content.kind === "tcp") this.whyHeldTcp(flow, content, reasons);
     else this.whyHeldDatagram(flow, content, index, reasons);
     return reasons;
+  }
+
+  /** Whether a connection of the flow was seen in mid-stream in such a way that our comparer may not find a difference. */
+  isUncertain(flow: number): boolean {
+    return [...this.flow(flow).streams.values()].some((stream) => stream.lowered);
   }
 
   /** Whether a checkpoint covers all bytes of a primary segment. */
@@ -145,10 +181,12 @@ export class Truth {
     return content.connection === covered.connection && content.to <= (covered.sent ?? 0);
   }
 
-  /** Whether the secondary has sent this datagram since the last checkpoint, at whatever place. */
+  /** Whether a datagram or the one of the secondary at its place is sent by the other side too, at another place. */
   isSentElsewhere(slot: number): boolean {
-    const { content } = this.frames.get(slot)!;
-    return content.kind === "datagram" && this.flow(content.flow).secondary.includes(content.payload);
+    const { content, index } = this.frames.get(slot)!;
+    if (content.kind !== "datagram") return false;
+    const { primary, secondary } = this.flow(content.flow);
+    return secondary.includes(content.payload) || primary.includes(secondary[index]);
   }
 
   /**
@@ -174,7 +212,8 @@ export class Truth {
           return content.connection === connection && content.from <= at && at < content.to;
         });
       }
-      if (isUnfinished(flow, connection, stream)) return undefined;
+      const waits = flow.held.some((slot) => (this.contentOf(slot) as TcpContent).connection === connection);
+      if (waits || isUnfinished(flow, connection, stream)) return undefined;
     }
     return undefined;
   }
@@ -186,13 +225,24 @@ export class Truth {
       stream.primary.set(from + i, value);
     });
     if (content.options !== undefined) stream.options.primary = content.options;
-    if (to > from) stream.primaryFrom = Math.min(stream.primaryFrom, from);
+    if (to > from) {
+      if (stream.primaryFrom !== Number.POSITIVE_INFINITY && from < stream.primaryFrom) {
+        stream.lowered ||= connection !== flow.covered.connection || flow.covered.sent === undefined;
+      }
+      stream.primaryFrom = Math.min(stream.primaryFrom, from);
+    }
     if (content.reset) stream.primaryResets++;
-    const { latest } = flow;
-    if (connection > latest.connection) flow.latest = { connection, sent: undefined, received: -1 };
+    if (connection > flow.latest.connection) {
+      flow.latest = { ...NOTHING, connection };
+      flow.checkpointsClosed = 0;
+    }
     if (connection < flow.latest.connection) return;
-    if (to > from) flow.latest.sent = Math.max(flow.latest.sent ?? 0, to);
-    flow.latest.received = Math.max(flow.latest.received, received ?? -1);
+    const latest = { ...flow.latest };
+    if (to > from) latest.sent = Math.max(latest.sent ?? 0, to);
+    // What an RST acknowledges may be what it refuses.
+    if (!content.reset) latest.received = Math.max(latest.received, received ?? -1);
+    if (content.reset || content.values.includes(FIN_VALUE)) latest.closed = true;
+    flow.latest = latest;
   }
 
   private whyHeldTcp(flow: Flow, content: TcpContent, reasons: Set<Reason>): void {
@@ -210,6 +260,7 @@ export class Truth {
     for (let at = baseOf(flow, connection, stream); at < to && to > from; at++) {
       if (!isSettled(stream, at)) reasons.add("gap");
     }
+    if (stream.lowered && to > from) reasons.add("midstream");
     const acknowledged = Math.max(stream.secondaryReceived, isCovered ? covered.received : -1);
     if (content.reset) {
       const { secondaryResets } = stream;
@@ -247,8 +298,9 @@ export class Truth {
         diverged: false,
         held: [],
         streams: new Map(),
-        covered: { connection: -1, sent: undefined, received: -1 },
-        latest: { connection: -1, sent: undefined, received: -1 },
+        covered: NOTHING,
+        latest: NOTHING,
+        checkpointsClosed: 0,
         primary: [],
         secondary: [],
       };
@@ -280,6 +332,7 @@ function streamOf(flow: Flow, connection: number): Stream {
       primary: new Map(),
       secondary: new Map(),
       primaryFrom: Number.POSITIVE_INFINITY,
+      lowered: false,
       secondaryReceived: -1,
       primaryResets: 0,
       secondaryResets: [],

@@ -1,7 +1,8 @@
 /** Divergences as the agent would note them, from frames built byte by byte. */
 import { parseFlow } from "../../src/divergence/flow.ts";
+import { keepFrame } from "../../src/divergence/kept_frame.ts";
 import type { DivergenceRecord, NewDivergence } from "../../src/divergence/record.ts";
-import { concat, tcp, text, udp } from "../compare/frames.ts";
+import { concat, ethernet, FIN, icmp, tcp, text, udp } from "../compare/frames.ts";
 
 /** 2026-01-02T03:04:05.678Z */
 export const TIME_MS = 1_767_323_045_678;
@@ -100,3 +101,107 @@ export function httpDate(): DivergenceRecord {
     detail: "sequence 5047 differs: 0x34 on the primary, 0x35 on the secondary",
   });
 }
+
+/** 65 000 bytes, as a NIC with segmentation offload gets them; the difference is far back. */
+export function largeSegment(): DivergenceRecord {
+  const payload = (changed: number) => {
+    const bytes = noise(60_000, 9);
+    bytes[50_000] = changed;
+    return bytes;
+  };
+  const at = TCP_PAYLOAD_AT + 50_000;
+  const primary = keepFrame(tcp({ sourcePort: 9000, seq: 1, ack: 1, payload: payload(1) }), at);
+  const secondary = keepFrame(tcp({ sourcePort: 9000, seq: 1, ack: 1, payload: payload(2) }), at);
+  return record({
+    flow: parseFlow("tcp 198.18.0.2:9000 > 198.18.0.9:40000"),
+    streamOffset: 50_000,
+    difference: { primaryFrameOffset: at, secondaryFrameOffset: at },
+    primaryFrame: primary.bytes,
+    primaryCut: primary.cut!,
+    secondaryFrame: secondary.bytes,
+    secondaryCut: secondary.cut!,
+    detail: "sequence 50001 differs: 0x01 on the primary, 0x02 on the secondary",
+  });
+}
+
+/** One record of each class, as the golden texts show them. */
+export const EXAMPLES: Record<string, () => DivergenceRecord> = {
+  payload_tls: tlsHandshake,
+  payload_dns: dnsQuery,
+  payload_http_date: httpDate,
+  payload_large_segment: largeSegment,
+  length: () => {
+    const frame = (answer: string) => udp(answer, { sourcePort: 7777, destinationPort: 40000 });
+    return record({
+      class: "length",
+      flow: parseFlow("udp 198.18.0.2:7777 > 198.18.0.9:40000"),
+      primaryFrame: frame("load 0.9 up 12 days"),
+      secondaryFrame: frame("load 1.01 up 12 days"),
+      detail: "the primary sent 27 bytes, the secondary 28",
+    });
+  },
+  missing_on_secondary: () =>
+    record({
+      class: "missing_on_secondary",
+      flow: parseFlow("tcp [2001:2::2]:50312 > [2001:2::9]:5432"),
+      primaryFrame: tcp({
+        version: 6,
+        sourcePort: 50312,
+        destinationPort: 5432,
+        seq: 7,
+        ack: 9,
+        payload: "select 1;",
+      }),
+      waitedMs: 251.4,
+      action: "checkpoint 18",
+      checkpoint: { epoch: 18, pauseMs: 151.6, totalMs: 1203.2 },
+      detail: "a frame of the primary has had no counterpart for 251 ms",
+    }),
+  missing_on_primary: () =>
+    record({
+      class: "missing_on_primary",
+      flow: parseFlow("icmp type 0 code 0 id 7 198.18.0.2 > 198.18.0.9"),
+      secondaryFrame: icmp("abcdefghijklmnopqrstuvwabcdefghi"),
+      waitedMs: 250,
+      detail: "a frame of the secondary has had no counterpart for 250 ms",
+    }),
+  flags: () =>
+    record({
+      class: "flags",
+      flow: parseFlow("tcp 198.18.0.2:22 > 198.18.0.9:40000"),
+      streamOffset: 0,
+      primaryFrame: tcp({ sourcePort: 22, seq: 100, ack: 1, flags: FIN }),
+      secondaryFrame: tcp({ sourcePort: 22, seq: 100, ack: 1, payload: "SSH-2.0-x" }),
+      detail: "FIN on the primary at sequence 100, where the secondary has data",
+      action: "released: the VM runs alone",
+    }),
+  timeout: () =>
+    record({ class: "timeout", waitedMs: 3000, detail: "nothing was compared for 3000 ms", repeats: 1 }),
+  unparsed: () => {
+    const frame = (last: number) => ethernet(0x88cc, Uint8Array.from([2, 7, 4, 2, 0, 0, 0, 0, last]));
+    return record({
+      class: "unparsed",
+      flow: parseFlow("unparsed ethertype 0x88cc 02:00:00:00:00:02 > 02:00:00:00:00:09"),
+      difference: { primaryFrameOffset: 22, secondaryFrameOffset: 22 },
+      primaryFrame: frame(2),
+      secondaryFrame: frame(3),
+      detail: "byte 22 of 23 differs: 0x02 on the primary, 0x03 on the secondary",
+    });
+  },
+  overflow: () =>
+    record({
+      class: "overflow",
+      flow: parseFlow("all flows"),
+      waitedMs: 0,
+      detail: "more than 16384 flows have frames that wait",
+      crowdedOut: 4,
+    }),
+  boundary: () =>
+    record({
+      class: "boundary",
+      flow: parseFlow("all flows"),
+      waitedMs: 0,
+      detail: "2 frames newer than the checkpoint had been compared",
+      crowdedOut: 1,
+    }),
+};

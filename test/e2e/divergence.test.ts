@@ -1,6 +1,7 @@
 /** A guest whose two copies answer differently: checkpoints make them one, and traffic goes on. */
 import { describe, expect, test } from "bun:test";
-import { GUEST_IPV4 } from "../../src/lab/network.ts";
+import { join } from "node:path";
+import { GUEST_IPV4, inNamespace } from "../../src/lab/network.ts";
 import { checkpointCounts } from "../../src/lab/scenario.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { labUnderTest, total } from "./lab_under_test.ts";
@@ -27,5 +28,39 @@ describe("a guest that answers with random bytes", () => {
     expect(total(text, "colo_divergences_total") - divergencesBefore).toBeGreaterThan(10);
     expect(total(text, "colo_frames_released_total", 'reason="checkpoint"')).toBeGreaterThan(10);
     expect((await lab().agentStatus("a"))?.protected).toBe(true);
+  });
+
+  test("each divergence is kept and explained, with both packets", async () => {
+    const api = (await lab().report()).hosts[0]!.api!;
+    const main = join(import.meta.dir, "../../src/cli/main.ts");
+    const cli = async (...words: string[]) => {
+      const command = [
+        ...inNamespace(lab().namespaces.client),
+        process.execPath,
+        main,
+        ...words,
+        "--api",
+        api,
+      ];
+      const child = Bun.spawn(command, { stdout: "pipe", stderr: "inherit" });
+      const said = await new Response(child.stdout).text();
+      expect(await child.exited).toBe(0);
+      return said;
+    };
+    const records = JSON.parse(await cli("divergences", "--json", "--limit", "50")) as {
+      divergences: { id: number; class: string; action: string; checkpoint?: { pauseMs: number } }[];
+    };
+    const found = records.divergences.find(
+      (record) => record.class === "payload" && record.checkpoint !== undefined,
+    )!;
+    expect(found.action).toMatch(/^checkpoint \d+$/);
+    expect(found.checkpoint!.pauseMs).toBeGreaterThan(0);
+    const explained = await cli("explain", String(found.id));
+    expect(explained).toContain("passthrough");
+    expect(explained).toContain("primary");
+    const capture = join(lab().directory, "divergence.pcapng");
+    await cli("explain", String(found.id), "--pcapng", capture);
+    const dump = Bun.spawn(["tcpdump", "-nn", "-r", capture], { stdout: "pipe", stderr: "ignore" });
+    expect((await new Response(dump.stdout).text()).trim().split("\n")).toHaveLength(2);
   });
 });

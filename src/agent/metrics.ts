@@ -214,6 +214,7 @@ export class AgentMetrics {
         [{ reason: "compared" }, vm.shared.stat("released_compared")],
         [{ reason: "checkpoint" }, vm.shared.stat("released_checkpoint")],
         [{ reason: "alone" }, vm.shared.stat("released_alone") + vm.shared.stat("released_late")],
+        [{ reason: "passthrough" }, vm.shared.stat("released_passthrough")],
         [{ reason: "address_resolution" }, vm.shared.stat("released_bypass")],
         [{ reason: "direct" }, vm.counters.passed_direct ?? 0],
         [{ reason: "solo" }, vm.counters.passed_solo ?? 0],

@@ -285,6 +285,12 @@ function openDataPath(vm: VmAgent, config: VmConfig, dataPlane: DataPlane, devic
       tapIfindex: devices.tapIfindex,
       replayMark: marks(config.tunnel_id).replayMark,
       maxWaitMs: config.checkpoint.max_wait_ms,
+      rules: { passthrough: config.passthrough, ignore: config.ignore },
+      limits: {
+        heldFramesMax: config.limits.held_frames_max,
+        heldFramesPerFlowMax: config.limits.held_frames_per_flow_max,
+        flowsMax: config.limits.flows_max,
+      },
     },
     {
       diverged: (divergence, epoch) => vm.onDiverged(divergence, epoch),

@@ -155,7 +155,7 @@ class CaptureComparison {
       side.ended = true;
       // The other direction's own segments will not come from here any more.
       for (const connection of this.parked) {
-        this.pairUp(connection, true);
+        this.pairUp(connection);
         this.drain(connection);
       }
       return;
@@ -199,7 +199,7 @@ class CaptureComparison {
     const other = side.isPrimary ? otherDirection.primary : otherDirection.secondary;
     const stream = observe(own, other, frame);
     const acknowledged = (frame.flags & SEGMENT_ACK) !== 0 ? other.current : null;
-    const paired = this.pairUp(connection, this.primary.ended || this.secondary.ended);
+    const paired = this.pairUp(connection);
     if (!this.filter.passes(frame)) {
       side.filtered++;
       side.window.done(slot);
@@ -212,15 +212,19 @@ class CaptureComparison {
       } else {
         queue.push({ slot, stream, acknowledged });
         this.parked.add(connection);
-        if (!side.isPrimary && queue.length > PARKED_FOR_ACKNOWLEDGEMENT_MAX) otherDirection.pairUp(true);
+        if (!side.isPrimary && queue.length > PARKED_FOR_ACKNOWLEDGEMENT_MAX)
+          otherDirection.pairUp(true, true);
       }
     }
     if (paired || (connection.parked > 0 && !side.isPrimary)) this.drain(connection);
   }
 
-  private pairUp(connection: Connection, weak: boolean): boolean {
-    const first = connection.directions[0].pairUp(weak);
-    const second = connection.directions[1].pairUp(weak);
+  /** @param final what is known by now has to do */
+  private pairUp(connection: Connection, final = false): boolean {
+    const primaryFinal = final || this.primary.ended;
+    const secondaryFinal = final || this.secondary.ended;
+    const first = connection.directions[0].pairUp(primaryFinal, secondaryFinal);
+    const second = connection.directions[1].pairUp(primaryFinal, secondaryFinal);
     return first || second;
   }
 

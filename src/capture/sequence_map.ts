@@ -30,6 +30,8 @@ export const SAME_NUMBERS_BYTES = 2 ** 22;
 /** A SYN-ACK acknowledges the SYN and at most what came with it (RFC 7413). */
 const SYN_DATA_BYTES_MAX = 65_535;
 
+/** More than any window of TCP that is in use. */
+const LEAP_BYTES = 2 ** 26;
 /** Streams of one direction that wait for their counterparts, at most. */
 const UNPAIRED_MAX = 1024;
 
@@ -39,8 +41,15 @@ export class Stream {
   pair: StreamPair | null = null;
   /** Another one of the same direction has begun. */
   over = false;
+  /** Its SYN is in the capture. */
+  hasSyn = false;
+  /** The first acknowledgement of it, for when the other capture has nothing better. */
+  heard = 0;
+  isHeard = false;
   /** Bytes from `first` to the highest end seen: unwraps sequence numbers. */
   private highest = 0;
+  /** The last end seen that lay far ahead of it. */
+  private leap = Number.NEGATIVE_INFINITY;
 
   /**
    * @param first sequence number of the first payload byte
@@ -59,7 +68,11 @@ export class Stream {
 
   note(end: number): void {
     const position = this.position(end);
-    if (position > this.highest) this.highest = position;
+    if (position <= this.highest) return;
+    // One damaged number must not count as gigabytes: a leap is believed when the next segment confirms it.
+    const leaps = position - this.highest > LEAP_BYTES;
+    if (leaps && Math.abs(position - this.leap) > LEAP_BYTES) this.leap = position;
+    else this.highest = position;
   }
 }
 
@@ -116,6 +129,14 @@ export class DirectionSide {
     this.unpaired.push(stream);
     return stream;
   }
+
+  /** The current stream was acknowledged up to here. */
+  hear(acknowledgement: number): void {
+    const stream = this.current;
+    if (stream === null || stream.isHeard) return;
+    stream.heard = acknowledgement;
+    stream.isHeard = true;
+  }
 }
 
 /** One direction of a connection in both captures. */
@@ -126,17 +147,19 @@ export class Direction {
 
   /**
    * Pairs the streams whose beginnings are known well enough; true if there were any.
-   * @param weak also by acknowledgements alone
+   * @param primaryFinal also those of the primary of which only acknowledgements were seen: nothing better will come
+   * @param secondaryFinal the same for the secondary
    */
-  pairUp(weak: boolean): boolean {
+  pairUp(primaryFinal: boolean, secondaryFinal: boolean): boolean {
     const primaries = this.primary.unpaired;
     const secondaries = this.secondary.unpaired;
-    const settled = (stream: Stream) => weak || stream.knowledge >= SEEN || stream.over;
+    const settled = (stream: Stream) => stream.knowledge >= SEEN || stream.over;
     let paired = false;
     while (primaries.length > 0 && secondaries.length > 0) {
       const primary = primaries[0];
       const secondary = secondaries[0];
-      if (!settled(primary) || !settled(secondary)) return paired;
+      if (!primaryFinal && !settled(primary)) return paired;
+      if (!secondaryFinal && !settled(secondary)) return paired;
       const primaryOpened = primary.knowledge === OPENED;
       if (primaryOpened !== (secondary.knowledge === OPENED)) {
         const [opened, seen] = primaryOpened ? [primary, secondary] : [secondary, primary];
@@ -174,10 +197,17 @@ export class Direction {
     const apart = (secondary.first - primary.first) | 0;
     if (primary.knowledge === OPENED && secondary.knowledge === OPENED) {
       pair.offset = apart;
+      pair.start = primary.first;
+      pair.hasStart = !primary.hasSyn && !secondary.hasSyn;
       return;
     }
     const same = Math.abs(apart) < SAME_NUMBERS_BYTES;
     pair.offset = same ? 0 : apart;
+    const alike = primary.knowledge === secondary.knowledge;
+    if (!same && !alike && primary.isHeard && secondary.isHeard) {
+      // A first segment and an acknowledgement need not be the same place; two acknowledgements are the better guess.
+      pair.offset = (secondary.heard - primary.heard) | 0;
+    }
     pair.start = same && apart > 0 ? secondary.first : primary.first;
     pair.hasStart = true;
   }
@@ -208,6 +238,7 @@ export function observe(own: DirectionSide, other: DirectionSide, frame: ParsedF
     } else if (heard === null) {
       other.begin(acknowledgement, HEARD);
     }
+    other.hear(acknowledgement);
   }
   if (isLoneReset(frame)) return null;
   let stream = own.current;
@@ -217,6 +248,7 @@ export function observe(own: DirectionSide, other: DirectionSide, frame: ParsedF
       stream = own.begin(first, OPENED);
       if ((flags & SEGMENT_ACK) === 0) other.awaitsAnswer = true;
     }
+    stream.hasSyn = true;
   } else if (stream === null) {
     stream = own.begin(sequence, SEEN);
   } else if (stream.knowledge === HEARD) {

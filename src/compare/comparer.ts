@@ -1,14 +1,25 @@
 import { DatagramFlows } from "./datagram.ts";
 import { Deadlines } from "./deadlines.ts";
 import { EarlyRecords } from "./early_records.ts";
-import { FLOW_CLOSED, FLOW_CLOSED_BEFORE, FLOW_FROZEN, FLOW_TCP } from "./flow_table.ts";
+import {
+  FLOW_CLOSED,
+  FLOW_CLOSED_BEFORE,
+  FLOW_FRAGMENTS,
+  FLOW_FROZEN,
+  FLOW_IGNORES,
+  FLOW_PASSTHROUGH,
+  FLOW_TCP,
+} from "./flow_table.ts";
+import { FragmentFlows, isWaitingRoom } from "./fragments.ts";
 import { OverflowList } from "./overflow_list.ts";
 import { KIND_BYPASS, KIND_TCP, ParsedFrame, parseRecord } from "./parse.ts";
+import type { Rules } from "./rules.ts";
 import type { ComparerLimits, ComparerSink, ComparerStats, RecordMemory } from "./state.ts";
 import { CompareState } from "./state.ts";
 import { TcpFlows } from "./tcp.ts";
 
 export type { Divergence, DivergenceClass } from "./divergence.ts";
+export { parseRules, RuleError, type RuleLines, type Rules } from "./rules.ts";
 export type { ComparerLimits, ComparerSink, ComparerStats, RecordMemory } from "./state.ts";
 
 export interface ComparerOptions {
@@ -24,6 +35,8 @@ export interface ComparerOptions {
   /** Epoch of the secondary's records that are compared until the first checkpoint. Default 0. */
   epoch?: number;
   limits?: Partial<ComparerLimits>;
+  /** What is taken out of the comparison. Default nothing. */
+  rules?: Rules;
   /** Flows without traffic are forgotten after this time. Default 300e9. */
   idleNs?: number;
   /** ... and those that were closed after this one. Default 10e9. */
@@ -49,7 +62,7 @@ const COLLECT_PER_CALL = 64;
 const EVICT_LOOKS = 4096;
 
 /**
- * Decides which frames of the primary VM may leave (design.md section 5, rules 1, 3 and 4).
+ * Decides which frames of the primary VM may leave (docs/architecture.md).
  *
  * Every record that is added is given back exactly once: a primary one by sink.release(), a secondary one by
  * sink.finish(). Frames of one flow are released in order of arrival. sink.release() and sink.finish() may be
@@ -76,6 +89,8 @@ export class Comparer {
   private readonly state: CompareState;
   private readonly tcp: TcpFlows;
   private readonly datagrams: DatagramFlows;
+  private readonly fragments: FragmentFlows;
+  private readonly rules: Rules | undefined;
   private readonly deadlines: Deadlines;
   private readonly primaryBytes: Uint8Array;
   private readonly secondaryBytes: Uint8Array;
@@ -95,15 +110,19 @@ export class Comparer {
   constructor(options: ComparerOptions) {
     const { primary, secondary, sink, memcmp, seed = (Math.random() * 2 ** 32) | 0 } = options;
     const limits = { ...COMPARER_LIMITS, ...options.limits };
+    const { rules } = options;
     for (const [name, value] of Object.entries(limits)) {
       if (!Number.isInteger(value) || value < 1 || value > 2 ** 24) {
         throw new RangeError(`The comparer's limit ${name} is ${value}; give an integer from 1 to 16777216.`);
       }
     }
-    this.state = new CompareState({ primary, secondary, sink, memcmp, limits, seed });
+    const shared = { primary, secondary, sink, memcmp, limits, seed };
+    this.state = new CompareState(rules === undefined ? shared : { ...shared, rules });
+    this.rules = rules;
     this.stats = this.state.stats;
     this.tcp = new TcpFlows(this.state);
     this.datagrams = new DatagramFlows(this.state);
+    this.fragments = new FragmentFlows(this.state, this.tcp, this.datagrams, (frame) => this.flowOf(frame));
     this.overflow = new OverflowList(this.state);
     this.primaryBytes = primary.bytes;
     this.secondaryBytes = secondary.bytes;
@@ -126,11 +145,18 @@ export class Comparer {
       state.releaseSlot(slot);
       return;
     }
-    if (frame.timeNs <= this.boundaryNs) {
-      this.addLate(slot);
+    const late = frame.timeNs <= this.boundaryNs;
+    const hasPassthrough = this.rules?.hasPassthrough === true;
+    const flow = late && frame.kind !== KIND_TCP && !hasPassthrough ? -1 : this.flowOf(frame);
+    if (hasPassthrough && this.passes(flow)) {
+      stats.releasedPassthrough++;
+      state.releaseSlot(slot);
       return;
     }
-    const flow = this.flowOf();
+    if (late) {
+      this.addLate(slot, flow);
+      return;
+    }
     if (flow < 0 || this.poolExhausted || state.flows.overflowed[flow] > 0) {
       const first = this.overflow.length === 0;
       this.overflow.push(slot, frame.timeNs, flow);
@@ -151,6 +177,7 @@ export class Comparer {
       return;
     }
     if (frame.kind === KIND_TCP) this.tcp.primaryAdded(flow, segment);
+    else if ((state.flows.flags[flow] & FLOW_FRAGMENTS) !== 0) this.fragments.primaryAdded(flow, segment);
     else this.datagrams.run(flow);
   }
 
@@ -222,6 +249,7 @@ export class Comparer {
         this.tcp.restart(flow);
       } else {
         flows.flags[flow] &= ~FLOW_FROZEN;
+        if ((flows.flags[flow] & FLOW_FRAGMENTS) === 0) this.datagrams.restart(flow);
       }
     }
     this.deadlines.restart();
@@ -289,13 +317,11 @@ export class Comparer {
    * A frame that a past checkpoint covers: it only has to be sent, but it says how far its connection had
    * come.
    */
-  private addLate(slot: number): void {
+  private addLate(slot: number, flow: number): void {
     const { state, frame, stats } = this;
     stats.releasedByCheckpoint++;
     state.releaseSlot(slot);
-    if (frame.kind !== KIND_TCP) return;
-    const flow = this.flowOf();
-    if (flow >= 0) this.tcp.noteLate(flow, frame);
+    if (frame.kind === KIND_TCP && flow >= 0) this.tcp.noteLate(flow, frame);
   }
 
   private acceptSecondary(slot: number): void {
@@ -305,7 +331,11 @@ export class Comparer {
       state.finishSlot(slot);
       return;
     }
-    const flow = this.flowOf();
+    const flow = this.flowOf(frame);
+    if (this.rules?.hasPassthrough === true && this.passes(flow)) {
+      state.finishSlot(slot);
+      return;
+    }
     if (flow < 0 || (flows.flags[flow] & FLOW_FROZEN) !== 0) {
       // Either way a checkpoint is on its way, and nothing can be matched before it.
       if (flow < 0) this.reportFullTable();
@@ -327,7 +357,8 @@ export class Comparer {
       const segment = state.wait(flow, slot, frame);
       if (segment >= 0) {
         state.secondaryQueue.push(flow, segment);
-        this.datagrams.run(flow);
+        if ((flows.flags[flow] & FLOW_FRAGMENTS) !== 0) this.fragments.secondaryAdded(flow, segment);
+        else this.datagrams.run(flow);
         return;
       }
     }
@@ -357,9 +388,15 @@ export class Comparer {
     }
   }
 
-  /** The flow of the frame just parsed, made if need be; -1 if there is no room. */
-  private flowOf(): number {
-    const { state, frame } = this;
+  /** Whether the rules take the frame just parsed, of this flow (-1: none), out of the comparison. */
+  private passes(flow: number): boolean {
+    if (flow >= 0) return (this.state.flows.flags[flow] & FLOW_PASSTHROUGH) !== 0;
+    return this.rules?.passes(this.frame.key) === true;
+  }
+
+  /** The flow of a frame, made if need be; -1 if there is no room. */
+  private flowOf(frame: ParsedFrame): number {
+    const { state } = this;
     const { flows } = state;
     const known = flows.find(frame.key);
     if (known >= 0) return known;
@@ -373,11 +410,25 @@ export class Comparer {
       flow = flows.add(frame.key, flags, state.nowNs);
     }
     this.stats.flows = flows.size;
+    if (flow < 0) return flow;
+    if (isWaitingRoom(frame.key)) flows.flags[flow] |= FLOW_FRAGMENTS;
+    if (this.rules !== undefined) this.applyRules(flow, frame.key);
     return flow;
   }
 
+  private applyRules(flow: number, key: Int32Array): void {
+    const { rules } = this;
+    const { flows } = this.state;
+    if (rules?.passes(key)) flows.flags[flow] |= FLOW_PASSTHROUGH;
+    if (!rules?.hasIgnore) return;
+    flows.ignoredSet[flow] = rules.ignoredSet(key);
+    if (flows.ignoredSet[flow] > 0) flows.flags[flow] |= FLOW_IGNORES;
+  }
+
   private run(flow: number): void {
-    if ((this.state.flows.flags[flow] & FLOW_TCP) !== 0) this.tcp.run(flow);
+    const flags = this.state.flows.flags[flow];
+    if ((flags & FLOW_TCP) !== 0) this.tcp.run(flow);
+    else if ((flags & FLOW_FRAGMENTS) !== 0) this.fragments.run(flow);
     else this.datagrams.run(flow);
   }
 

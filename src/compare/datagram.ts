@@ -1,13 +1,30 @@
-import { FLOW_FROZEN } from "./flow_table.ts";
+import { FLOW_FROZEN, FLOW_IGNORES } from "./flow_table.ts";
 import { KIND_UNPARSED } from "./parse.ts";
+import { SEGMENT_BROKEN, SEGMENT_FIRST_PIECE, SEGMENT_PIECE, type SegmentPool } from "./segment_pool.ts";
 import type { CompareState } from "./state.ts";
 
+const UDP_HEADER_BYTES = 8;
+
 /**
- * Flows whose frames are compared one by one: UDP, ICMP, other IP protocols, fragments, frames that are not
- * IP, and frames that could not be understood. The n-th of the primary must equal the n-th of the secondary;
- * whichever comes first waits.
+ * Flows whose frames are compared one by one: UDP, ICMP, other IP protocols, frames that are not IP, and
+ * frames that could not be understood. The n-th of the primary must equal the n-th of the secondary; whichever
+ * comes first waits.
+ *
+ * A datagram is one item of the pool, or several (SEGMENT_PIECE) when it came in fragments; FragmentFlows puts
+ * those in the lists once the datagram is complete. The two sides need not have cut it at the same places.
  */
 export class DatagramFlows {
+  // Where the comparison of two datagrams has come to: the piece on each side and the place of its first byte.
+  private primaryPiece = -1;
+  private primaryPieceAt = 0;
+  private secondaryPiece = -1;
+  private secondaryPieceAt = 0;
+  // Where it found a difference: the place in the datagram, in the record memories, and the bytes compared there.
+  private differsAt = 0;
+  private primaryAt = 0;
+  private secondaryAt = 0;
+  private runBytes = 0;
+
   constructor(private readonly state: CompareState) {}
 
   /** Compares and releases what it can. Call after a frame was added on either side. */
@@ -18,75 +35,227 @@ export class DatagramFlows {
     for (;;) {
       const primary = queue.head[flow];
       const secondary = secondaryQueue.head[flow];
-      if (primary < 0 || secondary < 0 || state.primary.timeNs[primary] > state.horizonNs) return;
-      if (!this.equal(primary, secondary)) {
+      if (primary < 0 || secondary < 0) return;
+      if (!this.isCovered(primary)) return;
+      if (!this.equal(flow, primary, secondary)) {
         this.diverge(flow, primary, secondary);
         return;
       }
-      secondaryQueue.remove(flow, secondary);
-      state.finish(secondary);
-      state.releaseCompared(primary);
+      this.finish(flow, secondary);
+      this.release(flow, primary);
     }
   }
 
-  private equal(primary: number, secondary: number): boolean {
+  /** After a checkpoint: datagrams of which it has released some fragments can be told from whole ones no more. */
+  restart(flow: number): void {
+    const { queue, primary } = this.state;
+    let item = queue.head[flow];
+    while (item >= 0) {
+      if ((primary.flags[item] & SEGMENT_PIECE) === 0) {
+        item = queue.next[item];
+        continue;
+      }
+      const begin = item;
+      const whole = (primary.flags[begin] & SEGMENT_FIRST_PIECE) !== 0 ? primary.pieces[begin] : 0;
+      let count = 0;
+      do {
+        count++;
+        item = queue.next[item];
+      } while (item >= 0 && (primary.flags[item] & (SEGMENT_PIECE | SEGMENT_FIRST_PIECE)) === SEGMENT_PIECE);
+      if (count === whole) continue;
+      for (let piece = begin; piece !== item; piece = queue.next[piece])
+        primary.flags[piece] |= SEGMENT_BROKEN;
+    }
+  }
+
+  /** Whether a datagram of the primary may be compared: all of it is older than the horizon. */
+  private isCovered(head: number): boolean {
+    const { primary, queue, horizonNs } = this.state;
+    if (primary.timeNs[head] > horizonNs) return false;
+    const flags = primary.flags[head];
+    if ((flags & SEGMENT_PIECE) === 0) return true;
+    if ((flags & SEGMENT_BROKEN) !== 0) return false;
+    let item = head;
+    for (let left = primary.pieces[head]; left > 0; left--) {
+      if (primary.timeNs[item] > horizonNs) return false;
+      item = queue.next[item];
+    }
+    return true;
+  }
+
+  private finish(flow: number, head: number): void {
+    const { state } = this;
+    for (let left = countOf(state.secondary, head); left > 0; left--) {
+      const item = state.secondaryQueue.head[flow];
+      state.secondaryQueue.remove(flow, item);
+      state.finish(item);
+    }
+  }
+
+  private release(flow: number, head: number): void {
+    const { state } = this;
+    for (let left = countOf(state.primary, head); left > 0; left--) {
+      state.releaseCompared(state.queue.head[flow]);
+    }
+  }
+
+  private equal(flow: number, primary: number, secondary: number): boolean {
     const { state } = this;
     const p = state.primary;
     const s = state.secondary;
-    const bytes = p.dataBytes[primary];
-    if (bytes !== s.dataBytes[secondary] || p.meta[primary] !== s.meta[secondary]) return false;
-    const from = p.data[primary];
-    const secondaryFrom = s.data[secondary];
-    const skipBytes = p.skipBytes[primary];
-    if (skipBytes !== s.skipBytes[secondary]) return false;
-    if (skipBytes === 0) return state.compareBytes(from, secondaryFrom, bytes) === 0;
-    const skipAt = p.skipAt[primary];
-    const rest = skipAt + skipBytes;
+    const inPieces = ((p.flags[primary] | s.flags[secondary]) & SEGMENT_PIECE) !== 0;
+    if (!inPieces && (state.flows.flags[flow] & FLOW_IGNORES) === 0 && p.skipBytes[primary] === 0) {
+      const bytes = p.dataBytes[primary];
+      if (bytes !== s.dataBytes[secondary] || p.meta[primary] !== s.meta[secondary]) return false;
+      if (s.skipBytes[secondary] !== 0) return false;
+      return state.compareBytes(p.data[primary], s.data[secondary], bytes) === 0;
+    }
+    const bytes = bytesOf(p, primary);
+    if (bytes !== bytesOf(s, secondary) || !this.sameShape(primary, secondary)) return false;
+    return this.sameBytes(flow, primary, secondary, bytes);
+  }
+
+  private sameShape(primary: number, secondary: number): boolean {
+    const p = this.state.primary;
+    const s = this.state.secondary;
+    const primaryFirst = firstOf(p, primary);
+    const secondaryFirst = firstOf(s, secondary);
     return (
-      state.compareBytes(from, secondaryFrom, skipAt) === 0 &&
-      state.compareBytes(from + rest, secondaryFrom + rest, bytes - rest) === 0
+      p.meta[primaryFirst] === s.meta[secondaryFirst] &&
+      p.skipAt[primaryFirst] === s.skipAt[secondaryFirst] &&
+      p.skipBytes[primaryFirst] === s.skipBytes[secondaryFirst]
     );
+  }
+
+  /** Compares the first `bytes` bytes that count; where they differ is then in this object's fields. */
+  private sameBytes(flow: number, primary: number, secondary: number, bytes: number): boolean {
+    const { state } = this;
+    const p = state.primary;
+    this.begin(primary, secondary);
+    const first = this.primaryPiece;
+    const skipBytes = p.skipBytes[first];
+    let from = 0;
+    if (skipBytes !== 0) {
+      if (!this.sameSpan(0, Math.min(p.skipAt[first], bytes))) return false;
+      from = p.skipAt[first] + skipBytes;
+    }
+    if ((state.flows.flags[flow] & FLOW_IGNORES) !== 0 && state.rules !== undefined) {
+      const ranges = state.rules.ignoredBytes(state.flows.ignoredSet[flow]);
+      // A datagram whose header could not be left out begins with it. Offloaded ones stand one behind the other.
+      const payload = skipBytes !== 0 ? UDP_HEADER_BYTES : 0;
+      const size = p.meta[first] > 0 ? p.meta[first] : bytes;
+      for (let datagram = payload; datagram < bytes; datagram += size) {
+        const end = Math.min(datagram + size, bytes);
+        for (let i = 0; i < ranges.length; i += 2) {
+          const ignoredFrom = Math.min(datagram + ranges[i], end);
+          if (!this.sameSpan(from, ignoredFrom)) return false;
+          from = Math.max(from, Math.min(datagram + ranges[i + 1], end));
+        }
+      }
+    }
+    return this.sameSpan(from, bytes);
+  }
+
+  private begin(primary: number, secondary: number): void {
+    this.primaryPiece = firstOf(this.state.primary, primary);
+    this.primaryPieceAt = 0;
+    this.secondaryPiece = firstOf(this.state.secondary, secondary);
+    this.secondaryPieceAt = 0;
+  }
+
+  /** Compares the bytes [from, to) of the two datagrams; spans must be given in ascending order. */
+  private sameSpan(from: number, to: number): boolean {
+    const { state } = this;
+    const p = state.primary;
+    const s = state.secondary;
+    for (let at = from; at < to; at += this.runBytes) {
+      this.move(at);
+      const primaryLeft = this.primaryPieceAt + p.dataBytes[this.primaryPiece] - at;
+      const secondaryLeft = this.secondaryPieceAt + s.dataBytes[this.secondaryPiece] - at;
+      this.runBytes = Math.min(to - at, primaryLeft, secondaryLeft);
+      if (state.compareBytes(this.primaryAt, this.secondaryAt, this.runBytes) === 0) continue;
+      this.differsAt = at;
+      return false;
+    }
+    return true;
+  }
+
+  /** Goes to place `at`, which may be just behind the last byte. */
+  private move(at: number): void {
+    const { primary, secondary } = this.state;
+    let piece = this.primaryPiece;
+    while (isPassed(primary, piece, at - this.primaryPieceAt)) {
+      this.primaryPieceAt += primary.dataBytes[piece];
+      piece = primary.nextPiece[piece];
+    }
+    this.primaryPiece = piece;
+    this.primaryAt = primary.data[piece] + at - this.primaryPieceAt;
+    piece = this.secondaryPiece;
+    while (isPassed(secondary, piece, at - this.secondaryPieceAt)) {
+      this.secondaryPieceAt += secondary.dataBytes[piece];
+      piece = secondary.nextPiece[piece];
+    }
+    this.secondaryPiece = piece;
+    this.secondaryAt = secondary.data[piece] + at - this.secondaryPieceAt;
   }
 
   private diverge(flow: number, primary: number, secondary: number): void {
     const { state } = this;
     const p = state.primary;
     const s = state.secondary;
-    const bytes = p.dataBytes[primary];
-    const secondaryBytes = s.dataBytes[secondary];
+    const bytes = bytesOf(p, primary);
+    const secondaryBytes = bytesOf(s, secondary);
     const unparsed = state.flows.kind(flow) === KIND_UNPARSED;
-    const at = this.firstDifference(primary, secondary, Math.min(bytes, secondaryBytes));
-    const primaryAt = p.data[primary] + at;
-    const secondaryAt = s.data[secondary] + at;
-    const sameShape = bytes === secondaryBytes && p.skipBytes[primary] === s.skipBytes[secondary];
-    if (!sameShape || p.meta[primary] !== s.meta[secondary]) {
-      const detail = !sameShape
-        ? `the primary sent ${bytes} bytes, the secondary ${secondaryBytes}`
-        : `the primary sent another fragment or segmentation (${p.meta[primary]}) than the secondary (${s.meta[secondary]})`;
-      const place = !sameShape ? { primaryAt, secondaryAt } : {};
+    const common = Math.min(bytes, secondaryBytes);
+    const prefixSame = this.sameBytes(flow, primary, secondary, common);
+    if (prefixSame) this.move(common);
+    const index = prefixSame ? 0 : state.firstDifference(this.primaryAt, this.secondaryAt, this.runBytes);
+    const place = {
+      primary: this.primaryPiece,
+      secondary: this.secondaryPiece,
+      primaryAt: this.primaryAt + index,
+      secondaryAt: this.secondaryAt + index,
+    };
+    if (bytes !== secondaryBytes) {
+      const detail = `the primary sent ${bytes} bytes, the secondary ${secondaryBytes}`;
+      state.diverge(flow, unparsed ? "unparsed" : "length", detail, undefined, place);
+    } else if (prefixSame) {
+      const primaryMeta = p.meta[firstOf(p, primary)];
+      const secondaryMeta = s.meta[firstOf(s, secondary)];
+      const detail = `the primary sent another fragment or segmentation (${primaryMeta}) than the secondary (${secondaryMeta})`;
       state.diverge(flow, unparsed ? "unparsed" : "length", detail, undefined, {
-        primary,
-        secondary,
-        ...place,
+        primary: place.primary,
+        secondary: place.secondary,
       });
-      return;
+    } else {
+      const pair = state.bytePair(place.primaryAt, place.secondaryAt);
+      const detail = `byte ${this.differsAt + index} of ${bytes} differs: ${pair}`;
+      state.diverge(flow, unparsed ? "unparsed" : "payload", detail, undefined, place);
     }
-    const detail = `byte ${at} of ${bytes} differs: ${state.bytePair(primaryAt, secondaryAt)}`;
-    const place = { primary, secondary, primaryAt, secondaryAt };
-    state.diverge(flow, unparsed ? "unparsed" : "payload", detail, undefined, place);
   }
+}
 
-  private firstDifference(primary: number, secondary: number, bytes: number): number {
-    const { state } = this;
-    const p = state.primary;
-    const from = p.data[primary];
-    const secondaryFrom = state.secondary.data[secondary];
-    const skipBytes = p.skipBytes[primary];
-    if (skipBytes === 0) return state.firstDifference(from, secondaryFrom, bytes);
-    const skipAt = p.skipAt[primary];
-    const before = state.firstDifference(from, secondaryFrom, Math.min(skipAt, bytes));
-    if (before < skipAt) return before;
-    const rest = skipAt + skipBytes;
-    return Math.min(bytes, rest + state.firstDifference(from + rest, secondaryFrom + rest, bytes - rest));
+/** Items that make up the datagram at the head of a list. */
+function countOf(pool: SegmentPool, head: number): number {
+  return (pool.flags[head] & SEGMENT_PIECE) === 0 ? 1 : pool.pieces[head];
+}
+
+/** The item that its first bytes are in. */
+function firstOf(pool: SegmentPool, head: number): number {
+  return (pool.flags[head] & SEGMENT_PIECE) === 0 ? head : pool.firstPiece[head];
+}
+
+function bytesOf(pool: SegmentPool, head: number): number {
+  if ((pool.flags[head] & SEGMENT_PIECE) === 0) return pool.dataBytes[head];
+  let bytes = 0;
+  for (let piece = pool.firstPiece[head]; piece >= 0; piece = pool.nextPiece[piece]) {
+    bytes += pool.dataBytes[piece];
   }
+  return bytes;
+}
+
+/** Whether the byte at `index` from the beginning of this piece is in a later one. */
+function isPassed(pool: SegmentPool, piece: number, index: number): boolean {
+  if (index < pool.dataBytes[piece]) return false;
+  return (pool.flags[piece] & SEGMENT_PIECE) !== 0 && pool.nextPiece[piece] >= 0;
 }

@@ -1,4 +1,4 @@
-import { FLOW_FROZEN, FLOW_TCP } from "./flow_table.ts";
+import { FLOW_FRAGMENTS, FLOW_FROZEN, FLOW_TCP } from "./flow_table.ts";
 import type { LinkedLists } from "./linked_lists.ts";
 import type { SegmentPool } from "./segment_pool.ts";
 import type { CompareState } from "./state.ts";
@@ -64,6 +64,8 @@ export class Deadlines {
       const waitedNs = nowNs - primary.timeNs[item];
       let detail = `a frame of the primary has had no counterpart for ${Math.round(waitedNs / 1e6)} ms`;
       if ((flows.flags[flow] & FLOW_TCP) !== 0) detail += `: ${this.tcp.describeWait(flow)}`;
+      if ((flows.flags[flow] & FLOW_FRAGMENTS) !== 0)
+        detail += ": other fragments of its datagram have not come";
       const place = { primary: item, secondary: -1 };
       state.report("missing_on_secondary", flow, waitedNs, detail, undefined, place);
     }
@@ -89,6 +91,8 @@ export class Deadlines {
         const to = secondary.end[item] >>> 0;
         detail += `: sequence ${from} to ${to}, ${this.tcp.describeWait(flow)}`;
       }
+      if ((flows.flags[flow] & FLOW_FRAGMENTS) !== 0)
+        detail += ": other fragments of its datagram have not come";
       const place = { primary: -1, secondary: item };
       state.report("missing_on_primary", flow, waitedNs, detail, undefined, place);
     }

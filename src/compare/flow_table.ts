@@ -45,6 +45,13 @@ export const FLOW_PREVIOUS_ISN = 0x10000;
 /** `openingAck` is known. */
 export const FLOW_OPENING_ACK = 0x20000;
 
+/** Neither held nor compared: the user's rules say so. */
+export const FLOW_PASSTHROUGH = 0x40000;
+/** UDP: `ignoredSet` says which bytes of the payload do not count. */
+export const FLOW_IGNORES = 0x80000;
+/** A waiting room for fragments until their datagram is complete. */
+export const FLOW_FRAGMENTS = 0x100000;
+
 export class FlowTable {
   readonly flags: Int32Array;
   /** Primary frames held in the pool, and in the overflow list. */
@@ -57,6 +64,8 @@ export class FlowTable {
   readonly lastSeenNs: Float64Array;
   /** When the last timeout was reported, 0 for never. */
   readonly reportedNs: Float64Array;
+  /** Set of the user's rules (see Rules.ignoredSet). */
+  readonly ignoredSet: Int32Array;
   // TCP. Sequence numbers are signed 32-bit integers, of which only differences count.
   /** Every byte below it has been produced by both sides (above `floor`, if there is one). */
   readonly verified: Int32Array;
@@ -114,6 +123,7 @@ export class FlowTable {
     this.openings = new Int32Array(capacity);
     this.lastSeenNs = new Float64Array(capacity);
     this.reportedNs = new Float64Array(capacity);
+    this.ignoredSet = new Int32Array(capacity);
     this.verified = new Int32Array(capacity);
     this.floor = new Int32Array(capacity);
     this.islandStart = new Int32Array(capacity);

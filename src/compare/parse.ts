@@ -32,7 +32,8 @@ export const KIND_BYPASS = 5;
 /**
  * Words of a flow key: 0 kind << 24 | fragment << 16 | IP version << 8 | protocol; 1 ports, or ICMP
  * type/code/identifier, or the EtherType; 2 VLAN tags (outer low, inner high half); 3-6 source; 7-10
- * destination (IP, or MAC in two words).
+ * destination (IP, or MAC in two words). A fragment's key has no ports; fragments that can only be compared as
+ * they are have KEY_FRAGMENT_AS_IS too (see fragments.ts).
  */
 export const KEY_WORDS = 11;
 export const KEY_KIND = 0;
@@ -41,6 +42,7 @@ export const KEY_VLAN = 2;
 export const KEY_SOURCE = 3;
 export const KEY_DESTINATION = 7;
 export const KEY_FRAGMENT = 0x10000;
+export const KEY_FRAGMENT_AS_IS = 0x20000;
 
 export const PROTOCOL_ICMP = 1;
 export const PROTOCOL_TCP = 6;
@@ -96,6 +98,8 @@ export class ParsedFrame {
   sequence = 0;
   end = 0;
   acknowledgement = 0;
+  /** Fragment: the identification that it shares with the others of its datagram. */
+  identification = 0;
 }
 
 function u16be(bytes: Uint8Array, at: number): number {
@@ -116,8 +120,19 @@ export function recordTimeNs(bytes: Uint8Array, offset: number): number {
   return u32le(bytes, offset) + u32le(bytes, offset + 4) * 4294967296;
 }
 
-/** Parses the record at byte `offset` of `bytes`. Never throws and never reads past the frame. */
-export function parseRecord(bytes: Uint8Array, offset: number, frame: ParsedFrame): void {
+/**
+ * Parses the record at byte `offset` of `bytes`. Never throws and never reads past the frame.
+ *
+ * With `datagramBytes`, for the first fragment of a datagram whose fragmented part (what follows the IPv4
+ * header, or the IPv6 fragment header) has so many bytes in all: the result is that of the whole datagram, and
+ * `data` is where it begins in this fragment. KIND_UNPARSED when this fragment does not hold all headers.
+ */
+export function parseRecord(
+  bytes: Uint8Array,
+  offset: number,
+  frame: ParsedFrame,
+  datagramBytes: number = 0,
+): void {
   const start = offset + RECORD_HEADER_BYTES;
   const room = bytes.length - start;
   frame.record = offset;
@@ -133,6 +148,7 @@ export function parseRecord(bytes: Uint8Array, offset: number, frame: ParsedFram
   frame.sequence = 0;
   frame.end = 0;
   frame.acknowledgement = 0;
+  frame.identification = 0;
   clearKey(frame.key);
   const end = start + frameBytes;
 
@@ -160,8 +176,8 @@ export function parseRecord(bytes: Uint8Array, offset: number, frame: ParsedFram
   frame.key[KEY_VLAN] = vlan;
 
   let parsed = true;
-  if (etherType === ETHERTYPE_IPV4) parsed = parseIpv4(bytes, offset, at, end, frame);
-  else if (etherType === ETHERTYPE_IPV6) parsed = parseIpv6(bytes, offset, at, end, frame);
+  if (etherType === ETHERTYPE_IPV4) parsed = parseIpv4(bytes, offset, at, end, datagramBytes, frame);
+  else if (etherType === ETHERTYPE_IPV6) parsed = parseIpv6(bytes, offset, at, end, datagramBytes, frame);
   else if (etherType === ETHERTYPE_ARP) frame.kind = KIND_BYPASS;
   else whole(bytes, start, frameBytes, etherType < ETHERTYPE_MIN ? 0 : etherType, KIND_FRAME, frame);
 
@@ -170,6 +186,7 @@ export function parseRecord(bytes: Uint8Array, offset: number, frame: ParsedFram
     frame.skipBytes = 0;
     frame.meta = 0;
     frame.flags = 0;
+    frame.identification = 0;
     clearKey(frame.key);
     frame.key[KEY_VLAN] = vlan;
     whole(bytes, start, frameBytes, etherType, KIND_UNPARSED, frame);
@@ -203,7 +220,14 @@ function whole(
   frame.dataBytes = frameBytes;
 }
 
-function parseIpv4(bytes: Uint8Array, record: number, at: number, end: number, frame: ParsedFrame): boolean {
+function parseIpv4(
+  bytes: Uint8Array,
+  record: number,
+  at: number,
+  end: number,
+  datagramBytes: number,
+  frame: ParsedFrame,
+): boolean {
   if (at + 20 > end) return false;
   const versionAndLength = bytes[at];
   if (versionAndLength >> 4 !== 4) return false;
@@ -217,15 +241,24 @@ function parseIpv4(bytes: Uint8Array, record: number, at: number, end: number, f
   const fragment = u16be(bytes, at + 6);
   const payload = at + headerBytes;
   const payloadEnd = at + totalBytes;
-  if ((fragment & 0x3fff) !== 0) {
-    // The identification may differ between the two VMs, so it is neither in the key nor compared: order
-    // tells.
-    return fragmentOf(payload, payloadEnd, 4, protocol, fragment & 0x1fff, (fragment >> 13) & 1, frame);
+  if ((fragment & 0x3fff) === 0) {
+    return parseTransport(bytes, record, payload, payloadEnd, payloadEnd - payload, 4, protocol, frame);
   }
-  return parseTransport(bytes, record, payload, payloadEnd, 4, protocol, frame);
+  if (datagramBytes > 0 && (fragment & 0x1fff) === 0) {
+    return parseTransport(bytes, record, payload, payloadEnd, datagramBytes, 4, protocol, frame);
+  }
+  frame.identification = u16be(bytes, at + 4);
+  return fragmentOf(payload, payloadEnd, 4, protocol, fragment & 0x1fff, (fragment >> 13) & 1, frame);
 }
 
-function parseIpv6(bytes: Uint8Array, record: number, at: number, end: number, frame: ParsedFrame): boolean {
+function parseIpv6(
+  bytes: Uint8Array,
+  record: number,
+  at: number,
+  end: number,
+  datagramBytes: number,
+  frame: ParsedFrame,
+): boolean {
   if (at + 40 > end) return false;
   if (bytes[at] >> 4 !== 6) return false;
   const payloadBytes = u16be(bytes, at + 4);
@@ -240,15 +273,24 @@ function parseIpv6(bytes: Uint8Array, record: number, at: number, end: number, f
   // A jumbogram (RFC 2675) says 0 here and the truth in a hop-by-hop option.
   if (payloadBytes === 0 && next === 0) return false;
   let header = at + 40;
+  // Bytes of the datagram that begin at `header`; known to be more than this fragment holds behind its header.
+  let rest = 0;
   for (let headers = 0; headers <= EXTENSION_HEADERS_MAX; headers++) {
     if (next === 44) {
       if (header + 8 > payloadEnd) return false;
       const fragment = u16be(bytes, header + 2);
+      const identification = i32be(bytes, header + 4);
       next = bytes[header];
       header += 8;
+      // A fragment of a fragment.
+      if (rest > 0) return false;
       // An atomic fragment (RFC 6946: offset 0, no more to come) is a whole packet.
       if ((fragment & 0xfff9) !== 0) {
-        return fragmentOf(header, payloadEnd, 6, next, fragment >> 3, fragment & 1, frame);
+        if (datagramBytes === 0 || fragment >> 3 !== 0) {
+          frame.identification = identification;
+          return fragmentOf(header, payloadEnd, 6, next, fragment >> 3, fragment & 1, frame);
+        }
+        rest = datagramBytes;
       }
     } else if (next === 0 || next === 43 || next === 60) {
       if (header + 8 > payloadEnd) return false;
@@ -256,8 +298,10 @@ function parseIpv6(bytes: Uint8Array, record: number, at: number, end: number, f
       if (header + headerBytes > payloadEnd) return false;
       next = bytes[header];
       header += headerBytes;
+      if (rest > 0) rest -= headerBytes;
     } else {
-      return parseTransport(bytes, record, header, payloadEnd, 6, next, frame);
+      const total = rest > 0 ? rest : payloadEnd - header;
+      return parseTransport(bytes, record, header, payloadEnd, total, 6, next, frame);
     }
   }
   return false;
@@ -296,30 +340,32 @@ function skipChecksum(protocol: number, frame: ParsedFrame): void {
   frame.skipBytes = bytes;
 }
 
+/** Bytes can be read up to `end`; the transport header and what follows it have `total` bytes, at least as many. */
 function parseTransport(
   bytes: Uint8Array,
   record: number,
   at: number,
   end: number,
+  total: number,
   version: number,
   protocol: number,
   frame: ParsedFrame,
 ): boolean {
   const key = frame.key;
-  if (protocol === PROTOCOL_TCP) return parseTcp(bytes, at, end, version, frame);
+  if (protocol === PROTOCOL_TCP) return parseTcp(bytes, at, end, total, version, frame);
   frame.kind = KIND_DATAGRAM;
   key[KEY_KIND] = (KIND_DATAGRAM << 24) | (version << 8) | protocol;
   frame.data = at;
-  frame.dataBytes = end - at;
+  frame.dataBytes = total;
   if (protocol === PROTOCOL_UDP || protocol === PROTOCOL_UDPLITE) {
     if (at + 8 > end) return false;
     const length = u16be(bytes, at + 4);
-    if (protocol === PROTOCOL_UDP && (length < 8 || at + length > end)) return false;
+    if (protocol === PROTOCOL_UDP && (length < 8 || length > total)) return false;
     key[KEY_PORTS] = i32be(bytes, at);
-    if (length === end - at) {
+    if (length === total) {
       // The usual case: the header holds nothing that the key and the payload's length do not say.
       frame.data = at + 8;
-      frame.dataBytes = end - at - 8;
+      frame.dataBytes = total - 8;
     } else {
       skipChecksum(protocol, frame);
     }
@@ -340,7 +386,7 @@ function parseTransport(
     key[KEY_PORTS] = (type << 24) | (bytes[at + 1] << 16) | identifier;
     // Behind type and code, which are in the key, and the checksum.
     frame.data = at + 4;
-    frame.dataBytes = end - at - 4;
+    frame.dataBytes = total - 4;
   } else if (protocol === PROTOCOL_SCTP) {
     if (at + 12 > end) return false;
     key[KEY_PORTS] = i32be(bytes, at);
@@ -349,7 +395,14 @@ function parseTransport(
   return true;
 }
 
-function parseTcp(bytes: Uint8Array, at: number, end: number, version: number, frame: ParsedFrame): boolean {
+function parseTcp(
+  bytes: Uint8Array,
+  at: number,
+  end: number,
+  total: number,
+  version: number,
+  frame: ParsedFrame,
+): boolean {
   if (at + 20 > end) return false;
   const headerBytes = (bytes[at + 12] >> 4) * 4;
   if (headerBytes < 20 || at + headerBytes > end) return false;
@@ -366,7 +419,7 @@ function parseTcp(bytes: Uint8Array, at: number, end: number, version: number, f
   frame.sequence = i32be(bytes, at + 4);
   frame.acknowledgement = (flags & FLAG_ACK) !== 0 ? i32be(bytes, at + 8) : 0;
   frame.data = at + headerBytes;
-  frame.dataBytes = end - frame.data;
+  frame.dataBytes = total - headerBytes;
   if (rst) {
     frame.end = frame.sequence;
   } else {

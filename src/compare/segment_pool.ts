@@ -18,6 +18,12 @@ export const SEGMENT_TRACKED = 0x200;
 export const SEGMENT_VERIFIED = 0x400;
 /** Primary: it is in the flow's list of unverified segments. */
 export const SEGMENT_SORTED = 0x800;
+/** One of several fragments that make up a datagram. They stand one behind the other in their flow's list. */
+export const SEGMENT_PIECE = 0x1000;
+/** ... and the first of them there. */
+export const SEGMENT_FIRST_PIECE = 0x2000;
+/** Primary: a piece whose datagram has lost others to a checkpoint: it can only wait for the next one. */
+export const SEGMENT_BROKEN = 0x4000;
 
 export class SegmentPool {
   readonly slot: Float64Array;
@@ -32,6 +38,7 @@ export class SegmentPool {
   readonly flags: Uint16Array;
   /**
    * Sequence space: [sequence, end), SYN and FIN included, as signed 32-bit integers: only differences count.
+   * Pieces: `sequence` is their place in the datagram's fragmented part, in bytes.
    */
   readonly sequence: Int32Array;
   readonly end: Int32Array;
@@ -44,6 +51,14 @@ export class SegmentPool {
   readonly skipBytes: Uint8Array;
   /** ... and this number, whose meaning depends on the protocol (see ParsedFrame.meta). */
   readonly meta: Int32Array;
+  /** Fragments of an incomplete datagram: which one. */
+  readonly identification: Int32Array;
+  // Only of pieces. A datagram is what the pieces from firstPiece on hold, in this order, one behind the other.
+  /** Of the first piece in the flow's list: how many there are, and which is the first by place. */
+  readonly pieces: Int32Array;
+  readonly firstPiece: Int32Array;
+  /** The next piece by place, -1 for the last. */
+  readonly nextPiece: Int32Array;
   used = 0;
   private readonly free: Int32Array;
 
@@ -62,6 +77,10 @@ export class SegmentPool {
     this.skipAt = new Uint8Array(capacity);
     this.skipBytes = new Uint8Array(capacity);
     this.meta = new Int32Array(capacity);
+    this.identification = new Int32Array(capacity);
+    this.pieces = new Int32Array(capacity);
+    this.firstPiece = new Int32Array(capacity);
+    this.nextPiece = new Int32Array(capacity);
     this.free = new Int32Array(capacity);
     for (let i = 0; i < capacity; i++) this.free[i] = capacity - 1 - i;
   }

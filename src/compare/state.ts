@@ -3,6 +3,7 @@ import { ALL_FLOWS, flowFacts } from "./divergence.ts";
 import { FLOW_FROZEN, FlowTable } from "./flow_table.ts";
 import { LinkedLists } from "./linked_lists.ts";
 import { type ParsedFrame, RECORD_HEADER_BYTES } from "./parse.ts";
+import type { Rules } from "./rules.ts";
 import { SegmentPool } from "./segment_pool.ts";
 
 /** Where records are read from. A Ring of src/ffi/ring.ts satisfies it. */
@@ -55,6 +56,8 @@ export class ComparerStats {
   releasedAlone = 0;
   /** ARP and neighbour discovery. */
   releasedBypass = 0;
+  /** Of flows that the user's rules take out of the comparison. */
+  releasedPassthrough = 0;
   /** Primary frames that went to the overflow list. */
   overflowedFrames = 0;
   secondaryAdded = 0;
@@ -91,6 +94,7 @@ export interface CompareStateOptions {
   memcmp: (a: number, b: number, n: number) => number;
   limits: ComparerLimits;
   seed: number;
+  rules?: Rules;
 }
 
 /** What the parts of the comparer share: pools, lists, counters, and the few ways a frame can leave. */
@@ -120,6 +124,9 @@ export class CompareState {
 
   readonly stats = new ComparerStats();
   readonly limits: ComparerLimits;
+  readonly rules: Rules | undefined;
+  readonly primaryBytes: Uint8Array;
+  readonly secondaryBytes: Uint8Array;
   /** The latest time heard of. */
   nowNs = 0;
   /** Primary frames newer than this are held without being compared. */
@@ -130,14 +137,13 @@ export class CompareState {
 
   private readonly sink: ComparerSink;
   private readonly memcmp: (a: number, b: number, n: number) => number;
-  private readonly primaryBytes: Uint8Array;
-  private readonly secondaryBytes: Uint8Array;
   private readonly primaryAddress: number;
   private readonly secondaryAddress: number;
 
   constructor(options: CompareStateOptions) {
     const { limits } = options;
     this.limits = limits;
+    this.rules = options.rules;
     this.sink = options.sink;
     this.memcmp = options.memcmp;
     this.primaryBytes = options.primary.bytes;
@@ -181,14 +187,19 @@ export class CompareState {
 
   /** Takes a primary frame out of its flow's queue and hands it to the sink; the caller counts why. */
   release(item: number): void {
-    const flow = this.primary.flow[item];
     const slot = this.primary.slot[item];
+    this.unhold(item);
+    this.releaseSlot(slot);
+  }
+
+  /** Undoes hold(). */
+  unhold(item: number): void {
+    const flow = this.primary.flow[item];
     this.queue.remove(flow, item);
     if (this.primaryUnexpired === item) this.primaryUnexpired = this.primaryAge.next[item];
     this.primaryAge.remove(0, item);
     this.flows.held[flow]--;
     this.primary.give(item);
-    this.releaseSlot(slot);
   }
 
   /** For a primary frame that is in no list (any more). */
@@ -208,11 +219,16 @@ export class CompareState {
   /** The record of a secondary frame that has been taken out of its flow's lists is done with. */
   finish(item: number): void {
     const slot = this.secondary.slot[item];
+    this.unwait(item);
+    this.finishSlot(slot);
+  }
+
+  /** Undoes wait(). */
+  unwait(item: number): void {
     if (this.secondaryUnexpired === item) this.secondaryUnexpired = this.secondaryAge.next[item];
     this.secondaryAge.remove(0, item);
     this.flows.pending[this.secondary.flow[item]]--;
     this.secondary.give(item);
-    this.finishSlot(slot);
   }
 
   /** For a secondary record that has no pool entry. */
@@ -336,4 +352,5 @@ function fill(
   pool.skipAt[item] = frame.skipAt;
   pool.skipBytes[item] = frame.skipBytes;
   pool.meta[item] = frame.meta;
+  pool.identification[item] = frame.identification;
 }

@@ -5,6 +5,8 @@
  * Commands go through shared memory plus an eventfd, not through the worker's message queue: the worker blocks in
  * epoll_wait and never returns to its event loop. Reports come back as ordinary messages.
  */
+import type { ComparerLimits } from "../compare/comparer.ts";
+import type { RuleLines } from "../compare/rules.ts";
 import type { ReportedDivergence } from "../divergence/recorder.ts";
 
 /** Numbers the worker keeps up to date, one Float64 each (exact below 2^53). */
@@ -16,6 +18,7 @@ export const STAT_NAMES = [
   "released_compared",
   "released_checkpoint",
   "released_bypass",
+  "released_passthrough",
   "released_alone",
   /** Found in the ring when the VM ran alone already. */
   "released_late",
@@ -133,6 +136,9 @@ export interface WorkerSetup {
   tapIfindex: number;
   replayMark: number;
   maxWaitMs: number;
+  /** As in the configuration; checked there. */
+  rules: RuleLines;
+  limits: Pick<ComparerLimits, "heldFramesMax" | "heldFramesPerFlowMax" | "flowsMax">;
 }
 
 export type WorkerReport =

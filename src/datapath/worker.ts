@@ -4,7 +4,7 @@
  * It never returns to its event loop while it runs: it drains, spins for a moment, then sleeps in epoll_wait on the
  * doorbell (rung by the BPF programs only while `consumer_sleeping` is set) and on the main thread's eventfd.
  */
-import { Comparer } from "../compare/comparer.ts";
+import { Comparer, parseRules } from "../compare/comparer.ts";
 import type { Divergence } from "../compare/divergence.ts";
 import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET } from "../ffi/layout.ts";
 import { bootTimeNsNumber, memcmp } from "../ffi/libc.ts";
@@ -76,6 +76,8 @@ class DataPathLoop {
       },
       memcmp,
       maxWaitNs: setup.maxWaitMs * 1e6,
+      rules: parseRules(setup.rules),
+      limits: setup.limits,
     });
   }
 
@@ -276,6 +278,7 @@ class DataPathLoop {
     this.#stats[STAT_INDEX.released_compared] = stats.releasedByComparison;
     this.#stats[STAT_INDEX.released_checkpoint] = stats.releasedByCheckpoint;
     this.#stats[STAT_INDEX.released_bypass] = stats.releasedBypass;
+    this.#stats[STAT_INDEX.released_passthrough] = stats.releasedPassthrough;
     this.#stats[STAT_INDEX.released_alone] = stats.releasedAlone;
     this.#stats[STAT_INDEX.secondary_stale] = stats.staleFrames;
     this.#stats[STAT_INDEX.flows] = stats.flows;

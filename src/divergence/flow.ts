@@ -1,4 +1,4 @@
-/** Flows by name: from the comparer's text to its parts, and which of two ports is the service. */
+/** Which of a flow's two ports is the service, and what people call it. */
 import type { FlowDescription } from "./record.ts";
 
 /** Services that a reader knows by name (IANA's names, or what people say). */
@@ -92,36 +92,4 @@ export function serviceOf(flow: FlowDescription): Service | undefined {
 export function portKey(flow: FlowDescription): string {
   const service = serviceOf(flow);
   return service === undefined ? flow.protocol : `${flow.protocol} ${service.port}`;
-}
-
-/**
- * Takes apart what `describeFlow` of src/compare/divergence.ts writes; a text it does not know is about "any"
- * protocol.
- */
-export function parseFlow(text: string): FlowDescription {
-  const match = /^(.+?) (\S+) > (\S+?)(?: vlan [\d.]+)?$/.exec(text);
-  if (match === null) return { text, protocol: "any", source: "", destination: "" };
-  const source = parseEndpoint(match[2]!);
-  const destination = parseEndpoint(match[3]!);
-  const flow: FlowDescription = {
-    text,
-    protocol: protocolOf(match[1]!),
-    source: source.address,
-    destination: destination.address,
-  };
-  if (source.port !== undefined) flow.sourcePort = source.port;
-  if (destination.port !== undefined) flow.destinationPort = destination.port;
-  return flow;
-}
-
-/** "tcp", "tcp fragments", "icmp type 8 code 0 id 7", "ip protocol 47", "frame ethertype 0x88cc". */
-function protocolOf(name: string): string {
-  const etherType = /\bethertype 0x[0-9a-f]+/.exec(name);
-  if (etherType !== null) return etherType[0];
-  return /^ip protocol (\d+)/.exec(name)?.[1] ?? name.split(" ", 1)[0]!;
-}
-
-function parseEndpoint(text: string): { address: string; port?: number } {
-  const match = /^\[(.+)\]:(\d+)$/.exec(text) ?? /^(\d+\.\d+\.\d+\.\d+):(\d+)$/.exec(text);
-  return match === null ? { address: text } : { address: match[1]!, port: Number(match[2]) };
 }

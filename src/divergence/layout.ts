@@ -33,8 +33,8 @@ export interface FrameLayout {
   /** Of the transport header, which a fragment does not show. */
   transportOffset?: number;
   /**
-   * Bytes among the headers that are not to be shown where payload is not: the transport's checksum, from which
-   * a short payload could be computed, and options that could hold anything.
+   * Bytes among the headers that are not to be shown where payload is not: the transport's checksum, from
+   * which a short payload could be computed, and options that could hold anything.
    */
   sensitive: { offset: number; bytes: number }[];
 }

@@ -3,16 +3,14 @@
  * known.
  */
 
-import { parseFlow } from "./flow.ts";
 import { keepFrame } from "./kept_frame.ts";
 import type { CheckpointCost, FlowDescription, FrameCut, NewDivergence, RecordClass } from "./record.ts";
 import type { DivergenceStore } from "./store.ts";
 
-/** What the comparer reports, as far as it is kept; `Divergence` of src/compare is one. */
+/** What the comparer reports, with the frames (src/datapath/evidence.ts). */
 export interface ReportedDivergence {
   class: RecordClass;
-  /** Its text, or its parts. */
-  flow: string | FlowDescription;
+  flow: FlowDescription;
   streamOffset?: number;
   waitedNs: number;
   detail: string;
@@ -44,13 +42,12 @@ export class DivergenceRecorder {
    * Notes a divergence found in `epoch`. `timeMs`: wall clock. Returns its number, 0 if it is only counted.
    */
   diverged(divergence: ReportedDivergence, epoch: number, timeMs: number = Date.now()): number {
-    const { flow, waitedNs, ...rest } = divergence;
+    const { waitedNs, ...rest } = divergence;
     const record: NewDivergence = {
       ...rest,
       vm: this.vm,
       timeMs,
       epoch,
-      flow: typeof flow === "string" ? parseFlow(flow) : flow,
       waitedMs: waitedNs / 1e6,
       action: ACTION_PENDING,
     };

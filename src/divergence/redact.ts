@@ -1,7 +1,7 @@
 /**
  * Takes the payload out of a record. Of each frame the headers stay, but for what of them tells something of
- * the payload or could be anything (layout.ts: sensitive), which is zero. Lengths and offsets stay. Everything
- * that shows a record without its payload starts from here.
+ * the payload or could be anything (layout.ts: sensitive), which is zero. Lengths and offsets stay.
+ * Everything that shows a record without its payload starts from here.
  */
 import { frameBytesOf, type KeptFrame, primaryOf, secondaryOf } from "./kept_frame.ts";
 import { layoutOf } from "./layout.ts";

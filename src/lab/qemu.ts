@@ -14,6 +14,7 @@ import { spawn } from "node:child_process";
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { QmpClient } from "../qmp/client.ts";
+import { tcgFlushPlugin } from "./tcg_flush.ts";
 
 /** Block node names of a lab VM; the agent is configured with them. */
 export const LAB_NODES = {
@@ -50,6 +51,8 @@ export interface LabQemuOptions {
   netns?: string;
   /** `thread-name` and process title; default `lab-<role>`. */
   name?: string;
+  /** A QEMU plugin; startQemu() adds tcgFlushPlugin() where it is needed. */
+  plugin?: string;
   /** Put behind everything else. */
   extraArguments?: readonly string[];
 }
@@ -168,6 +171,7 @@ export function qemuArguments(options: LabQemuOptions): string[] {
   }
   if (diskPath !== undefined) arguments_.push(...diskArguments(role, diskPath, paths));
   if (role === "secondary") arguments_.push("-incoming", "defer");
+  if (options.plugin !== undefined) arguments_.push("-plugin", `file=${options.plugin}`);
   return [...arguments_, ...(options.extraArguments ?? [])];
 }
 
@@ -199,7 +203,9 @@ export async function startQemu(options: LabQemuOptions, timeoutMs = 20_000): Pr
   for (const path of [paths.qmp, paths.qmpSpare, paths.pidFile]) rmSync(path, { force: true });
   if (options.role === "secondary" && options.diskPath !== undefined) await createOverlays(options, paths);
 
-  const command = qemuCommand(options);
+  // Under TCG only, and only where checkpoints are loaded: throwing translations away costs the guest some speed.
+  const needsFlush = options.role === "secondary" && (options.accelerator ?? "tcg") === "tcg";
+  const command = qemuCommand(needsFlush ? { plugin: tcgFlushPlugin(), ...options } : options);
   const log = openSync(paths.log, "a");
   let exit: string | undefined;
   const child = spawn(command[0] as string, command.slice(1), {

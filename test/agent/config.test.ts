@@ -67,6 +67,7 @@ describe("configuration", () => {
       /same tap/,
     ],
   ];
+  mistakes.push(["a rule that is none", `${GOOD}passthrough = ["udp port ninety"]\n`, /vm vm1: .*ninety/]);
   for (const [what, text, message] of mistakes) {
     test(`${what} is told`, () => expect(mistake(text)).toMatch(message));
   }

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { concat, ethernet, icmp, ip, tcp, text, udp, udpDatagram } from "./frames.ts";
+import { concat, ethernet, icmp, ip, tcp, text, udp } from "./frames.ts";
 import { Bench } from "./harness.ts";
 
 describe("datagrams", () => {
@@ -72,39 +72,6 @@ describe("datagrams", () => {
     expect(bench.released).toHaveLength(1);
     bench.p(frame, { gso: { type: 5, size: 1400 } });
     bench.s(frame, { gso: { type: 5, size: 700 } });
-    expect(bench.classes).toEqual(["length"]);
-  });
-
-  test("fragments are compared in order, without the identification and the checksum of the first", () => {
-    const bench = new Bench();
-    const send = (
-      side: "p" | "s",
-      version: 4 | 6,
-      identification: number,
-      checksum: number,
-      body: string,
-    ) => {
-      const datagram = udpDatagram(body, { checksum });
-      const cut = 16;
-      const options = { version, identification };
-      bench[side](ip(17, datagram.slice(0, cut), { ...options, fragmentOffset: 0, moreFragments: true }));
-      bench[side](ip(17, datagram.slice(cut), { ...options, fragmentOffset: cut / 8 }));
-    };
-    for (const version of [4, 6] as const) {
-      send("p", version, 1, 10, "fragmented payload");
-      send("s", version, 2, 20, "fragmented payload");
-    }
-    expect(bench.released).toEqual([0, 1, 2, 3]);
-    send("p", 4, 3, 10, "fragmented payload");
-    send("s", 4, 3, 10, "fragmented pAyload");
-    expect(bench.classes).toEqual(["payload"]);
-    expect(bench.divergences[0].flow).toBe("udp fragments 198.18.0.2 > 198.18.0.9");
-  });
-
-  test("a fragment in another place is a divergence", () => {
-    const bench = new Bench();
-    bench.p(ip(17, text("12345678"), { fragmentOffset: 2 }));
-    bench.s(ip(17, text("12345678"), { fragmentOffset: 3 }));
     expect(bench.classes).toEqual(["length"]);
   });
 });

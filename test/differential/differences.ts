@@ -1,11 +1,12 @@
 /**
- * The differences from QEMU's colo-compare that are meant: docs/comparison.md says why, differences.test.ts shows each of them.
- * A difference counts as explained only if the very rule that made QEMU decide as it did (qemu_rules.ts) and what the sequence really
- * says (truth.ts) are those of one of these.
+ * The differences from QEMU's colo-compare that are meant: docs/comparison.md says why,
+ * differences.test.ts shows each of them. A difference counts as explained only if the very rule that
+ * made QEMU decide as it did (qemu_rules.ts) and what the sequence really says (truth.ts) are those of
+ * one of these.
  */
 import type { Divergence } from "../../src/compare/comparer.ts";
 import type { Ask, Flaw, Release, Wait } from "./qemu_rules.ts";
-import { FIN_VALUE, SYN_VALUE, type Content } from "./sequence.ts";
+import { type Content, FIN_VALUE, SYN_VALUE } from "./sequence.ts";
 import type { Reason } from "./truth.ts";
 
 /** What QEMU has done with a primary frame so far. */
@@ -13,6 +14,8 @@ export interface QemuView {
   content: Content;
   release: Release | undefined;
   wait: Wait | undefined;
+  /** If QEMU waits because it has asked: reasons to hold the frame it has asked about. */
+  askReasons: ReadonlySet<Reason>;
   /** Flaws for which the secondary's part of it was thrown away. */
   lost: ReadonlySet<Flaw>;
 }
@@ -22,11 +25,17 @@ export type Discrepancy =
   | { kind: "qemu_released"; slot: number; content: Content; release: Release; reasons: ReadonlySet<Reason> }
   /** Our comparer has released a frame that QEMU holds. */
   | { kind: "we_released"; slot: number; qemu: QemuView; covered: boolean }
-  /** QEMU has asked for a checkpoint, our comparer has not (yet). `reasons`: those to hold the frame concerned. */
+  /**
+   * QEMU has asked for a checkpoint, our comparer has not (yet). `reasons`: those to hold the frame
+   * concerned.
+   */
   | { kind: "qemu_asked"; ask: Ask; content: Content; reasons: ReadonlySet<Reason> }
   /** Our comparer has asked for a checkpoint, QEMU has not (yet). `views`: the frames at the difference. */
   | { kind: "we_asked"; divergence: Divergence; views: QemuView[]; sentElsewhere: boolean }
-  /** Both have released two frames in the same step, our comparer in order of arrival, QEMU the other way round. */
+  /**
+   * Both have released two frames in the same step, our comparer in order of arrival, QEMU the other way
+   * round.
+   */
   | { kind: "order"; first: Content; second: Content; atCheckpoint: boolean };
 
 type Predicate = (d: Discrepancy) => boolean;
@@ -64,13 +73,18 @@ export const DIFFERENCES = {
   /** ... and there it is a mismatch when it is ahead, not a reason to wait. */
   acknowledgement_ahead_is_mismatch: (d) =>
     (d.kind === "qemu_asked" && d.ask.rule === "acknowledgement_ahead" && d.reasons.has("acknowledgement")) ||
-    (d.kind === "we_released" && isBlockedBy(d.qemu, "acknowledgement_ahead")),
+    (d.kind === "we_released" &&
+      isBlockedBy(d.qemu, "acknowledgement_ahead") &&
+      d.qemu.askReasons.has("acknowledgement")),
 
   /** ... and not the highest acknowledgement counts but the last one, compared as a plain number. */
   last_acknowledgement_counts: (d) =>
     (d.kind === "qemu_asked" &&
       d.ask.rule === "acknowledgement_ahead" &&
       !d.reasons.has("acknowledgement")) ||
+    (d.kind === "we_released" &&
+      isBlockedBy(d.qemu, "acknowledgement_ahead") &&
+      !d.qemu.askReasons.has("acknowledgement")) ||
     (d.kind === "qemu_released" &&
       d.release.rule === "within_secondary" &&
       d.reasons.has("acknowledgement") &&
@@ -88,7 +102,10 @@ export const DIFFERENCES = {
   /** Where in the stream the bytes belong is not checked. */
   place_not_checked: (d) => isFlawed(d, "misaligned"),
 
-  /** Segments are compared and released although something before them is missing; that then counts as compared. */
+  /**
+   * Segments are compared and released although something before them is missing; that then counts as
+   * compared.
+   */
   gaps_skipped: (d) =>
     isFlawed(d, "gap") ||
     (d.kind === "qemu_released" &&
@@ -97,7 +114,10 @@ export const DIFFERENCES = {
       !some(d.reasons, "missing", "different", "diverged")) ||
     (d.kind === "qemu_asked" && d.ask.rule === "different_bytes" && d.reasons.has("gap")),
 
-  /** In a connection first seen in mid-stream, what lies below its first segment does not count as compared. */
+  /**
+   * In a connection first seen in mid-stream, what lies below its first segment does not count as
+   * compared.
+   */
   midstream_is_unverified: (d) =>
     d.kind === "qemu_released" &&
     d.reasons.has("midstream") &&
@@ -114,14 +134,18 @@ export const DIFFERENCES = {
 
   /** QEMU releases by sequence number, our comparer in order of arrival. */
   arrival_order: (d) =>
-    (d.kind === "qemu_released" && d.release.rule !== "not_ipv4" && d.reasons.has("behind")) ||
+    (d.kind === "qemu_released" &&
+      d.release.rule !== "not_ipv4" &&
+      d.reasons.has("behind") &&
+      !some(d.reasons, "missing", "different", "acknowledgement", "reset", "diverged", "diverged_now")) ||
     (d.kind === "order" && d.first.kind === "tcp" && sameFlow(d)),
 
   /** After a divergence our comparer holds all of the flow until the checkpoint, QEMU goes on. */
   diverged_flow_is_held: (d) =>
     d.kind === "qemu_released" &&
     (d.reasons.has("diverged") ||
-      (d.reasons.has("diverged_now") && !some(d.reasons, "missing", "different", "acknowledgement", "reset"))),
+      (d.reasons.has("diverged_now") &&
+        !some(d.reasons, "missing", "different", "acknowledgement", "reset"))),
 
   /** A datagram ahead of its counterpart is a mismatch at once. */
   early_datagram_is_mismatch: (d) =>
@@ -145,6 +169,11 @@ export const DIFFERENCES = {
     (d.kind === "we_asked" && d.sentElsewhere) ||
     (d.kind === "qemu_released" && d.release.rule === "datagram" && some(d.reasons, "behind", "different")),
 
+  /** The first bytes of a later fragment are taken for ports, so that different fragments never meet. */
+  fragments_have_ports: (d) =>
+    d.kind === "we_asked" &&
+    all(d.views, (view) => view.wait?.why === "secondary_empty" && isLaterFragment(view.wait.frame.frame)),
+
   /** Datagrams leave last in, first out. */
   datagrams_reversed: (d) => d.kind === "order" && d.first.kind === "datagram" && sameFlow(d),
 
@@ -161,17 +190,20 @@ export function explain(discrepancy: Discrepancy): DifferenceName[] {
 
 /** For people. */
 export function describeDiscrepancy(d: Discrepancy): string {
-  return JSON.stringify(d, (key, value) => {
+  return JSON.stringify(d, (_, value) => {
     if (value instanceof Set) return [...value];
-    if (value instanceof Uint8Array) return Buffer.from(value).toString("hex");
-    return key === "frame" && value?.frame !== undefined ? undefined : value;
+    return value instanceof Uint8Array ? `${value.length} bytes` : value;
   });
 }
 
 function isFlawed(d: Discrepancy, flaw: Flaw): boolean {
   switch (d.kind) {
     case "qemu_released":
-      return d.release.flaws.has(flaw) && !d.reasons.has("diverged");
+      return (
+        d.release.flaws.has(flaw) &&
+        some(d.reasons, "missing", "different", "reset", "gap", "unfinished_before") &&
+        !d.reasons.has("diverged")
+      );
     case "we_released":
       return viewIsFlawed(d.qemu, flaw);
     case "qemu_asked":
@@ -201,6 +233,10 @@ function isCompared(release: Release): boolean {
 function hasFlag(content: Content): boolean {
   if (content.kind !== "tcp") return false;
   return content.reset || content.values.includes(SYN_VALUE) || content.values.includes(FIN_VALUE);
+}
+
+function isLaterFragment(frame: Uint8Array): boolean {
+  return (((frame[20] & 0x1f) << 8) | frame[21]) !== 0;
 }
 
 function sameFlow(d: { first: Content; second: Content }): boolean {

@@ -1,6 +1,7 @@
 /**
- * Sequences at random: two VMs that say the same, or nearly, and cut, order, repeat and acknowledge it differently. Which of these
- * happens is drawn for each sequence, so that most have few of them. All of it follows from one number.
+ * Sequences at random: two VMs that say the same, or nearly, and cut, order, repeat and acknowledge it
+ * differently. Which of these happens is drawn for each sequence, so that most have few of them. All of
+ * it follows from one number.
  */
 import {
   ACK,
@@ -125,12 +126,12 @@ export class Generator {
   private readonly steps: Step[] = [];
   private identification = 1;
 
-  /** `number` makes addresses and ports that no other sequence of the same run uses. */
-  constructor(
-    seed: number,
-    private readonly number: number,
-  ) {
-    this.random = new Random(seed);
+  /**
+   * Neighbouring seeds make sequences with different addresses and ports, so that one QEMU can be given
+   * many of them.
+   */
+  constructor(private readonly number: number) {
+    this.random = new Random(number);
     const names = Object.keys(FEATURES) as Feature[];
     const all = this.random.chance(0.1);
     this.has = Object.fromEntries(
@@ -179,7 +180,8 @@ export class Generator {
     if (kind < 0.79) return this.makeTcp({ ...network, version: 6 });
     if (kind < 0.82) return this.makeTcp({ ...network, vlans: [5] });
     const total = 1 + random.below(8);
-    const divergesAt = this.has.diverge && random.chance(0.7) ? random.below(total) : Number.POSITIVE_INFINITY;
+    const divergesAt =
+      this.has.diverge && random.chance(0.7) ? random.below(total) : Number.POSITIVE_INFINITY;
     const makers = [makeUdp, makeUdp, makeUdp, makeIcmp, makeTunnelled, makeFragment];
     const make = makers[random.below(makers.length)];
     const version = make === makeUdp && random.chance(0.15) ? 6 : 4;
@@ -200,7 +202,9 @@ export class Generator {
     const count = has.close && has.reuse ? 2 + random.below(2) : 1;
     let isn = this.sequence();
     for (let i = 0; i < count; i++) {
-      const bytes = 20 + random.below(200);
+      let bytes = 20 + random.below(200);
+      // An RST with number 0 says nothing about the stream, so no stream ends there.
+      if (((isn + bytes + 1) | 0) === 0) bytes++;
       const endings: StreamScript["ending"][] = random.chance(0.7) ? ["fin"] : ["rst"];
       const options = synOptions(1460, 7);
       const otherOptions = has.diverge && random.chance(0.05) ? synOptions(1400, 7) : options;
@@ -216,7 +220,9 @@ export class Generator {
         options: { primary: options, secondary: otherOptions },
       });
       // Higher by far, a little lower, or just anything.
-      isn = [(isn + 0x2000_0000) >>> 0, (isn - 1000 - random.below(2000)) >>> 0, this.sequence()][random.below(3)];
+      isn = [(isn + 0x2000_0000) >>> 0, (isn - 1000 - random.below(2000)) >>> 0, this.sequence()][
+        random.below(3)
+      ];
     }
     const progress = (): Progress => ({
       connection: 0,
@@ -371,7 +377,8 @@ export class Generator {
       if (progress.sent === 0 && other.sent > 0) this.segment(script, flow, side, 0, 1);
       if (progress.sent < other.sent) this.segment(script, flow, side, progress.sent, other.sent);
       if (other.resetSent && !progress.resetSent) this.reset(script, flow, side);
-      if (this.has.pureAcks && !progress.resetSent) this.segment(script, flow, side, progress.sent, progress.sent);
+      if (this.has.pureAcks && !progress.resetSent)
+        this.segment(script, flow, side, progress.sent, progress.sent);
     }
   }
 
@@ -482,7 +489,8 @@ function makeTunnelled(payload: string, network: Network): Uint8Array {
   return ip(47, text(`....${payload}`), network);
 }
 
-/** The second part of a datagram. */
+/** The second part of a datagram. Its first bytes are where others have their ports. */
 function makeFragment(payload: string, network: Network): Uint8Array {
-  return ip(17, text(`middle of ${payload}`), { ...network, fragmentOffset: 185 });
+  const bytes = text(payload.length > 12 ? `more of ${payload}` : `part of ${payload}`);
+  return ip(17, bytes, { ...network, fragmentOffset: 185 });
 }

@@ -1,12 +1,15 @@
 /**
- * QEMU's own colo-compare as a process of its own: a machine without anything in it, fed and read over unix sockets.
+ * QEMU's own colo-compare as a process of its own: a machine without anything in it, fed and read over
+ * unix sockets.
  *
- * Framing (net/net.c, net_fill_rstate): 32-bit length in network order, then the frame. Which packet made QEMU do what is
- * known because every step ends with a barrier:
+ * Framing (net/net.c, net_fill_rstate): 32-bit length in network order, then the frame. Which packet made
+ * QEMU do what is known because every step ends with a barrier:
  *
  * - primary_in: a frame with EtherType 0x88b5, which colo-compare does not look at and passes at once;
- * - secondary_in: one half of a UDP datagram, whose other half goes to primary_in, and which comes out when both have met;
- * - notify_dev: "COLO_USERSPACE_PROXY_INIT", which is answered. What QEMU asked for before arrives before the answer.
+ * - secondary_in: one half of a UDP datagram, whose other half goes to primary_in, and which comes out
+ *   when both have met;
+ * - notify_dev: "COLO_USERSPACE_PROXY_INIT", which is answered. What QEMU asked for before arrives before
+ *   the answer.
  */
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { createConnection, type Socket } from "node:net";
@@ -24,7 +27,10 @@ const ANSWER_TIMEOUT_MS = 30_000;
 const START_TIMEOUT_MS = 30_000;
 
 export interface QemuCompareOptions {
-  /** Wall time a packet may wait. Default one day, that is, never: only what the packets themselves cause is seen. */
+  /**
+   * Wall time a packet may wait. Default one day, that is, never: only what the packets themselves cause
+   * is seen.
+   */
   compareTimeoutMs?: number;
   /** How often QEMU looks for such packets. Default one hour. */
   scanCycleMs?: number;
@@ -79,6 +85,14 @@ class Channel {
       parts.push(length, message);
     }
     this.socket.write(Buffer.concat(parts));
+  }
+
+  pause(): void {
+    this.socket.pause();
+  }
+
+  resume(): void {
+    this.socket.resume();
   }
 
   close(): void {
@@ -217,11 +231,46 @@ export class QemuCompare {
     return this.take();
   }
 
+  /** Like checkpoint(), but while QEMU releases nobody reads. */
+  async checkpointUnread(): Promise<Uint8Array[]> {
+    this.outdev.pause();
+    await this.settleNotices(text("COLO_CHECKPOINT"));
+    this.outdev.resume();
+    await this.finishPrimary();
+    return this.take().released;
+  }
+
+  /**
+   * Once more than the socket takes is released, QEMU sends the newest first, so a barrier overtakes
+   * other frames: collects them until there are as many as expected, and then looks whether more come.
+   */
+  async drainOutput(released: Uint8Array[], expected: number): Promise<void> {
+    const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
+    while (released.length < expected && performance.now() < deadlineMs) {
+      released.push(...(await this.reaction()).released);
+    }
+    for (let i = 0; i < 10; i++) released.push(...(await this.reaction()).released);
+  }
+
   /** The reaction to what has happened by itself, for example to time passing. */
   async reaction(): Promise<Reaction> {
     await this.finishPrimary();
     await this.settleNotices();
     return this.take();
+  }
+
+  /**
+   * After the object was deleted: everything that still comes out of outdev before QEMU ends. Nothing
+   * else can be done with this QEMU afterwards but stop().
+   */
+  async releasedUntilClosed(): Promise<Uint8Array[]> {
+    const closed = new Promise<void>((resolve) => {
+      this.outdev.onEnd = () => resolve();
+    });
+    for (const channel of [this.primaryIn, this.secondaryIn, this.notify]) channel.onEnd = () => {};
+    await this.qmp.execute("quit").catch(() => {});
+    await closed;
+    return this.take().released;
   }
 
   async stop(): Promise<void> {

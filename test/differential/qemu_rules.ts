@@ -1,7 +1,8 @@
 /**
- * What QEMU's colo-compare is known to do, written down as rules (from its documentation, from reading what net/colo-compare.c does, and
- * from trying it): a prediction that the differential test holds against the real one at each step. Its use is that it says *why*: a
- * difference from our comparer is explained by the rule that made QEMU decide as it did, not by how it looks.
+ * What QEMU's colo-compare is known to do, written down as rules (from its documentation, from reading
+ * what net/colo-compare.c does, and from trying it): a prediction that the differential test holds
+ * against the real one at each step. Its use is that it says *why*: a difference from our comparer is
+ * explained by the rule that made QEMU decide as it did, not by how it looks.
  */
 import type { Content, FrameStep } from "./sequence.ts";
 
@@ -14,7 +15,10 @@ export type ReleaseRule =
   | "below_mark"
   /** Same numbers, same bytes. */
   | "equal_segment"
-  /** It ends within a secondary segment, its bytes are those that come next there, and its ACK is not ahead. */
+  /**
+   * It ends within a secondary segment, its bytes are those that come next there, and its ACK is not
+   * ahead.
+   */
   | "within_secondary"
   | "datagram"
   | "checkpoint";
@@ -56,7 +60,10 @@ export interface Prediction {
 export type Wait =
   /** The secondary's queue of the connection is empty. */
   | { why: "secondary_empty"; frame: Waiting; below: boolean }
-  /** The first of the primary's queue (this frame or a lower one) differs from the first of the secondary's. */
+  /**
+   * The first of the primary's queue (this frame or a lower one) differs from the first of the
+   * secondary's.
+   */
   | { why: "asked"; ask: Ask };
 
 export interface Waiting {
@@ -287,7 +294,10 @@ export class QemuRules {
   }
 }
 
-/** TCP queues are in order of sequence numbers, those with the same one in order of arrival; others in order of arrival. */
+/**
+ * TCP queues are in order of sequence numbers, those with the same one in order of arrival; others in
+ * order of arrival.
+ */
 function enqueue(connection: Connection, queue: Waiting[], waiting: Waiting): void {
   let at = queue.length;
   if (connection.tcp) {
@@ -378,7 +388,10 @@ function u32(frame: Uint8Array, at: number): number {
   return ((frame[at] << 24) | (frame[at + 1] << 16) | (frame[at + 2] << 8) | frame[at + 3]) >>> 0;
 }
 
-/** Addresses, protocol, and the first four bytes behind the IP header for protocols that have ports (some others too). */
+/**
+ * Addresses, protocol, and the first four bytes behind the IP header for protocols that have ports (some
+ * others too).
+ */
 function keyOf(frame: Uint8Array): string {
   const protocol = frame[23];
   const transport = 14 + (frame[14] & 0x0f) * 4;

@@ -1,6 +1,7 @@
 /**
- * A sequence: what the two VMs send and when checkpoints complete, step by step, together with what only the one who made it
- * can know: which connection and which places of its stream a segment really belongs to.
+ * A sequence: what the two VMs send and when checkpoints complete, step by step, together with what only
+ * the one who made it can know: which connection and which places of its stream a segment really belongs
+ * to.
  */
 export type Side = "primary" | "secondary";
 

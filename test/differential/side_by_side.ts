@@ -1,9 +1,9 @@
 /** Runs a sequence through both comparers and accounts for every step at which they disagree. */
 import type { Divergence } from "../../src/compare/comparer.ts";
 import {
-  describeDiscrepancy,
   type DifferenceName,
   type Discrepancy,
+  describeDiscrepancy,
   explain,
   type QemuView,
 } from "./differences.ts";
@@ -13,8 +13,22 @@ import { type Prediction, QemuRules, type Release } from "./qemu_rules.ts";
 import { describeSteps, type Step } from "./sequence.ts";
 import { isFrame, Truth } from "./truth.ts";
 
+/**
+ * What one of the comparers did, without the checkpoints unless it says so. Slots count the primary's
+ * frames from 0.
+ */
+export interface Verdicts<Asked> {
+  released: number[];
+  releasedByCheckpoints: number[];
+  asked: Asked[];
+}
+
 export interface Comparison {
   steps: number;
+  /** For each time that QEMU asked, the frame concerned. */
+  qemu: Verdicts<number>;
+  /** For each time that our comparer asked, the class of divergence. */
+  ours: Verdicts<string>;
   /** How often each documented difference was seen. */
   differences: Map<DifferenceName, number>;
   /** Frames released by both in the same step without a checkpoint. */
@@ -28,16 +42,12 @@ export interface Comparison {
 /** Something that no documented difference explains, or that is wrong in itself. */
 export class Unexplained extends Error {}
 
-export async function runSideBySide(
-  steps: readonly Step[],
-  qemu: QemuCompare,
-  options: { expectOurFault?: boolean } = {},
-): Promise<Comparison> {
+export async function runSideBySide(steps: readonly Step[], qemu: QemuCompare): Promise<Comparison> {
   const run = new Run(steps, qemu);
   try {
     return await run.run();
   } catch (error) {
-    if (!(error instanceof Unexplained) || options.expectOurFault) throw error;
+    if (!(error instanceof Unexplained)) throw error;
     throw new Unexplained(`${error.message}\n${describeSteps(steps)}`);
   } finally {
     // The next sequence finds empty queues, whatever happened.
@@ -57,6 +67,8 @@ class Run {
   private readonly askedByQemu = new Set<number>();
   private readonly result: Comparison = {
     steps: 0,
+    qemu: { released: [], releasedByCheckpoints: [], asked: [] },
+    ours: { released: [], releasedByCheckpoints: [], asked: [] },
     differences: new Map(),
     releasedTogether: 0,
     askedTogether: 0,
@@ -114,11 +126,26 @@ class Run {
 
     const qemuOrder = this.checkPrediction(reaction, prediction);
     if (this.rules.unpredictable) return;
+    this.note(!isFrame(step), qemuOrder, prediction, ours);
     this.truth.divergingNow = ours.divergences.length > 0 ? flow : -1;
     this.compareReleases(prediction, ours.released);
     this.compareOrder(ours.released, qemuOrder, !isFrame(step));
     if (isFrame(step)) this.compareAsks(flow, prediction, ours.divergences);
     else this.askedByQemu.clear();
+  }
+
+  private note(
+    atCheckpoint: boolean,
+    qemuOrder: number[],
+    prediction: Prediction,
+    ours: { released: number[]; divergences: Divergence[] },
+  ): void {
+    const { result } = this;
+    const where = atCheckpoint ? "releasedByCheckpoints" : "released";
+    result.qemu[where].push(...qemuOrder);
+    result.ours[where].push(...ours.released);
+    result.qemu.asked.push(...prediction.asked.map((ask) => ask.slot));
+    result.ours.asked.push(...ours.divergences.map((divergence) => divergence.class));
   }
 
   private addFrame(frame: Uint8Array): number {
@@ -138,7 +165,9 @@ class Run {
     const actual = reaction.released.map((frame) => {
       const slots = this.outstanding.get(keyOf(frame)) ?? [];
       if (slots.length === 0) {
-        throw new Unexplained(`QEMU released a frame that nobody sent: ${Buffer.from(frame).toString("hex")}`);
+        throw new Unexplained(
+          `QEMU released a frame that nobody sent: ${Buffer.from(frame).toString("hex")}`,
+        );
       }
       const wanted = slots.findIndex((slot) => expected.includes(slot));
       const [slot] = slots.splice(Math.max(wanted, 0), 1);
@@ -225,15 +254,18 @@ class Run {
     }
     if (ask !== undefined) askedByQemu.add(flow);
     for (const slot of truth.heldOf(flow)) {
-      if (truth.whyHeld(slot).size === 0) throw new Unexplained(`our comparer holds #${slot} without a reason`);
+      if (truth.whyHeld(slot).size === 0)
+        throw new Unexplained(`our comparer holds #${slot} without a reason`);
     }
   }
 
   private viewOf(slot: number): QemuView {
+    const wait = this.rules.waitOf(slot);
     return {
       content: this.truth.contentOf(slot),
       release: this.releasedByQemu.get(slot),
-      wait: this.rules.waitOf(slot),
+      wait,
+      askReasons: wait?.why === "asked" ? this.truth.whyHeld(wait.ask.slot) : new Set(),
       lost: this.rules.lostOf(slot),
     };
   }

@@ -1,9 +1,10 @@
 /**
- * What our comparer may and must do, worked out from what the sequence says about itself (which place of which connection's
- * stream each byte is) and not from the frames. It shares nothing with the comparer.
+ * What our comparer may and must do, worked out from what the sequence says about itself (which place of
+ * which connection's stream each byte is) and not from the frames. It shares nothing with the comparer.
  *
- * May: a primary frame leaves only when the secondary has produced all of it since the last checkpoint, or a checkpoint covers it.
- * Must: it leaves as soon as that is so, all below it in its stream is settled too, and no frame of its flow waits in front of it.
+ * May: a primary frame leaves only when the secondary has produced all of it since the last checkpoint,
+ * or a checkpoint covers it. Must: it leaves as soon as that is so, all below it in its stream is settled
+ * too, and no frame of its flow waits in front of it.
  */
 import {
   type Content,
@@ -167,21 +168,27 @@ export class Truth {
     return reasons;
   }
 
-  /** Whether a connection of the flow was seen in mid-stream in such a way that our comparer may not find a difference. */
+  /**
+   * Whether a connection of the flow was seen in mid-stream in such a way that our comparer may not find
+   * a difference.
+   */
   isUncertain(flow: number): boolean {
     return [...this.flow(flow).streams.values()].some((stream) => stream.lowered);
   }
 
-  /** Whether a checkpoint covers all bytes of a primary segment. */
+  /** Whether a checkpoint covers a primary segment or the beginning of it. */
   isCovered(slot: number): boolean {
     const { content } = this.frames.get(slot)!;
     if (content.kind !== "tcp") return false;
     const { covered } = this.flow(content.flow);
     if (content.connection < covered.connection) return true;
-    return content.connection === covered.connection && content.to <= (covered.sent ?? 0);
+    return content.connection === covered.connection && content.from < (covered.sent ?? 0);
   }
 
-  /** Whether a datagram or the one of the secondary at its place is sent by the other side too, at another place. */
+  /**
+   * Whether a datagram or the one of the secondary at its place is sent by the other side too, at another
+   * place.
+   */
   isSentElsewhere(slot: number): boolean {
     const { content, index } = this.frames.get(slot)!;
     if (content.kind !== "datagram") return false;
@@ -190,8 +197,8 @@ export class Truth {
   }
 
   /**
-   * Primary frames at the first place where the two VMs differ, if everything before it has been compared: what our comparer must
-   * report. Undefined if there is none.
+   * Primary frames at the first place where the two VMs differ, if everything before it has been
+   * compared: what our comparer must report. Undefined if there is none.
    */
   difference(flowNumber: number): number[] | undefined {
     const flow = this.flow(flowNumber);
@@ -343,7 +350,10 @@ function streamOf(flow: Flow, connection: number): Stream {
   return stream;
 }
 
-/** Where the comparison of a stream begins: behind what a checkpoint covers, else at the first place the primary has sent. */
+/**
+ * Where the comparison of a stream begins: behind what a checkpoint covers, else at the first place the
+ * primary has sent.
+ */
 function baseOf(flow: Flow, connection: number, stream: Stream): number {
   if (connection === flow.covered.connection && flow.covered.sent !== undefined) return flow.covered.sent;
   return stream.primaryFrom;

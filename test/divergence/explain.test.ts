@@ -1,18 +1,25 @@
 /**
- * The words for each class, against texts in golden/ (COLO_UPDATE_GOLDEN=1 writes them anew: read the difference), and the
- * parts of which they are made.
+ * The words for each class, against texts in golden/ (COLO_UPDATE_GOLDEN=1 writes them anew: read the
+ * difference), and the parts of which they are made.
  */
 import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { adviceFor, ignoreRules, ruleFor } from "../../src/divergence/advice.ts";
 import { explain, explanationOf } from "../../src/divergence/explain.ts";
-import { parseFlow } from "../../src/divergence/flow.ts";
 import { hintsOf } from "../../src/divergence/hints.ts";
 import { type DivergenceRecord, RECORD_CLASSES } from "../../src/divergence/record.ts";
 import { redact } from "../../src/divergence/redact.ts";
 import { concat, tcp, text, udp } from "../compare/frames.ts";
-import { EXAMPLES, noise, record, TCP_PAYLOAD_AT, tlsHandshake, UDP_PAYLOAD_AT } from "./records.ts";
+import {
+  EXAMPLES,
+  noise,
+  parseFlow,
+  record,
+  TCP_PAYLOAD_AT,
+  tlsHandshake,
+  UDP_PAYLOAD_AT,
+} from "./records.ts";
 
 const GOLDEN = join(import.meta.dir, "golden");
 const UPDATE = process.env.COLO_UPDATE_GOLDEN === "1";
@@ -180,7 +187,9 @@ describe("bytes to ignore", () => {
     const whole = datagrams(flow, bytes(100, []), bytes(100, [3]));
     const cut = { frameBytes: 142, gapOffset: 80, gapBytes: 62 };
     expect(ignoreRules(whole)).toEqual(["udp port 7777 bytes 3-3"]);
-    expect(ignoreRules({ ...whole, primaryFrame: whole.primaryFrame!.slice(0, 80), primaryCut: cut })).toEqual([]);
+    expect(
+      ignoreRules({ ...whole, primaryFrame: whole.primaryFrame!.slice(0, 80), primaryCut: cut }),
+    ).toEqual([]);
   });
 
   test("are named without the payload only if the protocol says which they are", () => {
@@ -201,7 +210,10 @@ describe("hostile frames", () => {
     for (const frame of whole) {
       for (let length = 0; length <= frame.length; length++) {
         for (const offset of [undefined, 0, length, 70_000]) {
-          const given = record({ primaryFrame: frame.slice(0, length), secondaryFrame: noise(length, length) });
+          const given = record({
+            primaryFrame: frame.slice(0, length),
+            secondaryFrame: noise(length, length),
+          });
           if (offset !== undefined) {
             given.difference = { primaryFrameOffset: offset, secondaryFrameOffset: offset };
           }

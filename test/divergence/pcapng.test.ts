@@ -107,7 +107,10 @@ interface Block {
   options: Map<number, Uint8Array>;
 }
 
-/** Reads blocks by the specification, independent of what wrote them. `fixed`: bytes in front of a packet's data. */
+/**
+ * Reads blocks by the specification, independent of what wrote them. `fixed`: bytes in front of a packet's
+ * data.
+ */
 function blocksOf(file: Uint8Array): Block[] {
   const blocks: Block[] = [];
   for (let at = 0; at < file.length; ) {

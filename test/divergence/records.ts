@@ -1,7 +1,6 @@
 /** Divergences as the agent would note them, from frames built byte by byte. */
-import { parseFlow } from "../../src/divergence/flow.ts";
 import { keepFrame } from "../../src/divergence/kept_frame.ts";
-import type { DivergenceRecord, NewDivergence } from "../../src/divergence/record.ts";
+import type { DivergenceRecord, FlowDescription, NewDivergence } from "../../src/divergence/record.ts";
 import { concat, ethernet, FIN, icmp, tcp, text, udp } from "../compare/frames.ts";
 
 /** 2026-01-02T03:04:05.678Z */
@@ -70,10 +69,16 @@ export function tlsHandshake(): DivergenceRecord {
 /** A datagram of each VM to a name server, with other query numbers. */
 export function dnsQuery(): DivergenceRecord {
   const frame = (id: number[]) =>
-    udp(concat(Uint8Array.from([...id, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]), text("\u0007example\u0000\u0000\u0001\u0000\u0001")), {
-      sourcePort: 40000,
-      destinationPort: 53,
-    });
+    udp(
+      concat(
+        Uint8Array.from([...id, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]),
+        text("\u0007example\u0000\u0000\u0001\u0000\u0001"),
+      ),
+      {
+        sourcePort: 40000,
+        destinationPort: 53,
+      },
+    );
   return record({
     flow: parseFlow("udp 198.18.0.2:40000 > 198.18.0.9:53"),
     difference: { primaryFrameOffset: UDP_PAYLOAD_AT, secondaryFrameOffset: UDP_PAYLOAD_AT },
@@ -205,3 +210,35 @@ export const EXAMPLES: Record<string, () => DivergenceRecord> = {
       crowdedOut: 1,
     }),
 };
+
+/**
+ * Takes apart what the comparer calls a flow, to write tests with it; recorder.test.ts holds it against the
+ * comparer.
+ */
+export function parseFlow(text: string): FlowDescription {
+  const match = /^(.+?) (\S+) > (\S+?)(?: vlan [\d.]+)?$/.exec(text);
+  if (match === null) return { text, protocol: "any", source: "", destination: "" };
+  const source = parseEndpoint(match[2]!);
+  const destination = parseEndpoint(match[3]!);
+  const flow: FlowDescription = {
+    text,
+    protocol: protocolOf(match[1]!),
+    source: source.address,
+    destination: destination.address,
+  };
+  if (source.port !== undefined) flow.sourcePort = source.port;
+  if (destination.port !== undefined) flow.destinationPort = destination.port;
+  return flow;
+}
+
+/** "tcp", "tcp fragments", "icmp type 8 code 0 id 7", "ip protocol 47", "frame ethertype 0x88cc". */
+function protocolOf(name: string): string {
+  const etherType = /\bethertype 0x[0-9a-f]+/.exec(name);
+  if (etherType !== null) return etherType[0];
+  return /^ip protocol (\d+)/.exec(name)?.[1] ?? name.split(" ", 1)[0]!;
+}
+
+function parseEndpoint(text: string): { address: string; port?: number } {
+  const match = /^\[(.+)\]:(\d+)$/.exec(text) ?? /^(\d+\.\d+\.\d+\.\d+):(\d+)$/.exec(text);
+  return match === null ? { address: text } : { address: match[1]!, port: Number(match[2]) };
+}

@@ -17,10 +17,9 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseFlow } from "../../src/divergence/flow.ts";
 import { DivergenceReader } from "../../src/divergence/reader.ts";
 import { DivergenceStore, type DivergenceStoreOptions } from "../../src/divergence/store.ts";
-import { divergence, noise, TIME_MS } from "./records.ts";
+import { divergence, noise, parseFlow, TIME_MS } from "./records.ts";
 
 let directory: string;
 let path: string;
@@ -106,7 +105,9 @@ describe("what is added", () => {
   test("is listed newest first, by VM, by time and no more than asked for", () => {
     const store = open();
     for (let i = 0; i < 5; i++) {
-      store.add(divergence({ vm: i % 2 === 0 ? "db1" : "web1", timeMs: TIME_MS + i * 1000, flow: flow(i + 1) }));
+      store.add(
+        divergence({ vm: i % 2 === 0 ? "db1" : "web1", timeMs: TIME_MS + i * 1000, flow: flow(i + 1) }),
+      );
     }
     const ids = (options: Parameters<DivergenceStore["list"]>[0]) => store.list(options).map(({ id }) => id);
     expect(ids({})).toEqual([5, 4, 3, 2, 1]);
@@ -267,8 +268,11 @@ describe("a ranking", () => {
   test("counts repeats, and a checkpoint once however many divergences it answers", () => {
     const store = open();
     const dns = parseFlow("udp 198.18.0.2:40000 > 198.18.0.9:53");
-    const cost = (epoch: number, pauseMs: number) => ({ checkpoint: { epoch, pauseMs, totalMs: 2 * pauseMs } });
-    for (const port of [1001, 1002, 1003]) store.complete(store.add(divergence({ flow: flow(port) })), cost(18, 16));
+    const cost = (epoch: number, pauseMs: number) => ({
+      checkpoint: { epoch, pauseMs, totalMs: 2 * pauseMs },
+    });
+    for (const port of [1001, 1002, 1003])
+      store.complete(store.add(divergence({ flow: flow(port) })), cost(18, 16));
     store.complete(store.add(divergence({ flow: flow(1001), class: "flags" })), cost(19, 10));
     for (let i = 0; i < 7; i++) store.add(divergence({ flow: dns, timeMs: TIME_MS + i }));
     store.add(divergence({ flow: parseFlow("icmp type 0 code 0 id 7 198.18.0.2 > 198.18.0.9"), vm: "web1" }));
@@ -288,7 +292,10 @@ describe("a ranking", () => {
 
 describe("a file that cannot be used", () => {
   const damages: [string, () => void][] = [
-    ["is no database", () => writeFileSync(path, "this is no database, though it is long enough".repeat(300))],
+    [
+      "is no database",
+      () => writeFileSync(path, "this is no database, though it is long enough".repeat(300)),
+    ],
     ["was cut off", () => truncateSync(path, 6000)],
     [
       "has bytes overwritten",
@@ -417,10 +424,7 @@ test("a file that no agent has open can be read where nothing can be written", (
   const store = open();
   const id = store.add(divergence());
   store.close();
-  const reading = Bun.spawnSync(
-    [process.execPath, "-e", unprivilegedReader(path)],
-    { stderr: "inherit" },
-  );
+  const reading = Bun.spawnSync([process.execPath, "-e", unprivilegedReader(path)], { stderr: "inherit" });
   expect(reading.stdout.toString()).toBe(`${id}\n`);
   expect(reading.exitCode).toBe(0);
 });

@@ -64,3 +64,16 @@ describe("a guest that answers with random bytes", () => {
     expect((await new Response(dump.stdout).text()).trim().split("\n")).toHaveLength(2);
   });
 });
+
+describe("traffic that a rule lets pass", () => {
+  const lab = labUnderTest("passthrough", { vmConfig: 'passthrough = ["tcp port 80"]' });
+
+  test("is released at once and costs no checkpoint", async () => {
+    using clock = new LabTraffic(lab(), "clock", { host: GUEST_IPV4, pauseMs: 10 });
+    await clock.until("answers", (report) => report.answers >= 100, 60_000);
+    await clock.finish();
+    const text = await lab().metrics("a");
+    expect(total(text, "colo_frames_released_total", 'reason="passthrough"')).toBeGreaterThanOrEqual(100);
+    expect(total(text, "colo_divergences_total", 'class="payload"')).toBe(0);
+  });
+});

@@ -110,6 +110,8 @@ export interface SideOptions {
   /** MiB of memory that the guest keeps changing. */
   dirtyMib?: number;
   memoryMib?: number;
+  /** A static executable that the guest runs too. */
+  selfModifying?: Buffer<ArrayBuffer>;
 }
 
 export async function startSide(role: "primary" | "secondary", options: SideOptions = {}): Promise<Side> {
@@ -117,8 +119,8 @@ export async function startSide(role: "primary" | "secondary", options: SideOpti
   const directory = join(testDirectory(), `${role}${started++}`);
   mkdirSync(directory, { recursive: true });
   const disk = join(directory, "disk.raw");
-  const initrd = join(testDirectory(), "initrd.img");
-  if (guest === "writer") makeWriterInitrd(initrd);
+  const initrd = join(directory, "initrd.img");
+  if (guest === "writer") makeWriterInitrd(initrd, options.selfModifying);
   // The secondary's disk holds something else, so that only a real copy makes the two the same.
   writeFileSync(disk, Buffer.alloc(64 * 1024, role));
   truncateSync(disk, DISK_BYTES);

@@ -22,6 +22,7 @@ for word in $(cat /proc/cmdline); do
     writer.dirty=*) (while :; do yes "$RANDOM-$RANDOM" | dd of=/dirty bs=1048576 count=\${word#*=} iflag=fullblock; usleep 200000; done) & ;;
   esac
 done
+[ ! -x /self_modifying ] || /self_modifying &
 i=0
 while :; do
   printf 'record %08d\\n' $i | dd of=/dev/vda bs=512 seek=$i conv=sync,notrunc oflag=direct && echo "wrote $i"
@@ -30,14 +31,17 @@ while :; do
 done
 `;
 
-/** Writes the initramfs to `path`. The kernel unpacks concatenated archives one after the other, later files win. */
-export function makeWriterInitrd(path: string): void {
+/**
+ * Writes the initramfs to `path`, with a program that it runs beside its own work. The kernel unpacks concatenated archives
+ * one after the other, later files win.
+ */
+export function makeWriterInitrd(path: string, selfModifying?: Buffer<ArrayBuffer>): void {
   const lab = readFileSync(guestInitrd());
   const padding = Buffer.alloc((4 - (lab.length % 4)) % 4);
-  writeFileSync(
-    path,
-    Buffer.concat([lab, padding, cpio([{ name: "init", mode: 0o100755, body: Buffer.from(INIT) }])]),
-  );
+  const files = [{ name: "init", mode: 0o100755, body: Buffer.from(INIT) }];
+  if (selfModifying !== undefined)
+    files.push({ name: "self_modifying", mode: 0o100755, body: selfModifying });
+  writeFileSync(path, Buffer.concat([lab, padding, cpio(files)]));
 }
 
 /** An archive in the "newc" form (Documentation/driver-api/early-userspace/buffer-format.rst). */

@@ -47,13 +47,18 @@ class Run {
         );
         return;
       }
+      const begun = Date.now();
       Bun.connect<Connection>({
         hostname: host,
         port,
         allowHalfOpen: true,
         data: connection,
         socket: handlers(),
-      }).catch((error: Error) => this.fail(`connection ${i}: ${error.message}`));
+      }).catch((error: Error) =>
+        this.fail(
+          `connection ${i}: ${error.message} ${(error as NodeJS.ErrnoException).code} ${JSON.stringify(error)} ${Date.now() - begun}`,
+        ),
+      );
     });
     say({ answer: "ready" });
     if (this.#task.mark === 0) this.noteReceived();
@@ -270,5 +275,6 @@ async function obey(order: Order): Promise<void> {
 }
 
 for await (const line of console) {
+  if (line === "") continue; // the end of the input
   obey(JSON.parse(line) as Order).catch((error: Error) => say({ answer: "failed", detail: error.message }));
 }

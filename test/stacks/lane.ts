@@ -8,12 +8,12 @@
  * tunnel, rings, worker with comparer, release. Frames are lost at the switch's port (before they are mirrored), at the
  * client, and in the tunnel.
  */
-import type { Divergence } from "../../src/compare/divergence.ts";
 import { DataPath } from "../../src/datapath/handle.ts";
 import type { DataPlane } from "../../src/ffi/data_plane.ts";
 import { ROLE } from "../../src/ffi/layout.ts";
-import { ifindex } from "../../src/ffi/libc.ts";
+import { Arena, ifindex } from "../../src/ffi/libc.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
+import { PacketSocket } from "../../src/ffi/packet_socket.ts";
 import { endLease, grantLease, MARK } from "../bpf/data_plane_under_test.ts";
 import {
   addNamespace,
@@ -42,7 +42,7 @@ const TUNNELS = ["tunnel_a", "tunnel_b"] as const;
  */
 const MAX_WAIT_MS = 2_500;
 /** A connection that makes no headway for so long never will. */
-const RUN_LIMIT_MS = 60_000;
+const RUN_LIMIT_MS = 15_000;
 /** Keeps repetitions short: the links are fast. Microseconds and milliseconds. */
 const RTO_MIN_US = 20_000;
 const RTO_MAX_MS = 1_000;
@@ -58,6 +58,22 @@ interface Host {
   path: DataPath;
   guest: Endpoint;
   name: string;
+  /** At the VM's interface, for frames that the VM's kernel would not send. */
+  announcer: PacketSocket;
+}
+
+/** A virtio_net_hdr and a reverse ARP request (RFC 903) to everybody. */
+function announcement(): Uint8Array {
+  const mac = Uint8Array.from(GUEST_MAC.split(":"), (byte) => Number.parseInt(byte, 16));
+  const arp = [0, 1, 8, 0, 6, 4, 0, 3, ...mac, 0, 0, 0, 0, ...mac, 0, 0, 0, 0];
+  return Uint8Array.from([
+    ...new Uint8Array(10),
+    ...new Uint8Array(6).fill(0xff),
+    ...mac,
+    0x80,
+    0x35,
+    ...arp,
+  ]);
 }
 
 export class Lane {
@@ -66,7 +82,8 @@ export class Lane {
   readonly #network: string;
   readonly #hosts: Host[] = [];
   readonly #loss: Loss;
-  #divergences: Divergence[] = [];
+  readonly #memory = new Arena(4096);
+  #divergences: string[] = [];
   #failed: string | undefined;
   #epoch = 0;
   runs = 0;
@@ -91,11 +108,32 @@ export class Lane {
   /** @throws Error if a stream was not what it had to be, or ended, or stood still */
   async run(scenario: Scenario): Promise<Outcome> {
     this.runs++;
+    const dump = process.env.COLO_STACK_PCAP
+      ? [this.#network, ...this.#hosts.map(({ guest }) => guest.namespace)].map((ns) =>
+          Bun.spawn(
+            [
+              "ip",
+              "netns",
+              "exec",
+              ns,
+              "tcpdump",
+              "-U",
+              "-i",
+              "eth0",
+              "-w",
+              `${process.env.COLO_STACK_PCAP}/${ns}.pcap`,
+            ],
+            { stderr: "ignore" },
+          ),
+        )
+      : [];
+    if (dump.length) await Bun.sleep(300);
     try {
       await this.#prepare(scenario);
       await this.#connect(scenario);
       const early = await this.#until("mark of the client", () => this.client.said("mark"));
-      if (early !== undefined && process.env.COLO_STACK_DESCRIBE) early.detail += `\n${await this.#describe()}`;
+      if (early !== undefined && process.env.COLO_STACK_DESCRIBE)
+        early.detail += `\n${await this.#describe()}`;
       if (early !== undefined) return early;
       await Bun.sleep(scenario.failoverDelayMs);
       const late = this.#needsCheckpoint();
@@ -108,6 +146,7 @@ export class Lane {
       return { kind: "passed", detail: "" };
     } finally {
       await this.#clear();
+      for (const d of dump) d.kill();
     }
   }
 
@@ -123,12 +162,14 @@ export class Lane {
 
   async close(): Promise<void> {
     await this.client.end();
-    for (const { guest, path } of this.#hosts) {
+    for (const { guest, path, announcer } of this.#hosts) {
+      announcer.close();
       await guest.end();
       await path.close();
     }
     for (const { plane, name } of this.#hosts) stopPlane(name, plane);
     this.#loss.close();
+    this.#memory.close();
   }
 
   #buildClient(): void {
@@ -180,9 +221,10 @@ export class Lane {
         },
         {
           // A kernel also says things of its own in a namespace (multicast listener reports).
-          diverged: (divergence, epoch) => {
-            const ours = epoch === this.#epoch && divergence.flow.startsWith("tcp ");
-            if (ours) this.#divergences.push(divergence);
+          diverged: ({ class: why, flow, detail }, epoch) => {
+            const name = typeof flow === "string" ? flow : flow.text;
+            if (epoch === this.#epoch && name.startsWith("tcp "))
+              this.#divergences.push(`${why} ${name}: ${detail}`);
           },
           failed: (message) => {
             this.#failed = message;
@@ -190,7 +232,8 @@ export class Lane {
         },
       );
     });
-    this.#hosts.push({ plane, path, guest: new Endpoint(guest), name: namespace });
+    const announcer = inNamespace(guest, () => new PacketSocket(ifindex("eth0")));
+    this.#hosts.push({ plane, path, guest: new Endpoint(guest), name: namespace, announcer });
   }
 
   /** A protected VM, as src/agent makes one, but with nothing to copy. */
@@ -208,7 +251,7 @@ export class Lane {
     grantLease(a.plane);
     b.plane.state.role = ROLE.SECONDARY;
     endLease(b.plane);
-    this.#learnPlace(primary);
+    this.#announce(a);
     const random = new Random(seed + 1);
     this.#loss.set("to_guest", loss.toGuest, random.next());
     this.#loss.set("to_client", loss.toClient, random.next());
@@ -237,23 +280,15 @@ export class Lane {
     grantLease(b.plane);
     b.plane.state.role = ROLE.SOLO;
     await b.path.releaseAlone();
-    this.#learnPlace((1 - primary) as 0 | 1);
+    this.#announce(b);
   }
 
-  /** What the switch learns from a VM that says where it is. */
-  #learnPlace(host: 0 | 1): void {
-    run(
-      "bridge",
-      "-n",
-      this.#network,
-      "fdb",
-      "replace",
-      GUEST_MAC,
-      "dev",
-      `port${host}`,
-      "master",
-      "dynamic",
-    );
+  /** The VM says where it is, as QEMU does for it (announce_self): the bridges send what is for it there. */
+  #announce({ announcer }: Host): void {
+    const frame = announcement();
+    announcer.queue(this.#memory.copy(frame), frame.length);
+    announcer.flush();
+    this.#memory.reset();
   }
 
   /** Nothing of this run may show up in the next one. */
@@ -267,12 +302,16 @@ export class Lane {
     for (const endpoint of all) endpoint.tell({ order: "abort" });
     for (const endpoint of all) await until("end of a run", () => endpoint.said("aborted"));
     for (const endpoint of all) endpoint.forget();
+    // Those that their process has let go of, too: they would repeat themselves into the next run.
+    const kills = all.map(({ namespace }) =>
+      Bun.spawn(["ss", "-N", namespace, "-K", "-ta"], { stdout: "ignore" }),
+    );
+    for (const kill of kills) await kill.exited;
   }
 
   #needsCheckpoint(): Outcome | undefined {
-    const divergence = this.#divergences[0];
-    if (divergence === undefined) return undefined;
-    return { kind: "checkpoint", detail: `${divergence.class} ${divergence.flow}: ${divergence.detail}` };
+    const detail = this.#divergences[0];
+    return detail === undefined ? undefined : { kind: "checkpoint", detail };
   }
 
   /** Waits; before the failover also for a divergence. */
@@ -304,7 +343,14 @@ export class Lane {
       endpoint.tell({ order: "progress" });
       const progress = await endpoint.hear("progress", 1_000).catch((error: Error) => error.message);
       lines.push(`${endpoint.namespace}: ${JSON.stringify(progress)}`);
-      lines.push(run("ss", "-N", endpoint.namespace, "-Htino").trim().replaceAll(/ {2,}/g, "  "));
+      lines.push(run("ss", "-N", endpoint.namespace, "-Htinoa").trim().replaceAll(/ {2,}/g, "  "));
+      lines.push(
+        run("ip", "netns", "exec", endpoint.namespace, "nstat", "-as")
+          .trim()
+          .replaceAll(/ {2,}0.0|\n(?=.* 0 {2})/g, " ")
+          .replaceAll(/ +/g, " ")
+          .replaceAll(/\n/g, " "),
+      );
     }
     for (const { plane, name, path } of this.#hosts) {
       const counters = Object.entries(plane.counters()).filter(([, count]) => count > 0);
@@ -313,6 +359,9 @@ export class Lane {
           `${path.shared.stat("held_frames")} held, ${JSON.stringify(Object.fromEntries(counters))}`,
       );
     }
+    for (const host of this.#hosts)
+      lines.push(run("tc", "-n", host.name, "-s", "filter", "show", "dev", "tap0", "ingress"));
+    lines.push(run("bridge", "-n", this.#network, "fdb"));
     return lines.join("\n");
   }
 }
@@ -325,6 +374,8 @@ function settle(namespace: string, own: 1 | 2, other: 1 | 2, otherMac: string): 
     "net.ipv6.conf.eth0.disable_ipv6=0",
     `net.ipv4.tcp_rto_min_us=${RTO_MIN_US}`,
     `net.ipv4.tcp_rto_max_ms=${RTO_MAX_MS}`,
+    // Of a socket that its process has closed; 0 would mean none as soon as the longest timeout is reached.
+    "net.ipv4.tcp_orphan_retries=100",
   ];
   run("ip", "netns", "exec", namespace, "sysctl", "-qw", ...settings);
   ip(`-n ${namespace} addr add ${addresses[4]}/24 dev eth0`);

@@ -72,8 +72,8 @@ export function drawScenario(seed: number, run: number): Scenario {
     loss: {
       toGuest: drawLoss(random, 0.03),
       toClient: drawLoss(random, 0.03),
-      toSecondary: drawLoss(random, 0.005),
-      toPrimary: drawLoss(random, 0.005),
+      toSecondary: drawLoss(random, Number(process.env.ML ?? 0.005)),
+      toPrimary: drawLoss(random, Number(process.env.ML ?? 0.005)),
     },
     failoverDelayMs: random.chance(0.5) ? 0 : random.between(0, 30),
     takeoverDelayMs: random.between(0, 30),

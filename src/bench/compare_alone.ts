@@ -1,0 +1,123 @@
+/**
+ * The comparer by itself, on records in memory: no ring, no system call. The working set is several times the caches,
+ * as in a ring that the kernel has just written: each record is looked at once, cold. Beside it the limit, the C
+ * library's memcmp called once for each record on the same bytes.
+ */
+import { Comparer } from "../compare/comparer.ts";
+import { SOURCE } from "../ffi/layout.ts";
+import { memcmp } from "../ffi/libc.ts";
+import { RecordedTraffic, recordStride } from "./record_memory.ts";
+import type { Usage } from "./usage.ts";
+import { measureUsage } from "./usage.ts";
+import { HEADER_BYTES, Traffic } from "./traffic.ts";
+
+/** Records that the data-path worker takes from one ring before it looks at the other. */
+const BATCH_RECORDS = 256;
+
+export interface AloneCase {
+  payloadBytes: number;
+  flows: number;
+  /** The secondary has cut the same streams elsewhere. */
+  resegmented: boolean;
+}
+
+/** One case's memory and comparer, for as many runs as wanted. */
+export class CompareAlone {
+  /** Frames of the primary in a run. */
+  readonly packets: number;
+  readonly frameBytes: number;
+  readonly #primary: RecordedTraffic;
+  readonly #secondary: RecordedTraffic;
+  readonly #comparer: Comparer;
+  readonly #payloadBytes: number;
+  #released = 0;
+  #finished = 0;
+  #divergence: string | undefined;
+
+  /** @param workingSetBytes of both sides' records together */
+  constructor({ payloadBytes, flows, resegmented }: AloneCase, workingSetBytes: number) {
+    const stride = recordStride(10 + HEADER_BYTES + payloadBytes);
+    const rounds = Math.max(2, Math.ceil(workingSetBytes / 2 / stride / flows));
+    const traffic = { payloadBytes, flows, rounds };
+    this.#primary = new RecordedTraffic(new Traffic(traffic), SOURCE.PRIMARY);
+    this.#secondary = new RecordedTraffic(
+      new Traffic({ ...traffic, shifted: resegmented }),
+      SOURCE.SECONDARY,
+    );
+    this.packets = rounds * flows;
+    this.frameBytes = HEADER_BYTES + payloadBytes;
+    this.#payloadBytes = payloadBytes;
+    this.#comparer = new Comparer({
+      primary: this.#primary,
+      secondary: this.#secondary,
+      memcmp,
+      sink: {
+        release: () => {
+          this.#released++;
+        },
+        finish: () => {
+          this.#finished++;
+        },
+        diverged: (divergence) => {
+          this.#divergence ??= `${divergence.class}: ${divergence.detail}`;
+        },
+      },
+    });
+  }
+
+  /** Compares everything once. Throws if not every frame was released by comparison. */
+  compare(): Usage {
+    const { offsets: primary } = this.#primary;
+    const { offsets: secondary } = this.#secondary;
+    const comparer = this.#comparer;
+    const before = { ...comparer.stats };
+    this.#released = 0;
+    this.#finished = 0;
+    const usage = measureUsage(() => {
+      let p = 0;
+      let s = 0;
+      while (p < primary.length || s < secondary.length) {
+        const secondaryEnd = Math.min(s + BATCH_RECORDS, secondary.length);
+        for (; s < secondaryEnd; s++) comparer.addSecondary(s, secondary[s]);
+        const primaryEnd = Math.min(p + BATCH_RECORDS, primary.length);
+        for (; p < primaryEnd; p++) comparer.addPrimary(p, primary[p]);
+      }
+    });
+    const comparedBytes = comparer.stats.comparedBytes - before.comparedBytes;
+    const expectedBytes = this.packets * this.#payloadBytes;
+    if (this.#divergence !== undefined || this.#released !== primary.length || comparedBytes !== expectedBytes) {
+      throw new Error(
+        `The comparer released ${this.#released} of ${primary.length} frames and compared ${comparedBytes} of ` +
+          `${expectedBytes} bytes (${this.#divergence ?? "no divergence"}, ${this.#finished} records finished).`,
+      );
+    }
+    // The next run begins like the first one: no flow is known.
+    comparer.releaseAll();
+    return usage;
+  }
+
+  /** The limit: memcmp of each record's payload, one call each, nothing else. */
+  memcmp(): Usage {
+    const { offsets } = this.#primary;
+    const payload = this.#payloadBytes;
+    const a = this.#primary.address + 64 + HEADER_BYTES;
+    const b = this.#secondary.address + 64 + HEADER_BYTES;
+    let different = 0;
+    const usage = measureUsage(() => {
+      for (let i = 0; i < offsets.length; i++) {
+        const at = offsets[i];
+        if (memcmp(a + at, b + at, payload) !== 0) different++;
+      }
+    });
+    // A stream that is cut elsewhere lies elsewhere: its bytes are as many, and differ.
+    if (different !== 0 && this.#primary.bytes.length === this.#secondary.bytes.length) {
+      throw new Error(`${different} records differ that were made alike.`);
+    }
+    return usage;
+  }
+
+  close(): void {
+    this.#primary.close();
+    this.#secondary.close();
+  }
+}

@@ -1,0 +1,87 @@
+/**
+ * What a benchmark returns: one figure for each case, subject and metric, as the median of several runs with their
+ * spread. Every figure has its peer (another subject) in the same run of the benchmark, the runs of all subjects
+ * interleaved, so that a change of the machine's mood meets all of them.
+ */
+
+export type BenchName = "compare" | "path" | "vm" | "checkpoint";
+
+/**
+ * Who was measured. "none" is the same set-up without any proxy, "two-vms" two unsynchronised ones, "limit" what the
+ * hardware or the kernel allows at best.
+ */
+export type Subject = "colo-agent" | "qemu" | "none" | "two-vms" | "limit" | (string & {});
+
+export interface BenchResult {
+  bench: BenchName;
+  case: string;
+  subject: Subject;
+  metric: string;
+  unit: string;
+  median: number;
+  min: number;
+  max: number;
+  runs: number;
+}
+
+/** How thorough to be, and where to say what is going on. */
+export interface BenchContext {
+  /** Smaller cases and fewer repetitions: a check that the benchmark works, not figures to quote. */
+  quick: boolean;
+  /** Repetitions of each measurement, 1 to 100. */
+  runs: number;
+  progress(text: string): void;
+  /** A peer or case that cannot be measured here: is said in the report, not hidden. */
+  skipped(subject: Subject, why: string): void;
+}
+
+export type Bench = (context: BenchContext) => Promise<BenchResult[]>;
+
+/** The middle value; of an even number of values the mean of the two in the middle. NaN for none. */
+export function median(values: readonly number[]): number {
+  if (values.length === 0) return Number.NaN;
+  const sorted = Float64Array.from(values).sort();
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+/** Which figure a value belongs to. */
+export interface FigureKey {
+  case: string;
+  subject: Subject;
+  metric: string;
+  unit: string;
+}
+
+/** Collects one value per run and figure. Keeps the order in which figures were first seen. */
+export class ResultSet {
+  readonly #figures = new Map<string, FigureKey & { values: number[] }>();
+
+  constructor(readonly bench: BenchName) {}
+
+  /** Adds the value of one run. Throws RangeError if it is not a finite number. */
+  add(key: FigureKey, value: number): void {
+    const { case: name, subject, metric, unit } = key;
+    if (!Number.isFinite(value)) {
+      throw new RangeError(`The bench ${this.bench}, ${name}: ${metric} of ${subject} came out as ${value}.`);
+    }
+    const id = [name, subject, metric, unit].join("\0");
+    const known = this.#figures.get(id);
+    if (known === undefined) this.#figures.set(id, { case: name, subject, metric, unit, values: [value] });
+    else known.values.push(value);
+  }
+
+  toJson(): BenchResult[] {
+    return [...this.#figures.values()].map(({ case: name, subject, metric, unit, values }) => ({
+      bench: this.bench,
+      case: name,
+      subject,
+      metric,
+      unit,
+      median: median(values),
+      min: Math.min(...values),
+      max: Math.max(...values),
+      runs: values.length,
+    }));
+  }
+}

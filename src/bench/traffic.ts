@@ -1,0 +1,115 @@
+/**
+ * What a benchmark sends: TCP segments of many connections in turn, as a virtio guest with offloads hands them over
+ * (virtio_net_hdr with a partial checksum, and TCP segmentation above one MTU), with the timestamp option that Linux
+ * puts into every segment.
+ */
+import { VNET, VNET_BYTES } from "../ffi/layout.ts";
+
+const ETHERNET_BYTES = 14;
+const IPV4_BYTES = 20;
+const TCP_BYTES = 32;
+export const HEADER_BYTES = ETHERNET_BYTES + IPV4_BYTES + TCP_BYTES;
+/** Payload of a full frame at an MTU of 1500. */
+export const SEGMENT_BYTES = 1448;
+/** Payload of the largest frame that Linux hands over unsegmented: whole segments, below 64 KiB. */
+export const LARGE_PAYLOAD_BYTES = 45 * SEGMENT_BYTES;
+
+const IP = VNET_BYTES + ETHERNET_BYTES;
+const TCP = IP + IPV4_BYTES;
+const PAYLOAD = TCP + TCP_BYTES;
+const FIRST_PORT = 1024;
+const FIRST_SEQUENCE = 1;
+/** Repeats every four bytes, so that a stream cut at any multiple of four looks the same. */
+const PATTERN = [0x10, 0x32, 0x54, 0x76];
+
+export interface TrafficOptions {
+  /** Of a segment, a multiple of 8 up to LARGE_PAYLOAD_BYTES. */
+  payloadBytes: number;
+  /** Connections, which take turns. */
+  flows: number;
+  /** Segments of each connection. */
+  rounds: number;
+  /** The same streams cut elsewhere: the first segment of each connection is a half one, and so is the last. */
+  shifted?: boolean;
+}
+
+export class Traffic {
+  /** Segments altogether. */
+  readonly count: number;
+  /** Of the longest segment, virtio_net_hdr included. */
+  readonly bytesMax: number;
+  readonly #template: Uint8Array;
+  readonly #payloadBytes: number;
+  readonly #flows: number;
+  readonly #shifted: boolean;
+  readonly #rounds: number;
+
+  constructor({ payloadBytes, flows, rounds, shifted = false }: TrafficOptions) {
+    if (payloadBytes % 8 !== 0 || payloadBytes < 8 || payloadBytes > LARGE_PAYLOAD_BYTES) {
+      throw new RangeError(`A payload has 8 to ${LARGE_PAYLOAD_BYTES} bytes in steps of 8, not ${payloadBytes}.`);
+    }
+    this.#payloadBytes = payloadBytes;
+    this.#flows = flows;
+    this.#rounds = shifted ? rounds + 1 : rounds;
+    this.#shifted = shifted;
+    this.count = this.#rounds * flows;
+    this.bytesMax = PAYLOAD + payloadBytes;
+    this.#template = template(payloadBytes);
+  }
+
+  /** Lays a segment down at `at`; afterwards patch() makes any segment of it. */
+  lay(bytes: Uint8Array, at: number): void {
+    bytes.set(this.#template, at);
+  }
+
+  /**
+   * Turns what lay() put at `at` into segment `index` (below {@link count}). Allocation free.
+   *
+   * @param streamStart how far the connections have come already, in bytes: several passes make one long stream
+   * @returns its length, virtio_net_hdr included
+   */
+  patch(view: DataView, at: number, index: number, streamStart: number): number {
+    const round = Math.floor(index / this.#flows);
+    let payloadBytes = this.#payloadBytes;
+    let place = round * payloadBytes;
+    if (this.#shifted) {
+      if (round === 0 || round === this.#rounds - 1) payloadBytes /= 2;
+      if (round > 0) place -= this.#payloadBytes / 2;
+      view.setUint16(at + IP + 2, IPV4_BYTES + TCP_BYTES + payloadBytes);
+    }
+    view.setUint16(at + TCP + 2, FIRST_PORT + (index - round * this.#flows));
+    view.setUint32(at + TCP + 4, (FIRST_SEQUENCE + streamStart + place) >>> 0);
+    return PAYLOAD + payloadBytes;
+  }
+}
+
+function template(payloadBytes: number): Uint8Array {
+  const bytes = new Uint8Array(PAYLOAD + payloadBytes);
+  const view = new DataView(bytes.buffer);
+  bytes[VNET.flags] = 1; // VIRTIO_NET_HDR_F_NEEDS_CSUM
+  view.setUint16(VNET.csum_start, TCP - VNET_BYTES, true);
+  view.setUint16(VNET.csum_offset, 16, true);
+  view.setUint16(VNET.hdr_len, HEADER_BYTES, true);
+  if (payloadBytes > SEGMENT_BYTES) {
+    bytes[VNET.gso_type] = 1; // VIRTIO_NET_HDR_GSO_TCPV4
+    view.setUint16(VNET.gso_size, SEGMENT_BYTES, true);
+  }
+  bytes.set([0x02, 0, 0, 0, 0, 0x09, 0x02, 0, 0, 0, 0, 0x02, 0x08, 0x00], VNET_BYTES);
+  bytes.set([0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 198, 18, 0, 2, 198, 18, 0, 9], IP);
+  view.setUint16(IP + 2, IPV4_BYTES + TCP_BYTES + payloadBytes);
+  view.setUint16(IP + 10, ipv4Checksum(view, IP));
+  view.setUint16(TCP, 80);
+  view.setUint32(TCP + 8, 1);
+  bytes.set([(TCP_BYTES / 4) << 4, 0x18, 0xfa, 0xf0], TCP + 12);
+  bytes.set([1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 1], TCP + 20);
+  for (let at = PAYLOAD; at < bytes.length; at++) bytes[at] = PATTERN[(at - PAYLOAD) & 3];
+  return bytes;
+}
+
+/** RFC 1071, over a header without options whose checksum field is zero. */
+function ipv4Checksum(view: DataView, at: number): number {
+  let sum = 0;
+  for (let i = 0; i < IPV4_BYTES; i += 2) sum += view.getUint16(at + i);
+  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
+  return ~sum & 0xffff;
+}

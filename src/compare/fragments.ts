@@ -1,0 +1,370 @@
+import type { DatagramFlows } from "./datagram.ts";
+import { FLOW_FROZEN, FLOW_PASSTHROUGH, FLOW_TCP } from "./flow_table.ts";
+import type { LinkedLists } from "./linked_lists.ts";
+import {
+  KEY_FRAGMENT,
+  KEY_FRAGMENT_AS_IS,
+  KEY_KIND,
+  KIND_DATAGRAM,
+  KIND_TCP,
+  ParsedFrame,
+  parseRecord,
+} from "./parse.ts";
+import {
+  SEGMENT_FIN,
+  SEGMENT_FIRST_PIECE,
+  SEGMENT_PIECE,
+  SEGMENT_RST,
+  SEGMENT_SYN,
+  type SegmentPool,
+} from "./segment_pool.ts";
+import type { CompareState } from "./state.ts";
+import type { TcpFlows } from "./tcp.ts";
+
+/**
+ * IP fragments (RFC 791 section 3.2, RFC 8200 section 4.5): compared as the datagrams they make up, released
+ * as they were sent.
+ *
+ * The problem: the two guests number their datagrams differently and may cut them differently, or one cuts and
+ * the other does not. The insight: only the first fragment says which flow a datagram belongs to, so its
+ * fragments have to wait for each other, but once the datagram is complete it is one of that flow like any
+ * other, which happens to lie in several places. So a fragment first goes to a waiting room, a flow by addresses
+ * and protocol. When its datagram is complete, its fragments move to the flow that the first one names: to TCP
+ * each one as a segment of its own, else as pieces of one datagram. There they take their place as if all of
+ * them had just arrived.
+ *
+ * What cannot be put together goes to a flow of its own, where frames are compared in order as they are: those
+ * that overlap or repeat others, are empty, or end where no datagram can (teardrop; RFC 5722 forbids them), and
+ * datagrams whose first fragment does not hold all of the headers (RFC 7112 forbids it).
+ *
+ * There is no state but the fragments in the list of the waiting room. A datagram that never becomes complete
+ * runs into the timeout, and a checkpoint releases what there is of it.
+ */
+
+/** Fragments of incomplete datagrams in one waiting room; each new one is compared with all of them. */
+const WAITING_MAX = 2048;
+const DATAGRAM_BYTES_MAX = 65_535;
+
+/** What examine() says besides the length of a complete datagram. */
+const INCOMPLETE = 0;
+const UNSOUND = -1;
+
+export class FragmentFlows {
+  private readonly datagram = new ParsedFrame();
+  private readonly piece = new ParsedFrame();
+
+  constructor(
+    private readonly state: CompareState,
+    private readonly tcp: TcpFlows,
+    private readonly datagrams: DatagramFlows,
+    /** The flow of a frame, made if need be; -1 if there is no room. */
+    private readonly flowOf: (frame: ParsedFrame) => number,
+  ) {}
+
+  /** A primary fragment was put at the end of the waiting room's queue. */
+  primaryAdded(flow: number, item: number): void {
+    const { state } = this;
+    if ((state.flows.flags[flow] & FLOW_FROZEN) !== 0) return;
+    const bytes = this.examine(state.primary, state.queue, flow, item);
+    if (bytes !== INCOMPLETE) this.deliverPrimary(flow, state.primary.identification[item], bytes);
+    else if (state.flows.held[flow] > WAITING_MAX) this.tooMany(flow);
+  }
+
+  /** A secondary fragment was put at the end of the waiting room's secondaryQueue. */
+  secondaryAdded(flow: number, item: number): void {
+    const { state } = this;
+    const bytes = this.examine(state.secondary, state.secondaryQueue, flow, item);
+    if (bytes !== INCOMPLETE) this.deliverSecondary(flow, state.secondary.identification[item], bytes);
+    else if (state.flows.pending[flow] > WAITING_MAX) this.tooMany(flow);
+  }
+
+  /** Looks at everything that waits once more: a checkpoint may have made room where it could not go. */
+  run(flow: number): void {
+    const { state } = this;
+    const { primary, queue } = state;
+    let item = queue.head[flow];
+    while (item >= 0 && (state.flows.flags[flow] & FLOW_FROZEN) === 0) {
+      const bytes = this.examine(primary, queue, flow, item);
+      if (bytes === INCOMPLETE) {
+        item = queue.next[item];
+        continue;
+      }
+      const identification = primary.identification[item];
+      let following = queue.next[item];
+      while (following >= 0 && primary.identification[following] === identification) {
+        following = queue.next[following];
+      }
+      this.deliverPrimary(flow, identification, bytes);
+      item = following;
+    }
+  }
+
+  /** Bytes of the fragmented part if this fragment's datagram is complete; else INCOMPLETE or UNSOUND. */
+  private examine(pool: SegmentPool, list: LinkedLists, flow: number, item: number): number {
+    const { identification, dataBytes } = pool;
+    if (!isSound(pool, item)) return UNSOUND;
+    const from = placeOf(pool, item);
+    const end = from + dataBytes[item];
+    let held = 0;
+    let highest = 0;
+    let total = -1;
+    for (let other = list.head[flow]; other >= 0; other = list.next[other]) {
+      if (identification[other] !== identification[item]) continue;
+      const otherFrom = placeOf(pool, other);
+      const otherEnd = otherFrom + dataBytes[other];
+      if (other !== item && from < otherEnd && otherFrom < end) return UNSOUND;
+      if (isLast(pool, other)) {
+        if (total >= 0) return UNSOUND;
+        total = otherEnd;
+      }
+      if (otherEnd > highest) highest = otherEnd;
+      held += dataBytes[other];
+    }
+    if (total < 0) return INCOMPLETE;
+    if (highest > total) return UNSOUND;
+    return held === total ? total : INCOMPLETE;
+  }
+
+  private deliverPrimary(flow: number, identification: number, bytes: number): void {
+    const { state } = this;
+    const { primary, queue, flows } = state;
+    const count = this.understand(primary, queue, state.primaryBytes, flow, identification, bytes);
+    const target = this.flowOf(this.datagram);
+    if (target < 0) {
+      state.diverge(flow, "overflow", "a datagram in fragments found the flow table full");
+      return;
+    }
+    const flags = flows.flags[target];
+    if ((flags & FLOW_PASSTHROUGH) === 0) {
+      // What was not tracked comes first, so this waits here for the same checkpoint.
+      if (flows.overflowed[target] > 0) return;
+      if (flows.held[target] + count > state.limits.heldFramesPerFlowMax) {
+        state.diverge(
+          target,
+          "overflow",
+          `more than ${state.limits.heldFramesPerFlowMax} frames of it are held`,
+        );
+        return;
+      }
+    }
+    flows.lastSeenNs[target] = state.nowNs;
+    const { datagram, piece } = this;
+    const isWhole = bytes !== UNSOUND && datagram.kind !== KIND_TCP;
+    const head = this.headerBytes(primary, queue, flow, identification);
+    let first = -1;
+    let item = queue.head[flow];
+    while (item >= 0) {
+      const following = queue.next[item];
+      if (primary.identification[item] === identification) {
+        if ((flags & FLOW_PASSTHROUGH) !== 0) {
+          state.stats.releasedPassthrough++;
+          state.release(item);
+        } else {
+          this.cut(primary, item, head, bytes);
+          const slot = primary.slot[item];
+          state.unhold(item);
+          // There is room: the entry just given back.
+          const moved = state.hold(target, slot, piece);
+          if (isWhole) first = link(primary, first, moved);
+          else if ((flags & FLOW_TCP) !== 0) this.tcp.primaryAdded(target, moved);
+        }
+      }
+      item = following;
+    }
+    if ((flags & (FLOW_TCP | FLOW_PASSTHROUGH)) === 0) this.datagrams.run(target);
+  }
+
+  private deliverSecondary(flow: number, identification: number, bytes: number): void {
+    const { state } = this;
+    const { secondary, secondaryQueue, flows } = state;
+    const count = this.understand(
+      secondary,
+      secondaryQueue,
+      state.secondaryBytes,
+      flow,
+      identification,
+      bytes,
+    );
+    const target = this.flowOf(this.datagram);
+    if (target < 0) {
+      state.diverge(flow, "overflow", "a datagram in fragments found the flow table full");
+      return;
+    }
+    const { datagram, piece } = this;
+    const isTcp = datagram.kind === KIND_TCP;
+    if ((flows.flags[target] & FLOW_PASSTHROUGH) === 0) {
+      const limit = state.limits.pendingFramesPerFlowMax;
+      if (flows.pending[target] + count > limit) {
+        const detail = `more than ${limit} frames of the secondary wait for the primary's`;
+        state.diverge(target, "overflow", detail);
+      }
+    }
+    flows.lastSeenNs[target] = state.nowNs;
+    const head = this.headerBytes(secondary, secondaryQueue, flow, identification);
+    let first = -1;
+    let item = secondaryQueue.head[flow];
+    while (item >= 0) {
+      const following = secondaryQueue.next[item];
+      if (secondary.identification[item] === identification) {
+        secondaryQueue.remove(flow, item);
+        if ((flows.flags[target] & (FLOW_FROZEN | FLOW_PASSTHROUGH)) !== 0) {
+          if ((flows.flags[target] & FLOW_FROZEN) !== 0) state.stats.discardedFrames++;
+          state.finish(item);
+        } else {
+          this.cut(secondary, item, head, bytes);
+          const slot = secondary.slot[item];
+          state.unwait(item);
+          // There is room in either case: the entry just given back.
+          if (isTcp) {
+            this.tcp.secondaryAdded(target, slot, piece);
+          } else {
+            const moved = state.wait(target, slot, piece);
+            secondaryQueue.push(target, moved);
+            if (bytes !== UNSOUND) first = link(secondary, first, moved);
+          }
+        }
+      }
+      item = following;
+    }
+    if (!isTcp) this.datagrams.run(target);
+  }
+
+  /**
+   * Leaves in `datagram` what the fragments of this identification are: the datagram that they make up, or else
+   * frames to be compared as they are. Returns their number.
+   */
+  private understand(
+    pool: SegmentPool,
+    list: LinkedLists,
+    memory: Uint8Array,
+    flow: number,
+    identification: number,
+    bytes: number,
+  ): number {
+    const { datagram } = this;
+    let count = 0;
+    let first = -1;
+    for (let item = list.head[flow]; item >= 0; item = list.next[item]) {
+      if (pool.identification[item] !== identification) continue;
+      count++;
+      if (first < 0 || placeOf(pool, item) < placeOf(pool, first)) first = item;
+    }
+    const record = pool.record[first];
+    if (bytes !== UNSOUND) {
+      parseRecord(memory, record, datagram, bytes);
+      if (datagram.kind === KIND_DATAGRAM) {
+        datagram.meta = 0;
+        return count;
+      }
+      // A reset has no place in the stream that its pieces could have.
+      if (datagram.kind === KIND_TCP && (datagram.flags & SEGMENT_RST) === 0) return count;
+    }
+    parseRecord(memory, record, datagram);
+    datagram.key[KEY_KIND] |= KEY_FRAGMENT_AS_IS;
+    return count;
+  }
+
+  /** Bytes at the beginning of the fragmented part that are not compared, because they are headers. */
+  private headerBytes(pool: SegmentPool, list: LinkedLists, flow: number, identification: number): number {
+    for (let item = list.head[flow]; item >= 0; item = list.next[item]) {
+      if (pool.identification[item] === identification && placeOf(pool, item) === 0) {
+        return this.datagram.data - pool.data[item];
+      }
+    }
+    return 0;
+  }
+
+  /** Leaves in `piece` what this fragment is of the datagram: a segment, a piece, or a frame as it is. */
+  private cut(pool: SegmentPool, item: number, headerBytes: number, bytes: number): void {
+    const { datagram, piece } = this;
+    const place = placeOf(pool, item);
+    piece.record = pool.record[item];
+    piece.timeNs = pool.timeNs[item];
+    piece.data = pool.data[item];
+    piece.dataBytes = pool.dataBytes[item];
+    piece.skipAt = pool.skipAt[item];
+    piece.skipBytes = pool.skipBytes[item];
+    piece.meta = pool.meta[item];
+    piece.identification = pool.identification[item];
+    piece.flags = 0;
+    piece.sequence = 0;
+    piece.end = 0;
+    piece.acknowledgement = 0;
+    if (bytes === UNSOUND) return;
+    piece.meta = 0;
+    piece.skipAt = 0;
+    piece.skipBytes = 0;
+    if (place === 0) {
+      piece.data += headerBytes;
+      piece.dataBytes -= headerBytes;
+      piece.skipAt = datagram.skipAt;
+      piece.skipBytes = datagram.skipBytes;
+    }
+    if (datagram.kind !== KIND_TCP) {
+      piece.flags = SEGMENT_PIECE;
+      piece.sequence = place;
+      return;
+    }
+    const syn = (datagram.flags & SEGMENT_SYN) !== 0 ? 1 : 0;
+    const last = place + pool.dataBytes[item] === bytes;
+    piece.kind = KIND_TCP;
+    piece.flags = datagram.flags;
+    piece.sequence = datagram.sequence;
+    if (place === 0) piece.meta = datagram.meta;
+    else {
+      piece.flags &= ~SEGMENT_SYN;
+      piece.sequence = (datagram.sequence + syn + place - headerBytes) | 0;
+    }
+    if (!last) piece.flags &= ~SEGMENT_FIN;
+    const flagBytes = (place === 0 ? syn : 0) + (piece.flags & SEGMENT_FIN);
+    piece.end = (piece.sequence + piece.dataBytes + flagBytes) | 0;
+    piece.acknowledgement = datagram.acknowledgement;
+  }
+
+  private tooMany(flow: number): void {
+    this.state.diverge(flow, "overflow", `more than ${WAITING_MAX} fragments of incomplete datagrams wait`);
+  }
+}
+
+/** Whether the key is that of a waiting room. */
+export function isWaitingRoom(key: Int32Array): boolean {
+  return (key[KEY_KIND] & (KEY_FRAGMENT | KEY_FRAGMENT_AS_IS)) === KEY_FRAGMENT;
+}
+
+/** Byte offset of a fragment in the fragmented part. */
+function placeOf(pool: SegmentPool, item: number): number {
+  return (pool.meta[item] >> 1) * 8;
+}
+
+function isLast(pool: SegmentPool, item: number): boolean {
+  return (pool.meta[item] & 1) === 0;
+}
+
+function isSound(pool: SegmentPool, item: number): boolean {
+  const bytes = pool.dataBytes[item];
+  if (bytes === 0 || placeOf(pool, item) + bytes > DATAGRAM_BYTES_MAX) return false;
+  return isLast(pool, item) || bytes % 8 === 0;
+}
+
+/** Adds an item to the datagram whose first item in the list is `head` (-1: it is the first). Returns that. */
+function link(pool: SegmentPool, head: number, item: number): number {
+  const { nextPiece, firstPiece, pieces, sequence } = pool;
+  if (head < 0) {
+    pool.flags[item] |= SEGMENT_FIRST_PIECE;
+    pieces[item] = 1;
+    firstPiece[item] = item;
+    nextPiece[item] = -1;
+    return item;
+  }
+  pieces[head]++;
+  let before = -1;
+  let after = firstPiece[head];
+  while (after >= 0 && sequence[after] < sequence[item]) {
+    before = after;
+    after = nextPiece[after];
+  }
+  nextPiece[item] = after;
+  if (before < 0) firstPiece[head] = item;
+  else nextPiece[before] = item;
+  return head;
+}

@@ -67,16 +67,16 @@ export class HostAgent {
         agent.#vms.set(vm.name, await VmAgent.adopt(vm, config, parts));
       }
       await disableDelayedAck(config.peer.control.host);
-      const sources = {
-        metrics: () => agent.#metrics.text(),
-        status: () => agent.status(),
-        divergences: divergenceRoutes(agent.#divergences),
-      };
-      agent.#apis.push(serveApi(config.agent.api, sources));
+      const sources = { metrics: () => agent.#metrics.text(), status: () => agent.status() };
+      // The guest's payload is for the administrator of this host; others that can reach the address get it hidden.
+      const payload = isLoopback(config.agent.api.host);
+      const overTcp = divergenceRoutes(agent.#divergences, { payload });
+      agent.#apis.push(serveApi(config.agent.api, { ...sources, divergences: overTcp }));
       const { socket } = config.agent;
       if (socket !== undefined) {
         rmSync(socket, { force: true }); // left behind by an agent that was killed
-        agent.#apis.push(serveApi({ socket }, sources));
+        const overSocket = divergenceRoutes(agent.#divergences);
+        agent.#apis.push(serveApi({ socket }, { ...sources, divergences: overSocket }));
       }
       agent.#timer = setInterval(() => agent.#tick(), config.heartbeat.interval_ms);
       return agent;
@@ -203,4 +203,8 @@ export class HostAgent {
         );
     }
   }
+}
+
+function isLoopback(host: string): boolean {
+  return host.startsWith("127.") || host === "::1" || host === "[::1]" || host === "localhost";
 }

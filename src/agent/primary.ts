@@ -119,8 +119,13 @@ export class PrimaryDuty {
     const { metrics, divergences, log } = this.#machine;
     metrics.divergences.inc({ class: divergence.class });
     const id = divergences.diverged(divergence, epoch);
-    const flow = typeof divergence.flow === "string" ? divergence.flow : divergence.flow.text;
-    log.debug("divergence", { id, class: divergence.class, flow, detail: divergence.detail, epoch });
+    log.debug("divergence", {
+      id,
+      class: divergence.class,
+      flow: divergence.flow.text,
+      detail: divergence.detail,
+      epoch,
+    });
     const checkpoints = this.#checkpoints;
     if (checkpoints === undefined || epoch !== checkpoints.epoch) return;
     const cause: CheckpointCause =

@@ -29,6 +29,8 @@ export class RecordedTraffic {
       traffic.lay(bytes, record + RECORD_SEND_OFFSET);
       const sendBytes = traffic.patch(view, record + RECORD_SEND_OFFSET, i, 0);
       const frameBytes = sendBytes - (RECORD_HEADER_BYTES - RECORD_SEND_OFFSET);
+      // All of it: what was laid down before may have reached further than its segment.
+      bytes.fill(0, record, record + RECORD_SEND_OFFSET);
       view.setUint32(record + RECORD.time_ns, i + 1, true);
       view.setUint32(record + RECORD.frame_bytes, frameBytes, true);
       view.setUint32(record + RECORD.source, source, true);

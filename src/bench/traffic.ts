@@ -46,7 +46,9 @@ export class Traffic {
 
   constructor({ payloadBytes, flows, rounds, shifted = false }: TrafficOptions) {
     if (payloadBytes % 8 !== 0 || payloadBytes < 8 || payloadBytes > LARGE_PAYLOAD_BYTES) {
-      throw new RangeError(`A payload has 8 to ${LARGE_PAYLOAD_BYTES} bytes in steps of 8, not ${payloadBytes}.`);
+      throw new RangeError(
+        `A payload has 8 to ${LARGE_PAYLOAD_BYTES} bytes in steps of 8, not ${payloadBytes}.`,
+      );
     }
     this.#payloadBytes = payloadBytes;
     this.#flows = flows;

@@ -32,6 +32,11 @@ export interface ComparerOptions {
   memcmp: (a: number, b: number, n: number) => number;
   /** A frame that has waited longer for its counterpart is a divergence. Default 200e6. */
   maxWaitNs?: number;
+  /**
+   * A TCP segment that has waited longer is sent as far as both sides agree on it, if the sink takes parts. Default
+   * Infinity: never.
+   */
+  partAfterNs?: number;
   /** Epoch of the secondary's records that are compared until the first checkpoint. Default 0. */
   epoch?: number;
   limits?: Partial<ComparerLimits>;
@@ -65,7 +70,7 @@ const EVICT_LOOKS = 4096;
  * Decides which frames of the primary VM may leave (docs/architecture.md).
  *
  * Every record that is added is given back exactly once: a primary one by sink.release(), a secondary one by
- * sink.finish(). Frames of one flow are released in order of arrival. sink.release() and sink.finish() may be
+ * sink.finish(). A TCP frame may be sent in parts before, or otherwise than the primary sent it (FrameChange). Frames of one flow are released in order of arrival. sink.release() and sink.finish() may be
  * called for a record before the add*() call that brought it returns.
  *
  *     comparer.addPrimary(slot, ring.offset(slot));        for each record of the primary's ring
@@ -120,14 +125,15 @@ export class Comparer {
     this.state = new CompareState(rules === undefined ? shared : { ...shared, rules });
     this.rules = rules;
     this.stats = this.state.stats;
-    this.tcp = new TcpFlows(this.state);
+    const partAfterNs = options.partAfterNs ?? Number.POSITIVE_INFINITY;
+    this.tcp = new TcpFlows(this.state, partAfterNs);
     this.datagrams = new DatagramFlows(this.state);
     this.fragments = new FragmentFlows(this.state, this.tcp, this.datagrams, (frame) => this.flowOf(frame));
     this.overflow = new OverflowList(this.state);
     this.primaryBytes = primary.bytes;
     this.secondaryBytes = secondary.bytes;
     this.maxWaitNs = options.maxWaitNs ?? 200e6;
-    this.deadlines = new Deadlines(this.state, this.tcp, this.maxWaitNs);
+    this.deadlines = new Deadlines(this.state, this.tcp, this.maxWaitNs, partAfterNs);
     this.idleNs = options.idleNs ?? 300e9;
     this.closedIdleNs = options.closedIdleNs ?? 10e9;
     this.epoch = (options.epoch ?? 0) & 0xffff;
@@ -249,7 +255,8 @@ export class Comparer {
         this.tcp.restart(flow);
       } else {
         flows.flags[flow] &= ~FLOW_FROZEN;
-        if ((flows.flags[flow] & FLOW_FRAGMENTS) === 0) this.datagrams.restart(flow);
+        if ((flows.flags[flow] & FLOW_FRAGMENTS) !== 0) this.fragments.restart(flow);
+        else if (this.datagrams.restart(flow)) this.fragments.salvage(flow);
       }
     }
     this.deadlines.restart();
@@ -499,6 +506,7 @@ export class Comparer {
         end[segment],
         acknowledgement[segment],
         timeNs[segment],
+        primary.window[segment],
       );
       // restart() and clear() build this list anew from what stays.
       state.primarySorted.clear(flow);

@@ -46,9 +46,10 @@ export class DatagramFlows {
     }
   }
 
-  /** After a checkpoint: datagrams of which it has released some fragments can be told from whole ones no more. */
-  restart(flow: number): void {
+  /** After a checkpoint: marks the fragments that are left of datagrams that it cut through. True if there are any. */
+  restart(flow: number): boolean {
     const { queue, primary } = this.state;
+    let broken = false;
     let item = queue.head[flow];
     while (item >= 0) {
       if ((primary.flags[item] & SEGMENT_PIECE) === 0) {
@@ -63,9 +64,11 @@ export class DatagramFlows {
         item = queue.next[item];
       } while (item >= 0 && (primary.flags[item] & (SEGMENT_PIECE | SEGMENT_FIRST_PIECE)) === SEGMENT_PIECE);
       if (count === whole) continue;
+      broken = true;
       for (let piece = begin; piece !== item; piece = queue.next[piece])
         primary.flags[piece] |= SEGMENT_BROKEN;
     }
+    return broken;
   }
 
   /** Whether a datagram of the primary may be compared: all of it is older than the horizon. */

@@ -20,6 +20,7 @@ export class Deadlines {
     private readonly state: CompareState,
     private readonly tcp: TcpFlows,
     private readonly maxWaitNs: number,
+    private readonly partAfterNs: number,
   ) {}
 
   /** Everything that waits has its whole time before it again. */
@@ -29,6 +30,7 @@ export class Deadlines {
     this.primaryAgainNs = Number.POSITIVE_INFINITY;
     this.secondaryAgainNs = Number.POSITIVE_INFINITY;
     state.primaryUnexpired = state.primaryAge.head[0];
+    state.primaryPatient = state.primaryAge.head[0];
     state.secondaryUnexpired = state.secondaryAge.head[0];
   }
 
@@ -37,6 +39,7 @@ export class Deadlines {
    * report.
    */
   expire(nowNs: number): void {
+    this.sendParts(nowNs);
     this.expirePrimary(nowNs);
     this.expireSecondary(nowNs);
   }
@@ -45,7 +48,22 @@ export class Deadlines {
     const { primary, primaryAge, primaryUnexpired, secondary, secondaryAge, secondaryUnexpired } = this.state;
     const primaryNs = this.deadlineOf(primary, primaryAge, primaryUnexpired, this.primaryAgainNs);
     const secondaryNs = this.deadlineOf(secondary, secondaryAge, secondaryUnexpired, this.secondaryAgainNs);
-    return Math.min(primaryNs, secondaryNs);
+    return Math.min(primaryNs, secondaryNs, this.partsNs());
+  }
+
+  private partsNs(): number {
+    const { primary, primaryPatient } = this.state;
+    return primaryPatient < 0 ? Number.POSITIVE_INFINITY : primary.timeNs[primaryPatient] + this.partAfterNs;
+  }
+
+  /** Looks once more at flows whose frames have become old enough to be sent in parts. */
+  private sendParts(nowNs: number): void {
+    const { state } = this;
+    while (this.partsNs() <= nowNs) {
+      const flow = state.primary.flow[state.primaryPatient];
+      state.primaryPatient = state.primaryAge.next[state.primaryPatient];
+      if ((state.flows.flags[flow] & FLOW_TCP) !== 0) this.tcp.run(flow);
+    }
   }
 
   private expirePrimary(nowNs: number): void {

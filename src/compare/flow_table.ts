@@ -51,6 +51,16 @@ export const FLOW_PASSTHROUGH = 0x40000;
 export const FLOW_IGNORES = 0x80000;
 /** A waiting room for fragments until their datagram is complete. */
 export const FLOW_FRAGMENTS = 0x100000;
+/** `primaryStray`, `secondaryStray` are known. */
+export const FLOW_PRIMARY_STRAY = 0x200000;
+export const FLOW_SECONDARY_STRAY = 0x400000;
+
+/** `secondaryEdge`, `releasedEdge` are known. */
+export const FLOW_EDGE_KNOWN = 0x800000;
+export const FLOW_RELEASED_EDGE = 0x1000000;
+
+/** Value of `windowScale` while the SYN has not been seen. */
+export const UNKNOWN_SCALE = 0xff;
 
 export class FlowTable {
   readonly flags: Int32Array;
@@ -66,6 +76,9 @@ export class FlowTable {
   readonly reportedNs: Float64Array;
   /** Set of the user's rules (see Rules.ignoredSet). */
   readonly ignoredSet: Int32Array;
+  /** Waiting rooms: identification of the last fragment that could not be put together with others. */
+  readonly primaryStray: Int32Array;
+  readonly secondaryStray: Int32Array;
   // TCP. Sequence numbers are signed 32-bit integers, of which only differences count.
   /** Every byte below it has been produced by both sides (above `floor`, if there is one). */
   readonly verified: Int32Array;
@@ -87,6 +100,11 @@ export class FlowTable {
   /** Highest sequence end and acknowledgement that has been released: what a checkpoint may build on. */
   readonly releasedEnd: Int32Array;
   readonly releasedAck: Int32Array;
+  /** Shift count of the guest's windows (RFC 7323, 2), the same for both guests. */
+  readonly windowScale: Uint8Array;
+  /** Highest right edge of a window, acknowledgement + window, that the secondary offers; that was released. */
+  readonly secondaryEdge: Int32Array;
+  readonly releasedEdge: Int32Array;
   /** Sequence number of the last pair of RSTs that was matched, and what the secondary's acknowledged. */
   readonly resetSequence: Int32Array;
   readonly resetAck: Int32Array;
@@ -124,6 +142,8 @@ export class FlowTable {
     this.lastSeenNs = new Float64Array(capacity);
     this.reportedNs = new Float64Array(capacity);
     this.ignoredSet = new Int32Array(capacity);
+    this.primaryStray = new Int32Array(capacity);
+    this.secondaryStray = new Int32Array(capacity);
     this.verified = new Int32Array(capacity);
     this.floor = new Int32Array(capacity);
     this.islandStart = new Int32Array(capacity);
@@ -137,6 +157,9 @@ export class FlowTable {
     this.openedNs = new Float64Array(capacity);
     this.releasedEnd = new Int32Array(capacity);
     this.releasedAck = new Int32Array(capacity);
+    this.windowScale = new Uint8Array(capacity);
+    this.secondaryEdge = new Int32Array(capacity);
+    this.releasedEdge = new Int32Array(capacity);
     this.resetSequence = new Int32Array(capacity);
     this.resetAck = new Int32Array(capacity);
   }
@@ -176,6 +199,7 @@ export class FlowTable {
     this.lastSeenNs[flow] = nowNs;
     this.reportedNs[flow] = 0;
     this.openedNs[flow] = 0;
+    this.windowScale[flow] = UNKNOWN_SCALE;
     return flow;
   }
 

@@ -1,5 +1,11 @@
 import type { DatagramFlows } from "./datagram.ts";
-import { FLOW_FROZEN, FLOW_PASSTHROUGH, FLOW_TCP } from "./flow_table.ts";
+import {
+  FLOW_FROZEN,
+  FLOW_PASSTHROUGH,
+  FLOW_PRIMARY_STRAY,
+  FLOW_SECONDARY_STRAY,
+  FLOW_TCP,
+} from "./flow_table.ts";
 import type { LinkedLists } from "./linked_lists.ts";
 import {
   KEY_FRAGMENT,
@@ -11,6 +17,7 @@ import {
   parseRecord,
 } from "./parse.ts";
 import {
+  SEGMENT_BROKEN,
   SEGMENT_FIN,
   SEGMENT_FIRST_PIECE,
   SEGMENT_PIECE,
@@ -26,19 +33,21 @@ import type { TcpFlows } from "./tcp.ts";
  * as they were sent.
  *
  * The problem: the two guests number their datagrams differently and may cut them differently, or one cuts and
- * the other does not. The insight: only the first fragment says which flow a datagram belongs to, so its
- * fragments have to wait for each other, but once the datagram is complete it is one of that flow like any
- * other, which happens to lie in several places. So a fragment first goes to a waiting room, a flow by addresses
- * and protocol. When its datagram is complete, its fragments move to the flow that the first one names: to TCP
- * each one as a segment of its own, else as pieces of one datagram. There they take their place as if all of
- * them had just arrived.
+ * the other does not. The insight: only the first fragment says which flow a datagram belongs to, so the others
+ * have to wait with it, but once the datagram is complete it is one of that flow like any other, which happens
+ * to lie in several places. So a fragment first goes to a waiting room, a flow by addresses and protocol. When
+ * its datagram is complete, its fragments move to the flow that the first one names: to TCP each one as a
+ * segment of its own, else as pieces of one datagram. There they take their place as if all of them had just
+ * arrived.
  *
- * What cannot be put together goes to a flow of its own, where frames are compared in order as they are: those
- * that overlap or repeat others, are empty, or end where no datagram can (teardrop; RFC 5722 forbids them), and
- * datagrams whose first fragment does not hold all of the headers (RFC 7112 forbids it).
+ * What cannot be put together goes to a flow of its own, where frames are compared in order as they are:
+ * fragments without a first one before them (its beginning was covered by a checkpoint, or the guest sends the
+ * last one first), those that overlap or repeat others, are empty, or end where no datagram can (teardrop; RFC
+ * 5722 forbids them), and datagrams whose first fragment does not hold all of the headers (RFC 7112 forbids it).
  *
- * There is no state but the fragments in the list of the waiting room. A datagram that never becomes complete
- * runs into the timeout, and a checkpoint releases what there is of it.
+ * There is no state but the fragments in the list of the waiting room, and the identification of the last one
+ * that was compared as it is. A datagram that never becomes complete runs into the timeout, and a checkpoint
+ * releases what there is of it.
  */
 
 /** Fragments of incomplete datagrams in one waiting room; each new one is compared with all of them. */
@@ -47,7 +56,8 @@ const DATAGRAM_BYTES_MAX = 65_535;
 
 /** What examine() says besides the length of a complete datagram. */
 const INCOMPLETE = 0;
-const UNSOUND = -1;
+/** Not to be put together. */
+const AS_IS = -1;
 
 export class FragmentFlows {
   private readonly datagram = new ParsedFrame();
@@ -65,7 +75,7 @@ export class FragmentFlows {
   primaryAdded(flow: number, item: number): void {
     const { state } = this;
     if ((state.flows.flags[flow] & FLOW_FROZEN) !== 0) return;
-    const bytes = this.examine(state.primary, state.queue, flow, item);
+    const bytes = this.examinePrimary(flow, item);
     if (bytes !== INCOMPLETE) this.deliverPrimary(flow, state.primary.identification[item], bytes);
     else if (state.flows.held[flow] > WAITING_MAX) this.tooMany(flow);
   }
@@ -73,9 +83,48 @@ export class FragmentFlows {
   /** A secondary fragment was put at the end of the waiting room's secondaryQueue. */
   secondaryAdded(flow: number, item: number): void {
     const { state } = this;
-    const bytes = this.examine(state.secondary, state.secondaryQueue, flow, item);
-    if (bytes !== INCOMPLETE) this.deliverSecondary(flow, state.secondary.identification[item], bytes);
+    const { flows, secondary } = state;
+    const identification = secondary.identification[item];
+    let bytes = AS_IS;
+    if ((flows.flags[flow] & FLOW_SECONDARY_STRAY) === 0 || flows.secondaryStray[flow] !== identification) {
+      bytes = this.examine(secondary, state.secondaryQueue, flow, item);
+    }
+    if (bytes === AS_IS) {
+      flows.flags[flow] |= FLOW_SECONDARY_STRAY;
+      flows.secondaryStray[flow] = identification;
+    }
+    if (bytes !== INCOMPLETE) this.deliverSecondary(flow, identification, bytes);
     else if (state.flows.pending[flow] > WAITING_MAX) this.tooMany(flow);
+  }
+
+  /** After a checkpoint. Both sides go on from the same place in the datagrams that it cut through. */
+  restart(flow: number): void {
+    this.state.flows.flags[flow] &= ~(FLOW_PRIMARY_STRAY | FLOW_SECONDARY_STRAY);
+  }
+
+  /**
+   * After a checkpoint: the secondary will send again what a broken datagram of this flow has left, and no more,
+   * so that it can be compared as it is.
+   */
+  salvage(flow: number): void {
+    const { state, datagram } = this;
+    const { primary, queue, flows } = state;
+    let item = queue.head[flow];
+    while (item >= 0) {
+      const following = queue.next[item];
+      if ((primary.flags[item] & SEGMENT_BROKEN) !== 0) {
+        parseRecord(state.primaryBytes, primary.record[item], datagram);
+        datagram.key[KEY_KIND] |= KEY_FRAGMENT_AS_IS;
+        const target = this.flowOf(datagram);
+        // Else it can only wait for the next checkpoint.
+        if (target >= 0 && flows.overflowed[target] === 0) {
+          const slot = primary.slot[item];
+          state.unhold(item);
+          state.hold(target, slot, datagram);
+        }
+      }
+      item = following;
+    }
   }
 
   /** Looks at everything that waits once more: a checkpoint may have made room where it could not go. */
@@ -84,7 +133,7 @@ export class FragmentFlows {
     const { primary, queue } = state;
     let item = queue.head[flow];
     while (item >= 0 && (state.flows.flags[flow] & FLOW_FROZEN) === 0) {
-      const bytes = this.examine(primary, queue, flow, item);
+      const bytes = this.examinePrimary(flow, item);
       if (bytes === INCOMPLETE) {
         item = queue.next[item];
         continue;
@@ -99,29 +148,46 @@ export class FragmentFlows {
     }
   }
 
-  /** Bytes of the fragmented part if this fragment's datagram is complete; else INCOMPLETE or UNSOUND. */
+  private examinePrimary(flow: number, item: number): number {
+    const { flows, primary, queue } = this.state;
+    const identification = primary.identification[item];
+    let bytes = AS_IS;
+    if ((flows.flags[flow] & FLOW_PRIMARY_STRAY) === 0 || flows.primaryStray[flow] !== identification) {
+      bytes = this.examine(primary, queue, flow, item);
+    }
+    if (bytes === AS_IS) {
+      flows.flags[flow] |= FLOW_PRIMARY_STRAY;
+      flows.primaryStray[flow] = identification;
+    }
+    return bytes;
+  }
+
+  /** Bytes of the fragmented part if this fragment's datagram is complete; else INCOMPLETE or AS_IS. */
   private examine(pool: SegmentPool, list: LinkedLists, flow: number, item: number): number {
     const { identification, dataBytes } = pool;
-    if (!isSound(pool, item)) return UNSOUND;
+    if (!isSound(pool, item)) return AS_IS;
     const from = placeOf(pool, item);
     const end = from + dataBytes[item];
     let held = 0;
     let highest = 0;
     let total = -1;
+    let begun = false;
     for (let other = list.head[flow]; other >= 0; other = list.next[other]) {
       if (identification[other] !== identification[item]) continue;
       const otherFrom = placeOf(pool, other);
       const otherEnd = otherFrom + dataBytes[other];
-      if (other !== item && from < otherEnd && otherFrom < end) return UNSOUND;
+      if (other !== item && from < otherEnd && otherFrom < end) return AS_IS;
       if (isLast(pool, other)) {
-        if (total >= 0) return UNSOUND;
+        if (total >= 0) return AS_IS;
         total = otherEnd;
       }
+      if (otherFrom === 0) begun = true;
       if (otherEnd > highest) highest = otherEnd;
       held += dataBytes[other];
     }
+    if (!begun) return AS_IS;
     if (total < 0) return INCOMPLETE;
-    if (highest > total) return UNSOUND;
+    if (highest > total) return AS_IS;
     return held === total ? total : INCOMPLETE;
   }
 
@@ -149,7 +215,7 @@ export class FragmentFlows {
     }
     flows.lastSeenNs[target] = state.nowNs;
     const { datagram, piece } = this;
-    const isWhole = bytes !== UNSOUND && datagram.kind !== KIND_TCP;
+    const isWhole = bytes !== AS_IS && datagram.kind !== KIND_TCP;
     const head = this.headerBytes(primary, queue, flow, identification);
     let first = -1;
     let item = queue.head[flow];
@@ -220,7 +286,7 @@ export class FragmentFlows {
           } else {
             const moved = state.wait(target, slot, piece);
             secondaryQueue.push(target, moved);
-            if (bytes !== UNSOUND) first = link(secondary, first, moved);
+            if (bytes !== AS_IS) first = link(secondary, first, moved);
           }
         }
       }
@@ -250,7 +316,7 @@ export class FragmentFlows {
       if (first < 0 || placeOf(pool, item) < placeOf(pool, first)) first = item;
     }
     const record = pool.record[first];
-    if (bytes !== UNSOUND) {
+    if (bytes !== AS_IS) {
       parseRecord(memory, record, datagram, bytes);
       if (datagram.kind === KIND_DATAGRAM) {
         datagram.meta = 0;
@@ -290,7 +356,7 @@ export class FragmentFlows {
     piece.sequence = 0;
     piece.end = 0;
     piece.acknowledgement = 0;
-    if (bytes === UNSOUND) return;
+    if (bytes === AS_IS) return;
     piece.meta = 0;
     piece.skipAt = 0;
     piece.skipBytes = 0;

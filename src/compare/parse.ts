@@ -98,6 +98,10 @@ export class ParsedFrame {
   sequence = 0;
   end = 0;
   acknowledgement = 0;
+  /** TCP: the window field as it stands there; -1 when the segment is in fragments, and for everything else. */
+  window = -1;
+  /** TCP: byte offset of the TCP header in the record memory. */
+  transport = 0;
   /** Fragment: the identification that it shares with the others of its datagram. */
   identification = 0;
 }
@@ -136,6 +140,7 @@ export function parseRecord(
   const start = offset + RECORD_HEADER_BYTES;
   const room = bytes.length - start;
   frame.record = offset;
+  frame.window = -1;
   frame.timeNs = recordTimeNs(bytes, offset);
   frame.epoch = u32le(bytes, offset + RECORD_EPOCH) & 0xffff;
   let frameBytes = u32le(bytes, offset + RECORD_FRAME_BYTES);
@@ -418,6 +423,8 @@ function parseTcp(
   frame.flags = rst ? flags & ~FLAG_FIN : flags;
   frame.sequence = i32be(bytes, at + 4);
   frame.acknowledgement = (flags & FLAG_ACK) !== 0 ? i32be(bytes, at + 8) : 0;
+  frame.window = total === end - at ? u16be(bytes, at + 14) : -1;
+  frame.transport = at;
   frame.data = at + headerBytes;
   frame.dataBytes = total - headerBytes;
   if (rst) {

@@ -7,6 +7,7 @@ export const SEGMENT_FIN = 0x01;
 export const SEGMENT_SYN = 0x02;
 export const SEGMENT_RST = 0x04;
 export const SEGMENT_ACK = 0x10;
+export const SEGMENT_URG = 0x20;
 /** Primary: this SYN opens another connection than the segments queued before it. */
 export const SEGMENT_OPENS = 0x100;
 /**
@@ -18,11 +19,13 @@ export const SEGMENT_TRACKED = 0x200;
 export const SEGMENT_VERIFIED = 0x400;
 /** Primary: it is in the flow's list of unverified segments. */
 export const SEGMENT_SORTED = 0x800;
+/** Primary: something of it has been sent already, and is not described here any more (see TcpTerms). */
+export const SEGMENT_PARTED = 0x1000;
 /** One of several fragments that make up a datagram. They stand one behind the other in their flow's list. */
 export const SEGMENT_PIECE = 0x1000;
 /** ... and the first of them there. */
 export const SEGMENT_FIRST_PIECE = 0x2000;
-/** Primary: a piece whose datagram has lost others to a checkpoint: it can only wait for the next one. */
+/** Primary: a piece whose datagram has lost others to a checkpoint. */
 export const SEGMENT_BROKEN = 0x4000;
 
 export class SegmentPool {
@@ -43,6 +46,8 @@ export class SegmentPool {
   readonly sequence: Int32Array;
   readonly end: Int32Array;
   readonly acknowledgement: Int32Array;
+  /** TCP: the window field; -1 when the frame is not one whole segment. */
+  readonly window: Int32Array;
   /** What is compared: `dataBytes` bytes at byte offset `data` of the record memory ... */
   readonly data: Float64Array;
   readonly dataBytes: Int32Array;
@@ -72,6 +77,7 @@ export class SegmentPool {
     this.sequence = new Int32Array(capacity);
     this.end = new Int32Array(capacity);
     this.acknowledgement = new Int32Array(capacity);
+    this.window = new Int32Array(capacity);
     this.data = new Float64Array(capacity);
     this.dataBytes = new Int32Array(capacity);
     this.skipAt = new Uint8Array(capacity);

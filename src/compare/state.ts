@@ -1,10 +1,11 @@
 import type { Divergence, DivergenceClass } from "./divergence.ts";
 import { ALL_FLOWS, flowFacts } from "./divergence.ts";
 import { FLOW_FROZEN, FlowTable } from "./flow_table.ts";
+import { FrameChange } from "./frame_change.ts";
 import { LinkedLists } from "./linked_lists.ts";
 import { type ParsedFrame, RECORD_HEADER_BYTES } from "./parse.ts";
 import type { Rules } from "./rules.ts";
-import { SegmentPool } from "./segment_pool.ts";
+import { SEGMENT_PARTED, SegmentPool } from "./segment_pool.ts";
 
 /** Where records are read from. A Ring of src/ffi/ring.ts satisfies it. */
 export interface RecordMemory {
@@ -18,8 +19,13 @@ export interface RecordMemory {
  * Where the comparer's decisions go. The methods are called in the middle of it: they must not call it back.
  */
 export interface ComparerSink {
-  /** The primary frame of this slot may be sent, in the order of these calls. */
-  release(slot: number): void;
+  /**
+   * The primary frame of this slot may be sent, in the order of these calls, those of part() included. With a
+   * change (valid during the call), only as that says.
+   */
+  release(slot: number, change: FrameChange | null): void;
+  /** Some of the primary frame of this slot may be sent as `change` says; release() for the rest comes later. */
+  part?(slot: number, change: FrameChange): void;
   /** The secondary record of this slot is not needed any more. */
   finish(slot: number): void;
   /** Asks for a checkpoint. */
@@ -58,6 +64,9 @@ export class ComparerStats {
   releasedBypass = 0;
   /** Of flows that the user's rules take out of the comparison. */
   releasedPassthrough = 0;
+  /** TCP: windows that were made smaller, and parts of segments that were sent before the rest. */
+  clampedWindows = 0;
+  parts = 0;
   /** Primary frames that went to the overflow list. */
   overflowedFrames = 0;
   secondaryAdded = 0;
@@ -121,6 +130,8 @@ export class CompareState {
   /** First frame of the age list whose time has not run out yet, -1 if there is none. */
   primaryUnexpired = -1;
   secondaryUnexpired = -1;
+  /** First primary frame of the age list that has not waited long enough to be sent in parts, -1 if there is none. */
+  primaryPatient = -1;
 
   readonly stats = new ComparerStats();
   readonly limits: ComparerLimits;
@@ -134,6 +145,10 @@ export class CompareState {
   /** Time of the newest frame released by comparison. */
   newestComparedNs = Number.NEGATIVE_INFINITY;
   arrivals = 0;
+  /** The one that is handed out. */
+  readonly change = new FrameChange();
+  /** Whether the sink takes parts. */
+  readonly takesParts: boolean;
 
   private readonly sink: ComparerSink;
   private readonly memcmp: (a: number, b: number, n: number) => number;
@@ -145,6 +160,7 @@ export class CompareState {
     this.limits = limits;
     this.rules = options.rules;
     this.sink = options.sink;
+    this.takesParts = options.sink.part !== undefined;
     this.memcmp = options.memcmp;
     this.primaryBytes = options.primary.bytes;
     this.secondaryBytes = options.secondary.bytes;
@@ -170,6 +186,7 @@ export class CompareState {
     this.queue.push(flow, item);
     this.primaryAge.push(0, item);
     if (this.primaryUnexpired < 0) this.primaryUnexpired = item;
+    if (this.primaryPatient < 0) this.primaryPatient = item;
     this.flows.held[flow]++;
     return item;
   }
@@ -185,11 +202,30 @@ export class CompareState {
     return item;
   }
 
-  /** Takes a primary frame out of its flow's queue and hands it to the sink; the caller counts why. */
-  release(item: number): void {
+  /**
+   * Takes a primary frame out of its flow's queue and hands it, or what is left of it, to the sink; the caller
+   * counts why.
+   */
+  release(item: number, change: FrameChange | null = this.restOf(item)): void {
     const slot = this.primary.slot[item];
     this.unhold(item);
-    this.releaseSlot(slot);
+    this.releaseSlot(slot, change);
+  }
+
+  /** What is to be sent of a frame, parts of which have been; null if that is all of it. */
+  private restOf(item: number): FrameChange | null {
+    const { primary, change } = this;
+    if ((primary.flags[item] & SEGMENT_PARTED) === 0) return null;
+    change.setRest(primary, item);
+    return change;
+  }
+
+  /** Sends a part of a primary frame. */
+  part(item: number, change: FrameChange): void {
+    this.stats.parts++;
+    const timeNs = this.primary.timeNs[item];
+    if (timeNs > this.newestComparedNs) this.newestComparedNs = timeNs;
+    this.sink.part?.(this.primary.slot[item], change);
   }
 
   /** Undoes hold(). */
@@ -197,23 +233,24 @@ export class CompareState {
     const flow = this.primary.flow[item];
     this.queue.remove(flow, item);
     if (this.primaryUnexpired === item) this.primaryUnexpired = this.primaryAge.next[item];
+    if (this.primaryPatient === item) this.primaryPatient = this.primaryAge.next[item];
     this.primaryAge.remove(0, item);
     this.flows.held[flow]--;
     this.primary.give(item);
   }
 
   /** For a primary frame that is in no list (any more). */
-  releaseSlot(slot: number): void {
+  releaseSlot(slot: number, change: FrameChange | null = null): void {
     this.stats.heldFrames--;
     this.stats.releasedFrames++;
-    this.sink.release(slot);
+    this.sink.release(slot, change);
   }
 
-  releaseCompared(item: number): void {
+  releaseCompared(item: number, change?: FrameChange | null): void {
     const timeNs = this.primary.timeNs[item];
     if (timeNs > this.newestComparedNs) this.newestComparedNs = timeNs;
     this.stats.releasedByComparison++;
-    this.release(item);
+    this.release(item, change);
   }
 
   /** The record of a secondary frame that has been taken out of its flow's lists is done with. */
@@ -347,6 +384,7 @@ function fill(
   pool.sequence[item] = frame.sequence;
   pool.end[item] = frame.end;
   pool.acknowledgement[item] = frame.acknowledgement;
+  pool.window[item] = frame.window;
   pool.data[item] = frame.data;
   pool.dataBytes[item] = frame.dataBytes;
   pool.skipAt[item] = frame.skipAt;

@@ -3,6 +3,7 @@ import {
   FLOW_AWAIT_SYN,
   FLOW_CLOSED,
   FLOW_CLOSED_BEFORE,
+  FLOW_EDGE_KNOWN,
   FLOW_FLOOR,
   FLOW_FROZEN,
   FLOW_ISLAND,
@@ -11,16 +12,19 @@ import {
   FLOW_PRIMARY_ISN,
   FLOW_QUEUED_SYN,
   FLOW_RELEASED_ACK,
+  FLOW_RELEASED_EDGE,
   FLOW_RELEASED_END,
   FLOW_RESET,
   FLOW_SECONDARY_ISN,
   FLOW_VERIFIED_KNOWN,
+  UNKNOWN_SCALE,
 } from "./flow_table.ts";
 import type { ParsedFrame } from "./parse.ts";
 import {
   SEGMENT_ACK,
   SEGMENT_FIN,
   SEGMENT_OPENS,
+  SEGMENT_PARTED,
   SEGMENT_RST,
   SEGMENT_SORTED,
   SEGMENT_SYN,
@@ -30,6 +34,7 @@ import {
 import type { CompareState } from "./state.ts";
 import { TcpResets } from "./tcp_resets.ts";
 import { TcpStream } from "./tcp_stream.ts";
+import { TcpTerms } from "./tcp_terms.ts";
 
 /** How far the acknowledgements of two SYNs of the same connection may be apart. */
 const SAME_OPENING_BYTES = 65_536;
@@ -60,17 +65,25 @@ const SAME_OPENING_BYTES = 65_536;
  * After a checkpoint both stacks are equal. What the primary had sent before it is covered, so `verified` is
  * the highest end and `secondaryAck` the highest acknowledgement that was released, without a floor.
  *
- * Limits, on purpose: window, options after the SYN, urgent pointer, ECN and PSH may differ. A retransmission
+ * What a segment says beyond that, or before it is complete: see TcpTerms.
+ *
+ * Limits, on purpose: options after the SYN, urgent pointer, ECN and PSH may differ. A retransmission
  * below `verified` is not compared again: both stacks send it from the buffer whose bytes were compared the
  * first time.
  */
 export class TcpFlows {
   private readonly stream: TcpStream;
   private readonly resets: TcpResets;
+  private readonly terms: TcpTerms;
 
-  constructor(private readonly state: CompareState) {
+  /** @param partAfterNs after this time a held segment is sent as far as it can be; Infinity for never */
+  constructor(
+    private readonly state: CompareState,
+    partAfterNs: number,
+  ) {
     this.stream = new TcpStream(state);
     this.resets = new TcpResets(state);
+    this.terms = new TcpTerms(state, this.stream, partAfterNs);
   }
 
   /** A primary segment was put at the end of its flow's queue. */
@@ -142,7 +155,7 @@ export class TcpFlows {
         if (segment < 0) return false;
         state.secondaryResets.push(flow, segment);
       }
-      this.acknowledge(flow, frame.flags, frame.sequence, frame.acknowledgement);
+      this.acknowledge(flow, frame.flags, frame.sequence, frame.acknowledgement, -1);
       return true;
     }
     const needed = frame.end !== frame.sequence && !this.stream.isBelowVerified(flow, frame.end);
@@ -153,15 +166,22 @@ export class TcpFlows {
     } else {
       state.finishSlot(slot);
     }
-    this.acknowledge(flow, frame.flags, frame.sequence, frame.acknowledgement);
+    this.acknowledge(flow, frame.flags, frame.sequence, frame.acknowledgement, frame.window);
     return true;
   }
 
-  /** Notes how far the secondary has acknowledged its current connection. */
-  private acknowledge(flow: number, flags: number, sequence: number, acknowledgement: number): void {
+  /** Notes how far the secondary has acknowledged its current connection, and what window it offers. */
+  private acknowledge(
+    flow: number,
+    flags: number,
+    sequence: number,
+    acknowledgement: number,
+    window: number,
+  ): void {
     if ((flags & SEGMENT_ACK) === 0) return;
     // What an RST without a connection acknowledges is what it refuses.
     if ((flags & SEGMENT_RST) !== 0 && sequence === 0) return;
+    this.terms.noteOffer(flow, flags, acknowledgement, window);
     const { flows } = this.state;
     const known = (flows.flags[flow] & FLOW_ACK_KNOWN) !== 0;
     if (known && ((acknowledgement - flows.secondaryAck[flow]) | 0) <= 0) return;
@@ -195,6 +215,7 @@ export class TcpFlows {
     end: number,
     acknowledgement: number,
     timeNs: number,
+    window: number,
   ): void {
     const { flows } = this.state;
     // It belongs to a connection before the current one.
@@ -223,6 +244,7 @@ export class TcpFlows {
       }
     }
     flows.flags[flow] = state;
+    this.terms.noteReleased(flow, flags, acknowledgement, window);
   }
 
   /**
@@ -234,7 +256,8 @@ export class TcpFlows {
     if (frame.timeNs < flows.openedNs[flow]) return;
     const syn = (frame.flags & SEGMENT_SYN) !== 0;
     const known = (flows.flags[flow] & FLOW_PRIMARY_ISN) !== 0 && flows.primaryIsn[flow] === frame.sequence;
-    this.noteReleased(flow, frame.flags, frame.sequence, frame.end, frame.acknowledgement, frame.timeNs);
+    const { flags, sequence, end, acknowledgement, timeNs, window } = frame;
+    this.noteReleased(flow, flags, sequence, end, acknowledgement, timeNs, window);
     if (syn && !known) {
       if (flows.openings[flow] === 0) {
         flows.queuedSyn[flow] = frame.sequence;
@@ -258,6 +281,8 @@ export class TcpFlows {
       }
     }
     if ((frame.flags & SEGMENT_ACK) !== 0) {
+      this.terms.noteOffer(flow, flags, acknowledgement, window);
+      state |= flows.flags[flow] & FLOW_EDGE_KNOWN;
       if ((state & FLOW_ACK_KNOWN) === 0 || ((frame.acknowledgement - flows.secondaryAck[flow]) | 0) > 0) {
         flows.secondaryAck[flow] = frame.acknowledgement;
         state |= FLOW_ACK_KNOWN;
@@ -289,6 +314,7 @@ export class TcpFlows {
       flows.secondaryAck[flow] = flows.releasedAck[flow];
     }
     flows.flags[flow] = state;
+    this.terms.restart(flow);
     primarySorted.clear(flow);
     let openings = 0;
     for (let segment = queue.head[flow]; segment >= 0; segment = queue.next[segment]) {
@@ -351,12 +377,15 @@ export class TcpFlows {
       FLOW_AWAIT_SYN |
       FLOW_RELEASED_END |
       FLOW_RELEASED_ACK |
+      FLOW_EDGE_KNOWN |
+      FLOW_RELEASED_EDGE |
       FLOW_RESET |
       FLOW_CLOSED |
       FLOW_CLOSED_BEFORE
     );
     flows.flags[flow] |= FLOW_PRIMARY_ISN;
     flows.primaryIsn[flow] = isn;
+    flows.windowScale[flow] = UNKNOWN_SCALE;
     flows.openedNs[flow] = timeNs;
   }
 
@@ -366,6 +395,7 @@ export class TcpFlows {
     const { flows, primary, secondary, secondaryQueue } = state;
     const isn = primary.sequence[syn];
     this.begin(flow, isn, primary.timeNs[syn]);
+    flows.windowScale[flow] = windowScaleOf(primary.meta[syn]);
     flows.verified[flow] = isn;
     flows.flags[flow] |= FLOW_VERIFIED_KNOWN | FLOW_AWAIT_SYN;
     if ((primary.flags[syn] & SEGMENT_ACK) !== 0) {
@@ -422,7 +452,8 @@ export class TcpFlows {
     const { state } = this;
     const { secondary } = state;
     const flags = secondary.flags[segment];
-    this.acknowledge(flow, flags, secondary.sequence[segment], secondary.acknowledgement[segment]);
+    const { sequence, acknowledgement, window } = secondary;
+    this.acknowledge(flow, flags, sequence[segment], acknowledgement[segment], window[segment]);
     if ((flags & SEGMENT_RST) !== 0) {
       state.secondaryResets.push(flow, segment);
       return;
@@ -433,22 +464,72 @@ export class TcpFlows {
 
   private releaseVerified(flow: number): void {
     const { state } = this;
-    const { flows, queue, primary } = state;
+    const { queue, primary } = state;
     for (let head = queue.head[flow]; head >= 0; head = queue.head[flow]) {
       const flags = primary.flags[head];
-      if ((flags & (SEGMENT_TRACKED | SEGMENT_VERIFIED)) !== (SEGMENT_TRACKED | SEGMENT_VERIFIED)) return;
       const acknowledgement = primary.acknowledgement[head];
+      const isVerified =
+        (flags & (SEGMENT_TRACKED | SEGMENT_VERIFIED)) === (SEGMENT_TRACKED | SEGMENT_VERIFIED);
       if ((flags & SEGMENT_RST) !== 0) {
-        if (!this.resets.match(flow, head)) return;
-      } else if ((flags & SEGMENT_ACK) !== 0) {
-        if ((flows.flags[flow] & FLOW_ACK_KNOWN) === 0) return;
-        if (((acknowledgement - flows.secondaryAck[flow]) | 0) > 0) return;
+        if (!isVerified || !this.resets.match(flow, head)) return;
+        this.releaseHead(flow, head, false);
+      } else if (isVerified && this.isAcknowledged(flow, flags, acknowledgement)) {
+        if (this.terms.prepare(flow, head, acknowledgement)) {
+          this.releaseHead(flow, head, this.terms.isChanged(head));
+        } else {
+          if (this.terms.isNews(flow, head)) this.sendPart(flow, head);
+          return;
+        }
+      } else {
+        if (!this.terms.preparePart(flow, head)) return;
+        if (isVerified && queue.next[head] >= 0) {
+          // The segments behind it say again, and further, what it acknowledges.
+          this.releaseHead(flow, head, true);
+        } else {
+          if (this.terms.isNews(flow, head)) this.sendPart(flow, head);
+          return;
+        }
       }
-      const { sequence, end, timeNs } = primary;
-      this.noteReleased(flow, flags, sequence[head], end[head], acknowledgement, timeNs[head]);
-      state.releaseCompared(head);
     }
   }
+
+  private isAcknowledged(flow: number, flags: number, acknowledgement: number): boolean {
+    const { flows } = this.state;
+    if ((flags & SEGMENT_ACK) === 0) return true;
+    if ((flows.flags[flow] & FLOW_ACK_KNOWN) === 0) return false;
+    return ((acknowledgement - flows.secondaryAck[flow]) | 0) <= 0;
+  }
+
+  /** Releases the first held segment, as state.change says if `isChanged`. */
+  private releaseHead(flow: number, head: number, isChanged: boolean): void {
+    const { state } = this;
+    const { primary, change } = state;
+    const { sequence, end, timeNs } = primary;
+    const flags = primary.flags[head];
+    const acknowledgement = isChanged ? change.acknowledgement : primary.acknowledgement[head];
+    const window = isChanged ? change.window : primary.window[head];
+    if (isChanged) change.silent = (flags & SEGMENT_PARTED) !== 0 && !this.terms.isNews(flow, head);
+    if (window < primary.window[head]) state.stats.clampedWindows++;
+    this.noteReleased(flow, flags, sequence[head], end[head], acknowledgement, timeNs[head], window);
+    state.releaseCompared(head, isChanged ? change : null);
+  }
+
+  /** Sends what state.change says of the first held segment. */
+  private sendPart(flow: number, head: number): void {
+    const { primary, change } = this.state;
+    const { sequence, payloadBytes, fin, acknowledgement, window } = change;
+    const end = (sequence + payloadBytes + (fin ? 1 : 0)) | 0;
+    const flags = fin ? primary.flags[head] : primary.flags[head] & ~SEGMENT_FIN;
+    this.noteReleased(flow, flags, sequence, end, acknowledgement, primary.timeNs[head], window);
+    this.terms.sendPart(flow, head);
+  }
+}
+
+/** From the options of a SYN (see ParsedFrame.meta). */
+function windowScaleOf(meta: number): number {
+  const scale = (meta >>> 8) & 0xff;
+  // RFC 7323, 2.3: more than 14 is taken for 14. Without the option windows are not scaled.
+  return scale === 0xff ? 0 : Math.min(scale, 14);
 }
 
 /** Gives the secondary's SYN the primary's number. */

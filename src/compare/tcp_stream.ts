@@ -42,10 +42,25 @@ export class TcpStream {
     } else if ((flags & FLOW_FLOOR) !== 0 && ((sequence - flows.floor[flow]) | 0) < 0) {
       this.lowerFloor(flow, sequence);
     }
-    const { tail, prev } = state.primarySorted;
+    this.sortPrimary(flow, segment);
+  }
+
+  private sortPrimary(flow: number, segment: number): void {
+    const { primary, primarySorted } = this.state;
+    const { tail, prev } = primarySorted;
+    const sequence = primary.sequence[segment];
     let after = tail[flow];
     while (after >= 0 && ((sequence - primary.sequence[after]) | 0) < 0) after = prev[after];
-    state.primarySorted.insertAfter(flow, segment, after);
+    primarySorted.insertAfter(flow, segment, after);
+  }
+
+  /** What a primary segment begins with has been sent: it begins at `sequence` now. */
+  moveStart(flow: number, segment: number, sequence: number): void {
+    const { primary, primarySorted } = this.state;
+    primary.sequence[segment] = sequence;
+    if ((primary.flags[segment] & SEGMENT_SORTED) === 0) return;
+    primarySorted.remove(flow, segment);
+    this.sortPrimary(flow, segment);
   }
 
   private lowerFloor(flow: number, sequence: number): void {

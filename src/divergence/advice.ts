@@ -6,7 +6,7 @@ import { serviceOf } from "./flow.ts";
 import { payloadByte, payloadDifference, primarySide, secondarySide } from "./payloads.ts";
 import type { DivergenceRecord, FlowDescription } from "./record.ts";
 
-const RULE_PROTOCOLS: ReadonlySet<string> = new Set(["tcp", "udp", "icmp", "icmpv6", "sctp"]);
+const RULE_PROTOCOLS: ReadonlySet<string> = new Set(["tcp", "udp", "sctp"]);
 const PROTOCOL_NUMBERS: Record<string, string> = { udplite: "136" };
 /** Services of the network itself: a VM uses them with whoever answers. */
 const ANY_SERVER_PORTS: ReadonlySet<string> = new Set([
@@ -51,34 +51,43 @@ const RANGE_GAP_MAX = 3;
 const RANGES_MAX = 4;
 
 /**
- * The part of a rule that says which packets: "udp port 123", "tcp 198.18.0.10 port 9000". Undefined if no
- * rule can.
+ * The line of src/compare/rules.ts that matches a flow: "udp port 123", "tcp 198.18.0.10 port 9000". As
+ * narrow as it can be and still cover the next flow of its kind. Undefined if no line can.
  */
 export function ruleFor(flow: FlowDescription): string | undefined {
-  const protocol = RULE_PROTOCOLS.has(flow.protocol)
-    ? flow.protocol
-    : (PROTOCOL_NUMBERS[flow.protocol] ?? (/^\d+$/.test(flow.protocol) ? flow.protocol : undefined));
+  const protocol = protocolInRule(flow);
   if (protocol === undefined) return undefined;
   const service = serviceOf(flow);
-  if (service === undefined || /^\d+$/.test(protocol)) return `${protocol} ${flow.destination}`;
+  if (service === undefined) return `${protocol} ${flow.destination}`;
   if (service.side === "source" || ANY_SERVER_PORTS.has(`${protocol} ${service.port}`)) {
     return `${protocol} port ${service.port}`;
   }
   return `${protocol} ${flow.destination} port ${service.port}`;
 }
 
+function protocolInRule({ protocol, destination }: FlowDescription): string | undefined {
+  // Either word stands for one IP version, and a VM can send it over the other.
+  if (protocol === "icmp" || protocol === "icmpv6") {
+    return (protocol === "icmpv6") === destination.includes(":") ? protocol : undefined;
+  }
+  if (RULE_PROTOCOLS.has(protocol) || /^\d+$/.test(protocol)) return protocol;
+  return PROTOCOL_NUMBERS[protocol];
+}
+
 /**
- * Rules that leave out of the comparison what differs in a UDP packet; none when too much differs, or it is
- * not known.
+ * Lines (one or none) that leave out of the comparison what differs in a UDP packet; none when too much
+ * differs, or when it is not known.
  */
 export function ignoreRules(record: DivergenceRecord): string[] {
   const { flow } = record;
   const rule = ruleFor(flow);
-  if (flow.protocol !== "udp" || record.class !== "payload" || rule === undefined) return [];
-  const fields = FIELDS[`udp ${serviceOf(flow)?.port}`] ?? [];
-  const ranges = mergeRanges([...differentRanges(record)].map((range) => widen(range, fields)));
-  if (ranges.length > RANGES_MAX) return [];
-  return ranges.map(([first, last]) => `${rule} bytes ${first}-${last}`);
+  const service = serviceOf(flow);
+  if (flow.protocol !== "udp" || record.class !== "payload") return [];
+  if (rule === undefined || service === undefined) return [];
+  const fields = FIELDS[`udp ${service.port}`] ?? [];
+  const ranges = mergeRanges(differentRanges(record).map((range) => widen(range, fields)));
+  if (ranges.length === 0 || ranges.length > RANGES_MAX) return [];
+  return [`${rule} bytes ${ranges.map(([first, last]) => `${first}-${last}`).join(",")}`];
 }
 
 type Range = readonly [first: number, last: number];

@@ -143,9 +143,10 @@ function list(rules: string[]): string {
   return `[${rules.map((rule) => `"${rule}"`).join(", ")}]`;
 }
 
-/** To three figures: a checkpoint's 16.2 ms, a wait of 0.35 ms. */
+/** To three figures, no finer than a microsecond: a checkpoint's 16.2 ms, a wait of 0.35 ms. */
 export function milliseconds(value: number): string {
-  return `${value >= 100 ? Math.round(value) : Number(value.toPrecision(3))} ms`;
+  if (value >= 100) return `${Math.round(value)} ms`;
+  return `${value >= 1 ? Number(value.toPrecision(3)) : Math.round(value * 1000) / 1000} ms`;
 }
 
 function times(n: number): string {

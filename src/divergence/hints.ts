@@ -84,7 +84,8 @@ function portHints(record: DivergenceRecord): string[] {
   if (flow.protocol === "50") return ["ESP is encrypted, with keys that the two VMs agreed on separately."];
   const service = serviceOf(flow);
   if (service === undefined) return [];
-  const text = PORT_HINTS[`${flow.protocol} ${service.port}`];
+  const key = `${flow.protocol} ${service.port}`;
+  const text = PORT_HINTS[key] ?? PORT_HINTS[`${key} ${service.side === "source" ? "server" : "client"}`];
   return text === undefined ? [] : [text];
 }
 
@@ -99,11 +100,12 @@ const TLS_PORT =
   "TLS puts 32 random bytes and an ephemeral key into each handshake, so every new connection of the VM diverges once.";
 const DHCP = "A DHCP client chooses a random transaction number and counts the seconds it has waited.";
 const DHCPV6 = "A DHCPv6 client chooses a random transaction number.";
+/** By protocol and port, and by what the VM is where only one end does it. */
 const PORT_HINTS: Record<string, string> = {
   "tcp 22":
     "SSH puts a random cookie and an ephemeral key into each key exchange, so every new connection diverges once.",
-  "tcp 80": "HTTP servers put the time into the Date: header and random numbers into cookies.",
-  "tcp 8080": "HTTP servers put the time into the Date: header and random numbers into cookies.",
+  "tcp 80 server": "HTTP servers put the time into the Date: header and random numbers into cookies.",
+  "tcp 8080 server": "HTTP servers put the time into the Date: header and random numbers into cookies.",
   "tcp 443": TLS_PORT,
   "tcp 465": TLS_PORT,
   "tcp 636": TLS_PORT,
@@ -112,11 +114,11 @@ const PORT_HINTS: Record<string, string> = {
   "tcp 995": TLS_PORT,
   "tcp 6443": TLS_PORT,
   "tcp 8443": TLS_PORT,
-  "tcp 3306": "A MySQL server greets with 20 random bytes, so every new connection diverges once.",
-  "tcp 5432":
+  "tcp 3306 server": "A MySQL server greets with 20 random bytes, so every new connection diverges once.",
+  "tcp 5432 server":
     "PostgreSQL gives each session a random cancel key, and salts passwords at random, so every new connection diverges once.",
-  "tcp 53": "A DNS client gives each query a random number.",
-  "udp 53": "A DNS client gives each query a random number (its first two bytes) and a random port.",
+  "tcp 53 client": "A DNS client gives each query a random number.",
+  "udp 53 client": "A DNS client gives each query a random number (its first two bytes) and a random port.",
   "udp 67": DHCP,
   "udp 68": DHCP,
   "udp 123": "NTP carries the time of day, to fractions of a microsecond.",

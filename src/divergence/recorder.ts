@@ -32,6 +32,7 @@ const OPEN_MAX = 4096;
 export class DivergenceRecorder {
   /** Numbers of records without an outcome, and the epoch in which each was found. */
   readonly #open = new Map<number, number>();
+  #newestId = 0;
 
   constructor(
     private readonly store: Pick<DivergenceStore, "add" | "complete">,
@@ -52,7 +53,11 @@ export class DivergenceRecorder {
       action: ACTION_PENDING,
     };
     const id = this.store.add(record);
-    if (id > 0 && !this.#open.has(id) && this.#open.size < OPEN_MAX) this.#open.set(id, epoch);
+    // A repeat has the number of the first one, whose outcome may be known already.
+    if (id > this.#newestId) {
+      this.#newestId = id;
+      if (this.#open.size < OPEN_MAX) this.#open.set(id, epoch);
+    }
     return id;
   }
 

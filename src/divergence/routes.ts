@@ -52,8 +52,9 @@ export function divergenceRoutes(
     if (pathname !== PREFIX && !pathname.startsWith(`${PREFIX}/`) && pathname !== `${PREFIX}.pcapng`) {
       return undefined;
     }
-    const shown = payload && !flag(searchParams, "redact") ? (record: DivergenceRecord) => record : redact;
     try {
+      const hidden = !payload || flag(searchParams, "redact");
+      const shown = hidden ? redact : (record: DivergenceRecord) => record;
       return answer(source, pathname, searchParams, shown);
     } catch (error) {
       if (!(error instanceof BadRequestError)) throw error;

@@ -18,6 +18,8 @@ export interface ClientOptions {
   bytesPerSecond?: number;
   /** Pause between two requests of the request-and-answer kinds. */
   pauseMs?: number;
+  /** Of the bulk kinds: pieces of 256 KiB under way at a time. Default 1. */
+  piecesAhead?: number;
 }
 
 export type ClientKind = "duplex" | "random" | "disk" | "source" | "sink" | "http" | "clock" | "udp";
@@ -25,6 +27,8 @@ export type ClientKind = "duplex" | "random" | "disk" | "source" | "sink" | "htt
 export interface ClientReport {
   kind: ClientKind;
   type: "progress" | "end" | "error";
+  /** Since the client began. */
+  elapsedMs: number;
   /** Bytes sent and received (TCP payload, UDP payload). */
   sent: number;
   received: number;
@@ -86,6 +90,7 @@ class Traffic {
     const report: ClientReport = {
       kind: this.kind,
       type,
+      elapsedMs: this.elapsedMs(),
       sent: this.sent,
       received: this.received,
       answers: this.answers,
@@ -244,71 +249,81 @@ function disk(traffic: Traffic): Promise<void> {
   );
 }
 
+const PIECE_BYTES = 256 * 1024;
+
+/** Starts pieces until the end, at the rate and as many at a time as the options say; returns when all are complete. */
+function pieces(traffic: Traffic, start: () => void): { completed(): void; run(): Promise<void> } {
+  const { bytesPerSecond: rate = 10_000_000, piecesAhead = 1 } = traffic.options;
+  const begun: number[] = [];
+  let wake: (() => void) | undefined;
+  const oneLess = () =>
+    new Promise<void>((resolve) => {
+      wake = resolve;
+    });
+  let stop = false;
+  void untilEnd(traffic.options).then(() => {
+    stop = true;
+  });
+  return {
+    completed: () => {
+      const since = begun.shift();
+      if (since === undefined) traffic.fail("more came than was asked for");
+      traffic.answers++;
+      traffic.latencies.push(performance.now() - since);
+      wake?.();
+    },
+    run: async () => {
+      while (!stop) {
+        const now = performance.now();
+        begun.push(now);
+        start();
+        while (begun.length >= piecesAhead) await oneLess();
+        const rest = (PIECE_BYTES / rate) * 1000 - (performance.now() - now);
+        if (rest > 0) await Bun.sleep(rest);
+      }
+      while (begun.length > 0) await oneLess();
+    },
+  };
+}
+
 /** Port 7002: bulk from the guest. */
 async function source(traffic: Traffic): Promise<void> {
   const socket = await open(traffic, 7002);
-  const piece = 256 * 1024;
-  const rate = traffic.options.bytesPerSecond ?? 10_000_000;
   let ended = false;
   closedEarly(traffic, socket, () => ended);
-  let asked = 0;
-  let stop = false;
-  let more: (() => void) | undefined;
+  const { completed, run } = pieces(traffic, () => socket.write(`${PIECE_BYTES}\n`));
   socket.on("data", (chunk) => {
     const wrong = firstWrongByte(traffic.received, chunk as Buffer);
     if (wrong >= 0) traffic.fail(`wrong byte at position ${wrong}`);
     traffic.arrived(chunk.length);
-    if (traffic.received === asked) more?.();
+    while (traffic.answers < Math.floor(traffic.received / PIECE_BYTES)) completed();
   });
-  void untilEnd(traffic.options).then(() => {
-    stop = true;
-  });
-  while (!stop) {
-    const begun = performance.now();
-    asked += piece;
-    await new Promise<void>((resolve) => {
-      more = resolve;
-      socket.write(`${piece}\n`);
-    });
-    traffic.answers++;
-    traffic.latencies.push(performance.now() - begun);
-    const rest = (piece / rate) * 1000 - (performance.now() - begun);
-    if (rest > 0) await Bun.sleep(rest);
-  }
+  await run();
   ended = true;
   socket.end();
 }
 
 /** Port 7003: bulk to the guest. */
 async function sink(traffic: Traffic): Promise<void> {
-  const piece = 256 * 1024;
-  const rate = traffic.options.bytesPerSecond ?? 10_000_000;
   const socket = await open(traffic, 7003);
   let ended = false;
   closedEarly(traffic, socket, () => ended);
-  let stop = false;
-  let answered: ((text: string) => void) | undefined;
+  const { completed, run } = pieces(traffic, () => {
+    socket.write(`${PIECE_BYTES}\n`);
+    socket.write(patternBytes(traffic.sent, PIECE_BYTES));
+    traffic.sent += PIECE_BYTES;
+  });
+  let rest = "";
   socket.on("data", (chunk) => {
     traffic.arrived(chunk.length);
-    answered?.(chunk.toString());
+    const lines = (rest + chunk.toString()).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines) {
+      if (line !== `OK ${PIECE_BYTES}`) traffic.fail(`the guest answered ${JSON.stringify(line)}`);
+      completed();
+    }
   });
-  void untilEnd(traffic.options).then(() => {
-    stop = true;
-  });
-  while (!stop) {
-    const begun = performance.now();
-    const answer = await new Promise<string>((resolve) => {
-      answered = resolve;
-      socket.write(`${piece}\n`);
-      socket.write(patternBytes(traffic.sent, piece));
-    });
-    if (answer !== `OK ${piece}\n`) traffic.fail(`the guest answered ${JSON.stringify(answer)}`);
-    traffic.sent += piece;
-    traffic.answers++;
-    traffic.latencies.push(performance.now() - begun);
-    const rest = (piece / rate) * 1000 - (performance.now() - begun);
-    if (rest > 0) await Bun.sleep(rest);
-  }
+  await run();
   ended = true;
   socket.end();
 }
@@ -387,7 +402,8 @@ async function udp(traffic: Traffic): Promise<void> {
   }, traffic.options.pauseMs ?? 10);
   await untilEnd(traffic.options);
   clearInterval(timer);
-  await Bun.sleep(2_000);
+  const deadline = performance.now() + 2_000;
+  while (awaited.size > 0 && performance.now() < deadline) await Bun.sleep(20);
   traffic.lost = awaited.size;
   socket.close();
 }

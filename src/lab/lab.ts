@@ -118,7 +118,9 @@ export class Lab {
 
   /** Starts a lab and returns when its VM is protected (or runs, with proxy "none"). On an error all is taken down. */
   static async up(options: LabOptions, progress: LabProgress = () => undefined): Promise<Lab> {
-    if (!/^[a-z0-9]{1,16}$/.test(options.name)) throw new Error("a lab's name is 1-16 of a-z and 0-9");
+    if (!/^[a-z0-9][a-z0-9-]{0,15}$/.test(options.name)) {
+      throw new Error("a lab's name is 1-16 of a-z, 0-9 and -");
+    }
     const directory = Lab.directory(options.name);
     if (existsSync(directory)) {
       throw new Error(`lab "${options.name}" is up already; take it down first: colo-agent lab down`);

@@ -14,7 +14,7 @@ import { spawn } from "node:child_process";
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { QmpClient } from "../qmp/client.ts";
-import { tcgFlushPlugin } from "./tcg_flush.ts";
+import { tcgCheckpointPlugin } from "./tcg_checkpoint.ts";
 
 /** Block node names of a lab VM; the agent is configured with them. */
 export const LAB_NODES = {
@@ -51,7 +51,7 @@ export interface LabQemuOptions {
   netns?: string;
   /** `thread-name` and process title; default `lab-<role>`. */
   name?: string;
-  /** A QEMU plugin; startQemu() adds tcgFlushPlugin() where it is needed. */
+  /** A QEMU plugin; startQemu() adds tcgCheckpointPlugin() where it is needed. */
   plugin?: string;
   /** Put behind everything else. */
   extraArguments?: readonly string[];
@@ -204,8 +204,8 @@ export async function startQemu(options: LabQemuOptions, timeoutMs = 20_000): Pr
   if (options.role === "secondary" && options.diskPath !== undefined) await createOverlays(options, paths);
 
   // Under TCG only, and only where checkpoints are loaded: throwing translations away costs the guest some speed.
-  const needsFlush = options.role === "secondary" && (options.accelerator ?? "tcg") === "tcg";
-  const command = qemuCommand(needsFlush ? { plugin: tcgFlushPlugin(), ...options } : options);
+  const needsPlugin = options.role === "secondary" && (options.accelerator ?? "tcg") === "tcg";
+  const command = qemuCommand(needsPlugin ? { plugin: tcgCheckpointPlugin(), ...options } : options);
   const log = openSync(paths.log, "a");
   let exit: string | undefined;
   const child = spawn(command[0] as string, command.slice(1), {

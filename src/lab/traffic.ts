@@ -10,7 +10,12 @@ export class LabTraffic {
   readonly #child;
 
   /** `onReport` is called about every 100 ms. */
-  constructor(lab: Lab, kind: ClientKind, options: ClientOptions, onReport?: (report: ClientReport) => void) {
+  constructor(
+    lab: Pick<Lab, "namespaces">,
+    kind: ClientKind,
+    options: ClientOptions,
+    onReport?: (report: ClientReport) => void,
+  ) {
     const program = join(import.meta.dir, "client.ts");
     this.#child = Bun.spawn(
       [...inNamespace(lab.namespaces.client), process.execPath, program, kind, JSON.stringify(options)],

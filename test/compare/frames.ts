@@ -166,6 +166,10 @@ export interface TcpOptions extends WithoutMac<IpOptions> {
 }
 
 export function tcp(options: TcpOptions = {}): Uint8Array {
+  return ip(6, tcpSegment(options), options);
+}
+
+export function tcpSegment(options: TcpOptions = {}): Uint8Array {
   const { sourcePort = 80, destinationPort = 40000, seq = 0, ack, window = 64240, urgent = 0 } = options;
   const payload =
     typeof options.payload === "string" ? text(options.payload) : (options.payload ?? new Uint8Array(0));
@@ -182,7 +186,24 @@ export function tcp(options: TcpOptions = {}): Uint8Array {
     ...be16(options.checksum ?? 0),
     ...be16(urgent),
   ]);
-  return ip(6, concat(header, tcpOptions, payload), options);
+  return concat(header, tcpOptions, payload);
+}
+
+/** The fragments of an IP payload that is cut at these places, multiples of 8. */
+export function fragments(
+  protocol: number,
+  payload: Uint8Array,
+  cuts: number[],
+  options: WithoutMac<IpOptions> = {},
+): Uint8Array[] {
+  const places = [0, ...cuts, payload.length];
+  return places.slice(0, -1).map((from, i) =>
+    ip(protocol, payload.slice(from, places[i + 1]), {
+      ...options,
+      fragmentOffset: from / 8,
+      moreFragments: places[i + 1] < payload.length,
+    }),
+  );
 }
 
 /** The timestamp option with two bytes of padding in front (RFC 7323 appendix A). */

@@ -91,10 +91,8 @@ describe("divergence that must not pass", () => {
     const bench = new Bench();
     const bad = bench.p(ip(17, text("AAAAAAAA"), { fragmentOffset: 8 }));
     bench.s(ip(17, text("BBBBBBBB"), { fragmentOffset: 8 }));
-    expect(bench.comparer.stats.flows).toBe(1);
     expect(bench.isReleased(bad)).toBe(false);
-    bench.wait(300);
-    expect(bench.classes).toEqual(["missing_on_secondary"]);
+    expect(bench.classes).toEqual(["payload"]);
   });
 });
 

@@ -340,16 +340,36 @@ difference("datagram_order_ignored", "QEMU takes datagrams in any order", async 
   expect(ours.asked).toEqual(["payload"]);
 });
 
-difference("fragments_have_ports", "different fragments never meet in QEMU", async () => {
-  const { qemu, ours } = await play(["fragments_have_ports"], (script) => {
-    script.ip("primary", 17, "AAAA and so on", { fragmentOffset: 185 });
-    script.ip("secondary", 17, "BBBB and so on", { fragmentOffset: 185 });
-  });
-  expect(qemu.released).toEqual([]);
-  expect(qemu.asked).toEqual([]);
-  expect(ours.released).toEqual([]);
-  expect(ours.asked).toEqual(["payload"]);
-});
+difference(
+  "fragments_not_put_together",
+  "the same datagram, cut elsewhere, never matches in QEMU",
+  async () => {
+    const { qemu, ours } = await play(["fragments_not_put_together"], (script) => {
+      script.fragments("primary", "one datagram in two", 8);
+      script.fragments("secondary", "one datagram in two", 16);
+    });
+    expect(qemu.released).toEqual([]);
+    expect(qemu.asked).toEqual([0]);
+    expect(ours.released).toEqual([0, 1]);
+    expect(ours.asked).toEqual([]);
+  },
+);
+
+difference(
+  "fragments_not_put_together",
+  "a fragment leaves QEMU without the rest of its datagram",
+  async () => {
+    const { qemu, ours } = await play(["fragments_not_put_together"], (script) => {
+      script.fragments("primary", "beginning AAAA", 16);
+      script.fragments("secondary", "beginning BBBB", 16);
+    });
+    expect(qemu.released).toEqual([0]);
+    // The first bytes of the other fragment are ports to QEMU, so the two never meet.
+    expect(qemu.asked).toEqual([]);
+    expect(ours.released).toEqual([]);
+    expect(ours.asked).toEqual(["payload"]);
+  },
+);
 
 difference("datagrams_reversed", "QEMU's checkpoint turns datagrams round", async () => {
   const { qemu, ours } = await play(["datagrams_reversed"], (script) => {

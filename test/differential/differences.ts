@@ -38,7 +38,8 @@ export type Discrepancy =
    */
   | { kind: "order"; first: Content; second: Content; atCheckpoint: boolean };
 
-type Predicate = (d: Discrepancy) => boolean;
+/** `hasFragments`: datagrams of the flow have come in fragments. */
+type Predicate = (d: Discrepancy, hasFragments: boolean) => boolean;
 
 export const DIFFERENCES = {
   /** IPv6, VLAN and everything else that is not plain IPv4 passes QEMU uncompared. */
@@ -148,8 +149,9 @@ export const DIFFERENCES = {
         !some(d.reasons, "missing", "different", "acknowledgement", "reset"))),
 
   /** A datagram ahead of its counterpart is a mismatch at once. */
-  early_datagram_is_mismatch: (d) =>
+  early_datagram_is_mismatch: (d, hasFragments) =>
     (d.kind === "qemu_asked" &&
+      !hasFragments &&
       d.ask.rule === "no_equal_datagram" &&
       !d.ask.headerOnly &&
       !d.reasons.has("different")) ||
@@ -169,10 +171,20 @@ export const DIFFERENCES = {
     (d.kind === "we_asked" && d.sentElsewhere) ||
     (d.kind === "qemu_released" && d.release.rule === "datagram" && some(d.reasons, "behind", "different")),
 
-  /** The first bytes of a later fragment are taken for ports, so that different fragments never meet. */
-  fragments_have_ports: (d) =>
-    d.kind === "we_asked" &&
-    all(d.views, (view) => view.wait?.why === "secondary_empty" && isLaterFragment(view.wait.frame.frame)),
+  /** Fragments are compared one by one, each in a connection whose ports are its first bytes. */
+  fragments_not_put_together: (d, hasFragments) => {
+    if (!hasFragments) return false;
+    if (d.kind === "qemu_released") {
+      return (
+        d.release.rule === "datagram" &&
+        some(d.reasons, "incomplete", "missing", "different", "behind") &&
+        !d.reasons.has("diverged")
+      );
+    }
+    if (d.kind === "we_released") return d.qemu.wait !== undefined;
+    if (d.kind === "qemu_asked") return d.ask.rule === "no_equal_datagram" && !d.reasons.has("different");
+    return d.kind === "we_asked" && all(d.views, (view) => view.content.kind === "datagram");
+  },
 
   /** Datagrams leave last in, first out. */
   datagrams_reversed: (d) => d.kind === "order" && d.first.kind === "datagram" && sameFlow(d),
@@ -183,9 +195,9 @@ export const DIFFERENCES = {
 
 export type DifferenceName = keyof typeof DIFFERENCES;
 
-export function explain(discrepancy: Discrepancy): DifferenceName[] {
+export function explain(discrepancy: Discrepancy, hasFragments: boolean): DifferenceName[] {
   const names = Object.keys(DIFFERENCES) as DifferenceName[];
-  return names.filter((name) => (DIFFERENCES[name] as Predicate)(discrepancy));
+  return names.filter((name) => (DIFFERENCES[name] as Predicate)(discrepancy, hasFragments));
 }
 
 /** For people. */
@@ -233,10 +245,6 @@ function isCompared(release: Release): boolean {
 function hasFlag(content: Content): boolean {
   if (content.kind !== "tcp") return false;
   return content.reset || content.values.includes(SYN_VALUE) || content.values.includes(FIN_VALUE);
-}
-
-function isLaterFragment(frame: Uint8Array): boolean {
-  return (((frame[20] & 0x1f) << 8) | frame[21]) !== 0;
 }
 
 function sameFlow(d: { first: Content; second: Content }): boolean {

@@ -16,6 +16,7 @@ import {
   text,
   timestamps,
   udp,
+  udpDatagram,
 } from "../compare/frames.ts";
 import { Random } from "../compare/simulation.ts";
 import { type Content, FIN_VALUE, type FrameStep, type Side, type Step, SYN_VALUE } from "./sequence.ts";
@@ -97,6 +98,8 @@ interface DatagramScript {
   kind: "datagram";
   network: Network;
   make: (payload: string, network: Network, vary: number) => Uint8Array;
+  /** Datagrams come in fragments. */
+  fragments: boolean;
   primary: number;
   secondary: number;
   total: number;
@@ -114,7 +117,7 @@ interface Network extends EthernetOptions {
 
 interface InFlight {
   step: FrameStep;
-  /** Nothing overtakes the start of a connection. */
+  /** Nothing overtakes the start of a connection, a reset, or a fragment. */
   fixed: boolean;
 }
 
@@ -182,13 +185,15 @@ export class Generator {
     const total = 1 + random.below(8);
     const divergesAt =
       this.has.diverge && random.chance(0.7) ? random.below(total) : Number.POSITIVE_INFINITY;
-    const makers = [makeUdp, makeUdp, makeUdp, makeIcmp, makeTunnelled, makeFragment];
+    const makers = [makeUdp, makeUdp, makeUdp, makeIcmp, makeTunnelled];
     const make = makers[random.below(makers.length)];
-    const version = make === makeUdp && random.chance(0.15) ? 6 : 4;
+    const fragments = make === makeUdp && random.chance(0.25);
+    const version = make === makeUdp && !fragments && random.chance(0.15) ? 6 : 4;
     return {
       kind: "datagram",
       network: { ...network, version },
       make,
+      fragments,
       primary: 0,
       secondary: 0,
       total,
@@ -270,8 +275,39 @@ export class Generator {
     // Other protocols are compared by QEMU with their IP headers.
     if (script.make === makeTunnelled && !has.vary) network.identification = 1;
     const vary = has.vary ? random.below(0x10000) : 0;
+    if (script.fragments) {
+      this.speakFragments(flow, side, payload, network, vary);
+      return;
+    }
     const frame = script.make(payload, network, vary);
     this.queue(side, frame, { kind: "datagram", flow, payload });
+  }
+
+  /** A UDP datagram in two fragments; if the two VMs cut differently, at any place, or whole. */
+  private speakFragments(
+    flow: number,
+    side: Side,
+    payload: string,
+    network: Network,
+    checksum: number,
+  ): void {
+    const { random, has } = this;
+    const bytes = udpDatagram(payload, { ...network, checksum });
+    const cut = has.resegment ? 8 * random.below(3) : 8;
+    if (cut === 0) {
+      this.queue(side, ip(17, bytes, network), { kind: "datagram", flow, payload });
+      return;
+    }
+    const parts = [
+      { from: 0, to: cut },
+      { from: cut, to: bytes.length },
+    ];
+    for (const { from, to } of parts) {
+      const place = { fragmentOffset: from / 8, moreFragments: to < bytes.length };
+      const fragment = { datagram: network.identification, from, to, of: bytes.length };
+      const frame = ip(17, bytes.subarray(from, to), { ...network, ...place });
+      this.queue(side, frame, { kind: "datagram", flow, payload, fragment });
+    }
   }
 
   private speakTcp(script: TcpScript, flow: number, side: Side): void {
@@ -434,7 +470,9 @@ export class Generator {
   }
 
   private queue(side: Side, frame: Uint8Array, content: Content): void {
-    const fixed = content.kind === "tcp" && (content.from === 0 || content.reset);
+    // Fragments without a first one before them are not put together.
+    const fixed =
+      content.kind === "tcp" ? content.from === 0 || content.reset : content.fragment !== undefined;
     this.queues[side].push({ step: { side, frame, content }, fixed });
   }
 
@@ -487,10 +525,4 @@ function makeIcmp(payload: string, network: Network, vary: number): Uint8Array {
 /** GRE */
 function makeTunnelled(payload: string, network: Network): Uint8Array {
   return ip(47, text(`....${payload}`), network);
-}
-
-/** The second part of a datagram. Its first bytes are where others have their ports. */
-function makeFragment(payload: string, network: Network): Uint8Array {
-  const bytes = text(payload.length > 12 ? `more of ${payload}` : `part of ${payload}`);
-  return ip(17, bytes, { ...network, fragmentOffset: 185 });
 }

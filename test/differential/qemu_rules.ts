@@ -162,7 +162,9 @@ export class QemuRules {
     if (connection.blocked !== undefined && connection.secondary.length > 0) {
       return { why: "asked", ask: connection.blocked };
     }
-    return { why: "secondary_empty", frame, below: isBelow(connection, frame) };
+    // A mark that happens to be 0 is none to QEMU.
+    const below = connection.markConnection >= 0 && !isAfter(frame.end, connection.mark);
+    return { why: "secondary_empty", frame, below };
   }
 
   /** For which flaws the secondary's part of a primary frame that QEMU still holds was thrown away. */
@@ -368,7 +370,8 @@ function streamOf(waiting: Waiting): number {
 }
 
 function samePayload(a: Content, b: Content): boolean {
-  return a.kind === "datagram" && b.kind === "datagram" && a.payload === b.payload;
+  if (a.kind !== "datagram" || b.kind !== "datagram" || a.payload !== b.payload) return false;
+  return a.fragment?.from === b.fragment?.from && a.fragment?.to === b.fragment?.to;
 }
 
 function startsWith(bytes: Uint8Array, prefix: Uint8Array): boolean {

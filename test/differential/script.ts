@@ -1,5 +1,16 @@
 /** Writes short sequences by hand. */
-import { FIN, ip, RST, SYN, type TcpOptions, tcp, text, type UdpOptions, udp } from "../compare/frames.ts";
+import {
+  FIN,
+  ip,
+  RST,
+  SYN,
+  type TcpOptions,
+  tcp,
+  text,
+  type UdpOptions,
+  udp,
+  udpDatagram,
+} from "../compare/frames.ts";
 import { type Content, FIN_VALUE, type Side, type Step, SYN_VALUE } from "./sequence.ts";
 
 export interface SegmentOptions extends TcpOptions {
@@ -80,10 +91,24 @@ export class Script {
     return this.push(side, frame, { kind: "datagram", flow: 0, payload });
   }
 
-  /** Another IP protocol, or a fragment. */
+  /** Another IP protocol. */
   ip(side: Side, protocol: number, payload: string, options: UdpOptions = {}): number {
     const frame = ip(protocol, text(payload), { ...this.network, ...options });
     return this.push(side, frame, { kind: "datagram", flow: 0, payload });
+  }
+
+  /** A UDP datagram in two fragments, cut before byte `cut` (its header has 8), a multiple of 8. */
+  fragments(side: Side, payload: string, cut: number): number {
+    const bytes = udpDatagram(payload, this.network);
+    const datagram = this.identification++;
+    const network = { ...this.network, identification: datagram };
+    const first = ip(17, bytes.subarray(0, cut), { ...network, moreFragments: true });
+    const second = ip(17, bytes.subarray(cut), { ...network, fragmentOffset: cut / 8 });
+    const of = bytes.length;
+    const common = { kind: "datagram" as const, flow: 0, payload };
+    const slot = this.push(side, first, { ...common, fragment: { datagram, from: 0, to: cut, of } });
+    this.push(side, second, { ...common, fragment: { datagram, from: cut, to: of, of } });
+    return slot;
   }
 
   checkpoint(): void {

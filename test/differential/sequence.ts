@@ -29,8 +29,10 @@ export interface TcpContent {
 export interface DatagramContent {
   kind: "datagram";
   flow: number;
-  /** All that the receiver will see of it. */
+  /** All that the receiver will see of the datagram. */
   payload: string;
+  /** If the frame is a fragment: which bytes of which of its side's datagrams, and how many there are of it. */
+  fragment?: { datagram: number; from: number; to: number; of: number };
 }
 
 export type Content = TcpContent | DatagramContent;
@@ -59,7 +61,11 @@ export function describeSteps(steps: readonly Step[]): string {
 }
 
 function describeContent(content: Content): string {
-  if (content.kind === "datagram") return `flow ${content.flow} datagram ${JSON.stringify(content.payload)}`;
+  if (content.kind === "datagram") {
+    const { fragment } = content;
+    const part = fragment === undefined ? "" : ` [${fragment.from}, ${fragment.to}) of ${fragment.of}`;
+    return `flow ${content.flow} datagram ${JSON.stringify(content.payload)}${part}`;
+  }
   const { flow, connection, from, to, values, received, reset } = content;
   const names = [
     values.includes(SYN_VALUE) ? "SYN" : "",

@@ -210,11 +210,13 @@ class Run {
       if (byUs.has(slot) && release.rule !== "checkpoint") this.result.releasedTogether++;
       if (this.releasedByUs.has(slot)) continue;
       const reasons = truth.whyHeld(slot);
-      this.account({ kind: "qemu_released", slot, content: truth.contentOf(slot), release, reasons });
+      const content = truth.contentOf(slot);
+      this.account(content.flow, { kind: "qemu_released", slot, content, release, reasons });
     }
     for (const slot of ours) {
       if (this.releasedByQemu.has(slot)) continue;
-      this.account({ kind: "we_released", slot, qemu: this.viewOf(slot), covered: truth.isCovered(slot) });
+      const covered = truth.isCovered(slot);
+      this.account(truth.flowOf(slot), { kind: "we_released", slot, qemu: this.viewOf(slot), covered });
     }
   }
 
@@ -226,7 +228,7 @@ class Run {
       for (const second of common.slice(i + 1)) {
         if (place.get(first)! < place.get(second)!) continue;
         const contents = { first: truth.contentOf(first), second: truth.contentOf(second) };
-        this.account({ kind: "order", ...contents, atCheckpoint });
+        this.account(contents.first.flow, { kind: "order", ...contents, atCheckpoint });
       }
     }
   }
@@ -240,7 +242,7 @@ class Run {
     if (divergence !== undefined && firstOfQemu) this.result.askedTogether++;
     if (divergence !== undefined && ask === undefined && !askedByQemu.has(flow)) {
       const slots = truth.difference(flow) ?? [];
-      this.account({
+      this.account(flow, {
         kind: "we_asked",
         divergence,
         views: slots.map((slot) => this.viewOf(slot)),
@@ -250,7 +252,8 @@ class Run {
     if (divergence !== undefined) truth.diverged(flow);
     if (firstOfQemu && !weHadAsked && divergence === undefined) {
       const { slot } = ask;
-      this.account({ kind: "qemu_asked", ask, content: truth.contentOf(slot), reasons: truth.whyHeld(slot) });
+      const reasons = truth.whyHeld(slot);
+      this.account(flow, { kind: "qemu_asked", ask, content: truth.contentOf(slot), reasons });
     }
     if (ask !== undefined) askedByQemu.add(flow);
     for (const slot of truth.heldOf(flow)) {
@@ -270,8 +273,8 @@ class Run {
     };
   }
 
-  private account(discrepancy: Discrepancy): void {
-    const names = explain(discrepancy);
+  private account(flow: number, discrepancy: Discrepancy): void {
+    const names = explain(discrepancy, this.truth.hasFragments(flow));
     if (names.length === 0) {
       throw new Unexplained(`no documented difference explains ${describeDiscrepancy(discrepancy)}`);
     }

@@ -11,6 +11,7 @@ import {
   type DatagramContent,
   FIN_VALUE,
   type FrameStep,
+  type Side,
   type Step,
   type TcpContent,
 } from "./sequence.ts";
@@ -27,6 +28,8 @@ export type Reason =
   | "acknowledgement"
   /** The secondary has sent no such RST. */
   | "reset"
+  /** Other fragments of its datagram have not come yet. */
+  | "incomplete"
   /** An earlier frame of the flow waits. */
   | "behind"
   /** Something lower in its stream has not been compared. */
@@ -44,6 +47,7 @@ const FORBIDDING: readonly Reason[] = [
   "different",
   "acknowledgement",
   "reset",
+  "incomplete",
   "behind",
 ];
 
@@ -83,11 +87,14 @@ interface Flow {
   // Datagrams since the last checkpoint
   primary: string[];
   secondary: string[];
+  /** Fragments of datagrams that are not complete: which there are of each. */
+  fragments: Record<Side, Map<number, { bytes: number; slots: number[] }>>;
+  hasFragments: boolean;
 }
 
 interface Held {
   content: Content;
-  /** Datagrams: which one of its flow since the last checkpoint. */
+  /** Datagrams: which one of its flow since the last checkpoint, -1 while it is not complete. */
   index: number;
 }
 
@@ -100,16 +107,37 @@ export class Truth {
   add(step: FrameStep, slot: number): void {
     const { content, side } = step;
     const flow = this.flow(content.flow);
+    if (side === "primary") this.frames.set(slot, { content, index: -1 });
     if (content.kind === "datagram") {
-      flow[side].push(content.payload);
-    } else if (side === "primary") {
+      this.addDatagram(flow, side, content, slot);
+      return;
+    }
+    if (side === "primary") {
       this.addPrimary(flow, content);
     } else {
       addSecondary(streamOf(flow, content.connection), content);
     }
+    if (side === "primary") flow.held.push(slot);
+  }
+
+  /** A datagram takes its place when it is complete. */
+  private addDatagram(flow: Flow, side: Side, content: DatagramContent, slot: number): void {
+    let slots = [slot];
+    const { fragment } = content;
+    if (fragment !== undefined) {
+      flow.hasFragments = true;
+      const known = flow.fragments[side].get(fragment.datagram) ?? { bytes: 0, slots: [] };
+      known.bytes += fragment.to - fragment.from;
+      known.slots.push(slot);
+      flow.fragments[side].set(fragment.datagram, known);
+      if (known.bytes < fragment.of) return;
+      flow.fragments[side].delete(fragment.datagram);
+      slots = known.slots;
+    }
+    flow[side].push(content.payload);
     if (side === "secondary") return;
-    this.frames.set(slot, { content, index: flow.primary.length - 1 });
-    flow.held.push(slot);
+    for (const complete of slots) this.frames.get(complete)!.index = flow.primary.length - 1;
+    flow.held.push(...slots);
   }
 
   /** Everything held has been released. */
@@ -119,6 +147,7 @@ export class Truth {
       flow.held = [];
       flow.primary = [];
       flow.secondary = [];
+      flow.fragments = { primary: new Map(), secondary: new Map() };
       flow.streams.clear();
       flow.checkpointsClosed = flow.latest.closed ? flow.checkpointsClosed + 1 : 0;
       if (flow.checkpointsClosed >= 2) flow.latest = NOTHING;
@@ -162,6 +191,10 @@ export class Truth {
     const reasons = new Set<Reason>();
     if (flow.diverged) reasons.add("diverged");
     if (content.flow === this.divergingNow) reasons.add("diverged_now");
+    if (content.kind === "datagram" && index < 0) {
+      reasons.add("incomplete");
+      return reasons;
+    }
     if (flow.held[0] !== slot) reasons.add("behind");
     if (content.kind === "tcp") this.whyHeldTcp(flow, content, reasons);
     else this.whyHeldDatagram(flow, content, index, reasons);
@@ -174,6 +207,11 @@ export class Truth {
    */
   isUncertain(flow: number): boolean {
     return [...this.flow(flow).streams.values()].some((stream) => stream.lowered);
+  }
+
+  /** Whether datagrams of the flow have come in fragments, on either side. */
+  hasFragments(flow: number): boolean {
+    return this.flow(flow).hasFragments;
   }
 
   /** Whether a checkpoint covers a primary segment or the beginning of it. */
@@ -193,7 +231,7 @@ export class Truth {
     const { content, index } = this.frames.get(slot)!;
     if (content.kind !== "datagram") return false;
     const { primary, secondary } = this.flow(content.flow);
-    return secondary.includes(content.payload) || primary.includes(secondary[index]);
+    return index >= 0 && (secondary.includes(content.payload) || primary.includes(secondary[index]));
   }
 
   /**
@@ -310,6 +348,8 @@ export class Truth {
         checkpointsClosed: 0,
         primary: [],
         secondary: [],
+        fragments: { primary: new Map(), secondary: new Map() },
+        hasFragments: false,
       };
       this.flows.set(number, flow);
     }

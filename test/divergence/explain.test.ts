@@ -143,7 +143,8 @@ describe("the rule for a flow", () => {
     ["icmpv6 type 128 code 0 id 7 2001:2::2 > 2001:2::9", "icmpv6 2001:2::9"],
     ["ip protocol 47 198.18.0.2 > 198.18.0.9 vlan 12", "47 198.18.0.9"],
     ["udp fragments 198.18.0.2 > 198.18.0.9", "udp 198.18.0.9"],
-    ["udplite 198.18.0.2:40000 > 198.18.0.9:9000", "136 198.18.0.9"],
+    ["udplite 198.18.0.2:40000 > 198.18.0.9:9000", "136 198.18.0.9 port 9000"],
+    ["icmp type 8 code 0 id 7 2001:2::2 > 2001:2::9", undefined],
     ["frame ethertype 0x88cc 02:00:00:00:00:02 > 02:00:00:00:00:09", undefined],
     ["all flows", undefined],
   ])("%s", (flow, rule) => {
@@ -168,8 +169,7 @@ describe("bytes to ignore", () => {
 
   test("are all that differ, near ones together", () => {
     expect(rules("udp 198.18.0.2:7777 > 198.18.0.9:40000", 100, [10, 11, 14, 50])).toEqual([
-      "udp port 7777 bytes 10-14",
-      "udp port 7777 bytes 50-50",
+      "udp port 7777 bytes 10-14,50-50",
     ]);
   });
 

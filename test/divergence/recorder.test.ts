@@ -6,12 +6,24 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Comparer, parseRules, type RuleLines } from "../../src/compare/comparer.ts";
 import { evidenceOf } from "../../src/datapath/evidence.ts";
-import { explain } from "../../src/divergence/explain.ts";
+import { explain, explanationOf } from "../../src/divergence/explain.ts";
 import { DivergenceRecorder } from "../../src/divergence/recorder.ts";
 import { DivergenceStore } from "../../src/divergence/store.ts";
-import { concat, ethernet, ip, SYN, synOptions, tcp, text, udp } from "../compare/frames.ts";
-import { Bench } from "../compare/harness.ts";
+import {
+  concat,
+  ethernet,
+  icmp,
+  ip,
+  SYN,
+  synOptions,
+  type TcpOptions,
+  tcp,
+  text,
+  udp,
+} from "../compare/frames.ts";
+import { MS, memcmpOf, Records } from "../compare/harness.ts";
 import { parseFlow, TIME_MS } from "./records.ts";
 
 let directory: string;
@@ -28,26 +40,66 @@ afterEach(() => {
   rmSync(directory, { recursive: true, force: true });
 });
 
-/** Notes what the bench's comparer has found so far, as the worker and the primary's duty do. */
-function note(bench: Bench, epoch = 17): number[] {
-  return bench.divergences
-    .splice(0)
-    .map((found) => recorder.diverged(evidenceOf(found, bench.primary, bench.secondary), epoch, TIME_MS));
+/** A comparer over two rings, whose reports go the worker's and the primary's way to the store. */
+class Pair {
+  readonly ids: number[] = [];
+  readonly #primary = new Records(1 << 18, 0x7f00_0000_0000);
+  readonly #secondary = new Records(1 << 18, 0x7e00_0000_0000);
+  readonly #comparer: Comparer;
+  #nowNs = 1000 * MS;
+  #slots = 0;
+
+  constructor(lines: RuleLines = {}) {
+    this.#comparer = new Comparer({
+      primary: this.#primary,
+      secondary: this.#secondary,
+      memcmp: memcmpOf(this.#primary, this.#secondary),
+      maxWaitNs: 200 * MS,
+      rules: parseRules(lines),
+      sink: {
+        release: () => undefined,
+        finish: () => undefined,
+        diverged: (found) => {
+          const evidence = evidenceOf(found, this.#primary, this.#secondary);
+          this.ids.push(recorder.diverged(evidence, 17, TIME_MS));
+          // As a ring does soon after.
+          for (const [ring, offset] of [
+            [this.#primary, found.primaryOffset],
+            [this.#secondary, found.secondaryOffset],
+          ] as const) {
+            if (offset !== undefined) ring.spoil(offset);
+          }
+        },
+      },
+    });
+  }
+
+  primary(frame: Uint8Array): void {
+    this.#comparer.addPrimary(this.#slots++, this.#primary.put(frame, this.#nowNs++, 0));
+  }
+
+  secondary(frame: Uint8Array): void {
+    this.#comparer.addSecondary(this.#slots++, this.#secondary.put(frame, this.#nowNs++, 0));
+  }
+
+  wait(ms: number): void {
+    this.#nowNs += ms * MS;
+    this.#comparer.expire(this.#nowNs);
+  }
 }
 
 describe("what the comparer finds", () => {
   test("in a TCP stream is kept with both frames and the place of the difference", () => {
-    const bench = new Bench();
+    const pair = new Pair();
     const open = { seq: 99, flags: SYN, options: synOptions(1460, 7) };
-    for (const side of ["p", "s"] as const) bench[side](tcp({ ...open }));
+    for (const side of ["primary", "secondary"] as const) pair[side](tcp({ ...open }));
     // Cut differently: the difference is at another offset in each frame.
     const primary = tcp({ seq: 100, ack: 1, payload: "hello world" });
-    bench.p(primary);
-    bench.s(tcp({ seq: 100, ack: 1, payload: "hello " }));
+    pair.primary(primary);
+    pair.secondary(tcp({ seq: 100, ack: 1, payload: "hello " }));
     const secondary = tcp({ seq: 106, ack: 1, payload: "wOrld" });
-    bench.s(secondary);
-    const [id] = note(bench);
-    const kept = store.get(id!)!;
+    pair.secondary(secondary);
+    const kept = store.get(pair.ids[0]!)!;
     expect(kept).toMatchObject({
       class: "payload",
       streamOffset: 7,
@@ -61,22 +113,22 @@ describe("what the comparer finds", () => {
   });
 
   test("in a datagram, shorter on one side, is marked from where it ends", () => {
-    const bench = new Bench();
-    bench.p(udp("same, and more"));
-    bench.s(udp("same"));
-    const kept = store.get(note(bench)[0]!)!;
+    const pair = new Pair();
+    pair.primary(udp("same, and more"));
+    pair.secondary(udp("same"));
+    const kept = store.get(pair.ids[0]!)!;
     expect(kept.class).toBe("length");
     const view = explain(kept);
-    expect(view).toContain("73 61 6d 65[2c 20 61 6e] same, an");
-    expect(view).toContain("73 61 6d 65[           ] same");
+    expect(view).toContain("002e[2c 20 61 6e 64 20 6d 6f] , and mo       [                       ]");
+    expect(kept.difference).toEqual({ primaryFrameOffset: 46, secondaryFrameOffset: 46 });
   });
 
   test("missing on one side is kept with the other's frame", () => {
-    const bench = new Bench({ maxWaitNs: 200e6 });
+    const pair = new Pair();
     const frame = udp("alone");
-    bench.p(frame);
-    bench.wait(250);
-    const kept = store.get(note(bench)[0]!)!;
+    pair.primary(frame);
+    pair.wait(250);
+    const kept = store.get(pair.ids[0]!)!;
     expect(kept.class).toBe("missing_on_secondary");
     expect(kept.primaryFrame).toEqual(frame);
     expect(kept.secondaryFrame).toBeUndefined();
@@ -84,17 +136,17 @@ describe("what the comparer finds", () => {
   });
 
   test("far back in a large segment is kept cut, with what is around it", () => {
-    const bench = new Bench();
+    const pair = new Pair();
     const payload = (changed: number) => {
       const bytes = new Uint8Array(60_000).fill(7);
       bytes[50_000] = changed;
       return bytes;
     };
-    bench.p(tcp({ seq: 99, flags: SYN }));
-    bench.s(tcp({ seq: 99, flags: SYN }));
-    bench.p(tcp({ seq: 100, ack: 1, payload: payload(0xaa) }));
-    bench.s(tcp({ seq: 100, ack: 1, payload: payload(0xbb) }));
-    const kept = store.get(note(bench)[0]!)!;
+    pair.primary(tcp({ seq: 99, flags: SYN }));
+    pair.secondary(tcp({ seq: 99, flags: SYN }));
+    pair.primary(tcp({ seq: 100, ack: 1, payload: payload(0xaa) }));
+    pair.secondary(tcp({ seq: 100, ack: 1, payload: payload(0xbb) }));
+    const kept = store.get(pair.ids[0]!)!;
     expect(kept.primaryFrame).toHaveLength(2048);
     expect(kept.primaryCut?.frameBytes).toBe(60_054);
     expect(explain(kept)).toMatch(/c386\[aa\]07.*c386\[bb\]07/);
@@ -114,17 +166,62 @@ describe("what the comparer finds", () => {
       ip(1, concat(Uint8Array.from([8, 0, 0, 0, 0, 7, 0, 1]), text(payload))),
       ethernet(0x88cc, text(payload)),
     ];
-    const bench = new Bench();
+    const pair = new Pair();
     const [primary, secondary] = [pairs("payload one"), pairs("payload two")];
     for (let i = 0; i < primary.length; i++) {
-      bench.p(primary[i]!);
-      bench.s(secondary[i]!);
+      pair.primary(primary[i]!);
+      pair.secondary(secondary[i]!);
     }
-    expect(bench.divergences).toHaveLength(primary.length);
-    for (const id of note(bench)) {
+    expect(pair.ids).toHaveLength(primary.length);
+    for (const id of pair.ids) {
       const { flow } = store.get(id)!;
       expect(flow).toEqual(parseFlow(flow.text));
     }
+  });
+});
+
+describe("the advice, followed,", () => {
+  const pairs: Record<string, (variant: number) => Uint8Array> = {
+    "udp, the VM serves": (n) => udp(`answer ${n}`, { sourcePort: 7777 }),
+    "udp, the VM is the client": (n) => udp(`query ${n}`, { sourcePort: 40000, destinationPort: 7777 }),
+    "a DNS query": (n) => udp(`${n}${n} query`, { sourcePort: 40000, destinationPort: 53 }),
+    "udp over IPv6": (n) => udp(`answer ${n}`, { sourcePort: 40000, destinationPort: 9, version: 6 }),
+    "tcp, the VM serves": (n) => stream(n, { sourcePort: 9000 }),
+    "tcp, the VM is the client": (n) => stream(n, { sourcePort: 40000, destinationPort: 9000, version: 6 }),
+    "a ping": (n) => icmp(`ping ${n}`),
+    "a ping over IPv6": (n) => icmp(`ping ${n}`, { version: 6 }),
+    "another IP protocol": (n) => ip(47, text(`gre ${n}`)),
+    sctp: (n) => ip(132, concat(Uint8Array.from([0, 80, 1, 2, 0, 0, 0, 9, 0, 0, 0, 0]), text(`${n}`))),
+    udplite: (n) => ip(136, concat(Uint8Array.from([0, 80, 1, 2, 0, 8, 0, 0]), text(`${n}`))),
+    "a fragment": (n) => udp(`fragment ${n}`, { fragmentOffset: 3, moreFragments: true }),
+  };
+
+  /** Variant 0 opens the connection. */
+  function stream(n: number, options: TcpOptions): Uint8Array {
+    return n === 0
+      ? tcp({ seq: 0, flags: SYN, ...options })
+      : tcp({ seq: 1, ack: 1, payload: `${n}`, ...options });
+  }
+
+  /** Both sides send variant 0, then they differ, before a comparer with these rules. Returns the numbers of what it finds. */
+  function compare(frameOf: (variant: number) => Uint8Array, lines: RuleLines = {}): number[] {
+    const pair = new Pair(lines);
+    pair.primary(frameOf(0));
+    pair.secondary(frameOf(0));
+    pair.primary(frameOf(1));
+    pair.secondary(frameOf(2));
+    pair.wait(250);
+    return pair.ids;
+  }
+
+  test.each(Object.keys(pairs))("ends divergences of %s", (name) => {
+    const [id] = compare(pairs[name]!);
+    const { passthrough, ignore } = explanationOf(store.get(id!)!);
+    expect(compare(pairs[name]!, { passthrough: [passthrough!] })).toEqual([]);
+    // And is no rule for everything.
+    expect(compare((n) => ip(89, text(`other ${n}`)), { passthrough: [passthrough!] })).toHaveLength(1);
+    if (ignore.length > 0) expect(compare(pairs[name]!, { ignore })).toEqual([]);
+    expect(ignore.length > 0).toBe(name.includes("udp,") || name.includes("DNS") || name === "udp over IPv6");
   });
 });
 

@@ -2,7 +2,7 @@
 import { afterAll, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { compileCommand, tcgFlushPlugin } from "../../src/lab/tcg_flush.ts";
+import { compileCommand, tcgCheckpointPlugin } from "../../src/lab/tcg_checkpoint.ts";
 import { checkpoint, protect, removeTestDirectory, type Side, startSide, testDirectory } from "./pair.ts";
 
 afterAll(removeTestDirectory);
@@ -39,7 +39,7 @@ test("a guest whose code changes all the time survives checkpoints", async () =>
 }, 60_000);
 
 test("the plugin is built once", () => {
-  const path = tcgFlushPlugin();
-  expect(tcgFlushPlugin()).toBe(path);
+  const path = tcgCheckpointPlugin();
+  expect(tcgCheckpointPlugin()).toBe(path);
   expect(compileCommand("clang", "a.c", "a.so").slice(-3)).toEqual(["-o", "a.so", "a.c"]);
 });

@@ -1,0 +1,140 @@
+/**
+ * `bench checkpoint`: how long the VM stands still for a checkpoint, on both hosts, idle and while the guest changes memory.
+ * The agents' way against QEMU's own: an ordinary TCP migration with QEMU's parameters and its timer, no proxy, between
+ * the same namespaces. Both checkpoint at the same period, so that about as much memory has been changed each time.
+ */
+import { requireRoot } from "../cli/root.ts";
+import { Lab } from "../lab/lab.ts";
+import { GUEST_IPV4, inNamespace, type LabNamespaces } from "../lab/network.ts";
+import { withLabs } from "./leftovers.ts";
+import { PauseWatch } from "./pauses.ts";
+import { QemuPair } from "./qemu_pair.ts";
+import { type Bench, type BenchContext, median, ResultSet, type Subject } from "./result.ts";
+
+const NAME = "bench-cp";
+const MEMORY_MIB = 256;
+const PERIOD_MS = 250;
+const CHECKPOINTS = 15;
+const CHECKPOINTS_QUICK = 4;
+/** Left out of the figures after a change of the guest's work. */
+const SETTLE_CHECKPOINTS = 2;
+const TIMEOUT_MS = 60_000;
+const MEMORY_PORT = 7007;
+const RATES_MIB_S = [0, 16, 64] as const;
+
+interface RunningPair {
+  namespaces: LabNamespaces;
+  qmp: { primary: string; secondary: string };
+  down(): Promise<void>;
+}
+
+const SUBJECTS: readonly { subject: Subject; up(progress: (step: string) => void): Promise<RunningPair> }[] =
+  [
+    { subject: "qemu", up: qemuAlone },
+    { subject: "colo-agent", up: withAgents },
+  ];
+
+export const benchCheckpoint: Bench = async (context) => {
+  requireRoot("run this benchmark");
+  const results = new ResultSet("checkpoint");
+  const repetitions = context.quick ? 1 : context.runs;
+  await withLabs([NAME], async () => {
+    for (let repetition = 1; repetition <= repetitions; repetition++) {
+      for (const { subject, up } of SUBJECTS) {
+        const where = `${subject}, ${repetition} of ${repetitions}`;
+        const pair = await up((step) => context.progress(`${where}: ${step}`));
+        try {
+          await measurePair(context, results, subject, pair, where);
+        } finally {
+          await pair.down();
+        }
+      }
+    }
+  });
+  return results.toJson();
+};
+
+async function qemuAlone(progress: (step: string) => void): Promise<RunningPair> {
+  const pair = await QemuPair.up(
+    { name: NAME, memoryMib: MEMORY_MIB, proxy: false, checkpointDelayMs: PERIOD_MS },
+    progress,
+  );
+  return {
+    namespaces: pair.namespaces,
+    qmp: { primary: pair.spareQmp("a"), secondary: pair.spareQmp("b") },
+    down: () => pair.down(),
+  };
+}
+
+async function withAgents(progress: (step: string) => void): Promise<RunningPair> {
+  const lab = await Lab.up(
+    {
+      name: NAME,
+      memoryMib: MEMORY_MIB,
+      proxy: "agent",
+      vmConfig: `checkpoint = { period_ms = ${PERIOD_MS} }`,
+    },
+    progress,
+  );
+  return {
+    namespaces: lab.namespaces,
+    qmp: { primary: lab.host("a").qmp!, secondary: lab.host("b").qmp! },
+    down: async () => void (await Lab.down(NAME)),
+  };
+}
+
+async function measurePair(
+  context: BenchContext,
+  results: ResultSet,
+  subject: Subject,
+  pair: RunningPair,
+  where: string,
+): Promise<void> {
+  const primary = await PauseWatch.open(pair.qmp.primary);
+  const secondary = await PauseWatch.open(pair.qmp.secondary);
+  const count = context.quick ? CHECKPOINTS_QUICK : CHECKPOINTS;
+  try {
+    for (const rate of RATES_MIB_S) {
+      const name = rate === 0 ? "idle" : `${rate} MiB/s changed`;
+      context.progress(`${where}: ${name}`);
+      if (rate > 0) await setDirtyRate(pair.namespaces, rate);
+      primary.clear();
+      await primary.until(SETTLE_CHECKPOINTS, TIMEOUT_MS);
+      primary.clear();
+      secondary.clear();
+      await Promise.all([primary.until(count, TIMEOUT_MS), secondary.until(count, TIMEOUT_MS)]);
+      for (const [side, watch] of [
+        ["primary", primary],
+        ["secondary", secondary],
+      ] as const) {
+        const lengths = watch.lengthsMs().slice(0, count);
+        const key = { case: name, subject, unit: "ms" };
+        results.add({ ...key, metric: `${side} stopped` }, median(lengths));
+        results.add({ ...key, metric: `${side} stopped, longest` }, Math.max(...lengths));
+      }
+    }
+  } finally {
+    primary.close();
+    secondary.close();
+  }
+}
+
+/** Tells the guest how much memory to change from now on; a program of the client's namespace does it. */
+async function setDirtyRate(namespaces: LabNamespaces, mibPerSecond: number): Promise<void> {
+  const program = `
+    const socket = require("node:net").connect(${MEMORY_PORT}, "${GUEST_IPV4}");
+    socket.on("data", (answer) => { process.stdout.write(answer); process.exit(0); });
+    socket.on("error", (error) => { process.stderr.write(error.message); process.exit(1); });
+    socket.write("DIRTYRATE ${mibPerSecond}\\n");`;
+  const child = Bun.spawn([...inNamespace(namespaces.client), process.execPath, "-e", program], {
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+    timeout: TIMEOUT_MS,
+  });
+  const [answer, complaint] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+  ]);
+  if (answer !== "DONE\n") throw new Error(`the guest did not take DIRTYRATE: ${answer}${complaint}`);
+}

@@ -1,0 +1,244 @@
+/**
+ * Comparison and release with everything real but the two VMs: frames written into two taps lie in the packet rings
+ * (held there by the BPF programs), the loop of the data-path worker compares them and sends them back through the
+ * injection pair, and they count when the bridge hands them to its far port.
+ *
+ * The second tap stands in for the secondary's tunnel: its frames are recorded by the same program into a ring of the
+ * same kind. The rings are filled before the clock starts, so that the machine's cores are left to what is measured.
+ */
+import { readFileSync } from "node:fs";
+import { Comparer } from "../compare/comparer.ts";
+import { DataPlane } from "../ffi/data_plane.ts";
+import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET, ROLE } from "../ffi/layout.ts";
+import { bootTimeNs, bootTimeNsNumber, ifindex, Mapping, memcmp } from "../ffi/libc.ts";
+import { inNamespace } from "../ffi/netns.ts";
+import { PacketSocket } from "../ffi/packet_socket.ts";
+import { Ring } from "../ffi/ring.ts";
+import { Tap } from "../ffi/tap.ts";
+import { bpfObject } from "../lab/assets.ts";
+import { addNamespace, ip, pinDirectory, removeNamespace } from "./network.ts";
+import { recordStride } from "./record_memory.ts";
+import type { Traffic } from "./traffic.ts";
+import { measureUsage, type Usage } from "./usage.ts";
+
+/** The worker's (src/datapath/worker.ts). */
+const BATCH_RECORDS = 256;
+const SEND_BATCH = 64;
+const RING_BYTES = 64 * 1024 * 1024;
+const ARRIVAL_TIMEOUT_MS = 10_000;
+const MARKS = { injectMark: 0xc0b0_0001, deliverMark: 0xc0b0_0002, replayMark: 0xc0b0_0003 };
+
+/** One held VM: a tap whose output goes to a ring. */
+class HeldTap {
+  readonly plane: DataPlane;
+  readonly ring: Ring;
+  readonly #tap: Tap;
+
+  /** In the namespace that this thread is in. */
+  constructor(readonly name: string) {
+    this.#tap = new Tap(name);
+    const tapIfindex = ifindex(name);
+    // Nothing ever arrives at this end of the pair: it does for the tunnel that there is not.
+    const tunnelIfindex = ifindex(`${name}-inject0`);
+    const injectPeerIfindex = ifindex(`${name}-inject1`);
+    this.plane = DataPlane.load({
+      objectPath: bpfObject(),
+      pinDirectory: pinDirectory(name),
+      settings: { tapIfindex, tunnelIfindex, peerIpv4: 0xc612_0001, tunnelId: 1, ...MARKS },
+      ringBytes: RING_BYTES,
+    });
+    try {
+      this.plane.attach({ tapIfindex, tunnelIfindex, injectPeerIfindex });
+      this.plane.state.leaseDeadlineNs = bootTimeNs() + 86_400_000_000_000n;
+      this.plane.state.role = ROLE.PRIMARY;
+      this.ring = new Ring(this.plane.ringFds.primary, this.plane.ringBytes.primary);
+    } catch (error) {
+      this.plane.close();
+      DataPlane.remove(pinDirectory(name), []);
+      throw error;
+    }
+  }
+
+  /** The VM sends all segments of `traffic`. */
+  send(traffic: Traffic, buffer: Mapping, streamStart: number): void {
+    const bytes = new Uint8Array(buffer.buffer);
+    const view = new DataView(buffer.buffer);
+    traffic.lay(bytes, 0);
+    for (let i = 0; i < traffic.count; i++) {
+      this.#tap.writeFrom(buffer.address, traffic.patch(view, 0, i, streamStart));
+    }
+  }
+
+  close(): void {
+    this.ring.close();
+    this.plane.close();
+    DataPlane.remove(pinDirectory(this.name), []);
+    this.#tap.close();
+  }
+}
+
+/** How many rounds of a case fit into a ring, with some room to spare. */
+export function roundsPerRing(sendBytesMax: number, flows: number, framesMax: number): number {
+  const frames = Math.min(framesMax, Math.floor((RING_BYTES * 0.95) / recordStride(sendBytesMax)));
+  return Math.max(1, Math.floor(frames / flows));
+}
+
+export class ReleaseBench {
+  readonly #namespace: string;
+  readonly #primary: HeldTap;
+  readonly #secondary: HeldTap;
+  readonly #inject: PacketSocket;
+  readonly #comparer: Comparer;
+  readonly #buffer = new Mapping(128 * 1024);
+  readonly #queued = new Int32Array(SEND_BATCH);
+  #queuedCount = 0;
+  #nowNs = 0;
+  #heldNs = 0;
+  #divergence: string | undefined;
+  #streamStart = 0;
+
+  constructor() {
+    this.#namespace = addNamespace("release");
+    try {
+      const n = this.#namespace;
+      for (const name of ["vmp", "vms"]) {
+        ip(`-n ${n} link add ${name}-inject0 mtu 1504 type veth peer name ${name}-inject1 mtu 1504`);
+        for (const end of ["inject0", "inject1"]) ip(`-n ${n} link set ${name}-${end} up`);
+      }
+      ip(`-n ${n} link add far type veth peer name beyond`);
+      ip(`-n ${n} link add br0 type bridge mcast_snooping 0`);
+      [this.#primary, this.#secondary, this.#inject] = inNamespace(n, () => {
+        const primary = new HeldTap("vmp");
+        return [primary, new HeldTap("vms"), new PacketSocket(ifindex("vmp-inject0"))];
+      });
+      ip(`-n ${n} link set vmp master br0`);
+      ip(`-n ${n} link set far master br0`);
+      for (const name of ["vmp", "vms", "far", "beyond", "br0"]) ip(`-n ${n} link set ${name} up`);
+    } catch (error) {
+      removeNamespace("release");
+      throw error;
+    }
+    this.#comparer = new Comparer({
+      primary: this.#primary.ring,
+      secondary: this.#secondary.ring,
+      memcmp,
+      sink: {
+        release: (slot) => this.#release(slot),
+        finish: (slot) => this.#secondary.ring.done(slot),
+        diverged: (divergence) => {
+          this.#divergence ??= `${divergence.class}: ${divergence.detail}`;
+        },
+      },
+      maxWaitNs: 3_600e9,
+    });
+  }
+
+  /** Holds what both VMs send, then compares and releases it. */
+  compareAndRelease(primary: Traffic, secondary: Traffic, streamBytes: number): Usage {
+    this.#primary.send(primary, this.#buffer, this.#streamStart);
+    this.#secondary.send(secondary, this.#buffer, this.#streamStart);
+    this.#streamStart += streamBytes;
+    const usage = this.#untilArrived(primary.count, () => {
+      for (let work = 1; work > 0; ) {
+        this.#nowNs = bootTimeNsNumber();
+        work = this.#drainSecondary() + this.#drainPrimary();
+        this.#flush();
+      }
+    });
+    if (this.#divergence !== undefined) throw new Error(`Equal frames diverged: ${this.#divergence}.`);
+    // What is sent in between is not compared: the next run's streams do not continue this one's.
+    this.#comparer.releaseAll();
+    return usage;
+  }
+
+  /** The limit: holds what one VM sends, then releases it unseen. */
+  release(traffic: Traffic, streamBytes: number): Usage {
+    this.#primary.send(traffic, this.#buffer, this.#streamStart);
+    this.#streamStart += streamBytes;
+    const { ring } = this.#primary;
+    return this.#untilArrived(traffic.count, () => {
+      for (let slot = ring.next(); slot >= 0; slot = ring.next()) this.#release(slot);
+      this.#flush();
+    });
+  }
+
+  close(): void {
+    this.#inject.close();
+    this.#primary.close();
+    this.#secondary.close();
+    this.#buffer.close();
+    removeNamespace("release");
+  }
+
+  #untilArrived(packets: number, run: () => void): Usage {
+    const before = this.#arrived();
+    const held =
+      this.#primary.plane.counters().hold_ring_full + this.#secondary.plane.counters().hold_ring_full;
+    if (held > 0) throw new Error(`${held} frames found a full ring.`);
+    return measureUsage(() => {
+      run();
+      const deadline = performance.now() + ARRIVAL_TIMEOUT_MS;
+      while (this.#arrived() - before < packets) {
+        if (performance.now() > deadline) {
+          const missing = packets - (this.#arrived() - before);
+          throw new Error(
+            `${missing} of ${packets} frames have not arrived (${this.#inject.failed} not sent).`,
+          );
+        }
+      }
+    });
+  }
+
+  /** Frames that the bridge has handed to its far port. */
+  #arrived(): number {
+    const text = inNamespace(this.#namespace, () => readFileSync("/proc/thread-self/net/dev", "latin1"));
+    // receive: bytes packets errs drop fifo frame compressed multicast; transmit: bytes packets ...
+    const fields = /^\s*far:\s*(.*)$/m.exec(text)?.[1]?.split(/\s+/);
+    return Number(fields?.[9]);
+  }
+
+  #drainPrimary(): number {
+    const { ring } = this.#primary;
+    let count = 0;
+    for (; count < BATCH_RECORDS; count++) {
+      const slot = ring.next();
+      if (slot < 0) break;
+      this.#comparer.addPrimary(slot, ring.offset(slot));
+    }
+    return count;
+  }
+
+  #drainSecondary(): number {
+    const { ring } = this.#secondary;
+    let count = 0;
+    for (; count < BATCH_RECORDS; count++) {
+      const slot = ring.next();
+      if (slot < 0) break;
+      this.#comparer.addSecondary(slot, ring.offset(slot));
+    }
+    return count;
+  }
+
+  #release(slot: number): void {
+    const { ring } = this.#primary;
+    const { view } = ring;
+    const offset = ring.offset(slot);
+    // The worker keeps a histogram of it.
+    const sinceNs =
+      view.getUint32(offset + RECORD.time_ns, true) +
+      view.getUint32(offset + RECORD.time_ns + 4, true) * 2 ** 32;
+    this.#heldNs += this.#nowNs - sinceNs;
+    const bytes =
+      RECORD_HEADER_BYTES - RECORD_SEND_OFFSET + view.getUint32(offset + RECORD.frame_bytes, true);
+    this.#inject.queue(ring.address + offset + RECORD_SEND_OFFSET, bytes);
+    this.#queued[this.#queuedCount++] = slot;
+    if (this.#queuedCount === SEND_BATCH) this.#flush();
+  }
+
+  #flush(): void {
+    if (this.#queuedCount === 0) return;
+    this.#inject.flush();
+    for (let i = 0; i < this.#queuedCount; i++) this.#primary.ring.done(this.#queued[i]);
+    this.#queuedCount = 0;
+  }
+}

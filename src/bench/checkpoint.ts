@@ -3,6 +3,7 @@
  * The agents' way against QEMU's own: an ordinary TCP migration with QEMU's parameters and its timer, no proxy, between
  * the same namespaces. Both checkpoint at the same period, so that about as much memory has been changed each time.
  */
+import { readFileSync } from "node:fs";
 import { requireRoot } from "../cli/root.ts";
 import { Lab } from "../lab/lab.ts";
 import { GUEST_IPV4, inNamespace, type LabNamespaces } from "../lab/network.ts";
@@ -20,19 +21,24 @@ const CHECKPOINTS_QUICK = 4;
 const SETTLE_CHECKPOINTS = 2;
 const TIMEOUT_MS = 60_000;
 const MEMORY_PORT = 7007;
+/** As src/lab/network.ts names it. */
+const REPLICATION_LINK = "repl";
 const RATES_MIB_S = [0, 16, 64] as const;
 
 interface RunningPair {
   namespaces: LabNamespaces;
   qmp: { primary: string; secondary: string };
+  /** Of the primary host; its /proc/PID/net is that host's network. */
+  qemuPid: number;
+  /** All checkpoints so far, with the time that the VM's input was withheld for them; left out where that is not done. */
+  withheld?(): Promise<{ seconds: number; checkpoints: number }>;
   down(): Promise<void>;
 }
 
-const SUBJECTS: readonly { subject: Subject; up(progress: (step: string) => void): Promise<RunningPair> }[] =
-  [
-    { subject: "qemu", up: qemuAlone },
-    { subject: "colo-agent", up: withAgents },
-  ];
+const SUBJECTS = [
+  { subject: "qemu", up: qemuAlone },
+  { subject: "colo-agent", up: withAgents },
+] as const;
 
 export const benchCheckpoint: Bench = async (context) => {
   requireRoot("run this benchmark");
@@ -62,6 +68,7 @@ async function qemuAlone(progress: (step: string) => void): Promise<RunningPair>
   return {
     namespaces: pair.namespaces,
     qmp: { primary: pair.spareQmp("a"), secondary: pair.spareQmp("b") },
+    qemuPid: pair.pid("a"),
     down: () => pair.down(),
   };
 }
@@ -79,6 +86,14 @@ async function withAgents(progress: (step: string) => void): Promise<RunningPair
   return {
     namespaces: lab.namespaces,
     qmp: { primary: lab.host("a").qmp!, secondary: lab.host("b").qmp! },
+    qemuPid: lab.host("a").qemu!.pid,
+    withheld: async () => {
+      const text = await lab.metrics("a");
+      return {
+        seconds: sampleOf(text, "colo_checkpoint_duration_seconds_sum"),
+        checkpoints: sampleOf(text, "colo_checkpoint_duration_seconds_count"),
+      };
+    },
     down: async () => void (await Lab.down(NAME)),
   };
 }
@@ -102,21 +117,56 @@ async function measurePair(
       await primary.until(SETTLE_CHECKPOINTS, TIMEOUT_MS);
       primary.clear();
       secondary.clear();
+      const sentBefore = bytesSent(pair.qemuPid);
+      const withheldBefore = await pair.withheld?.();
       await Promise.all([primary.until(count, TIMEOUT_MS), secondary.until(count, TIMEOUT_MS)]);
+      const sentMib = (bytesSent(pair.qemuPid) - sentBefore) / 2 ** 20;
+      const withheldAfter = await pair.withheld?.();
+
+      const add = (metric: string, unit: string, value: number) =>
+        results.add({ case: name, subject, metric, unit }, value);
       for (const [side, watch] of [
         ["primary", primary],
         ["secondary", secondary],
       ] as const) {
-        const lengths = watch.lengthsMs().slice(0, count);
-        const key = { case: name, subject, unit: "ms" };
-        results.add({ ...key, metric: `${side} stopped` }, median(lengths));
-        results.add({ ...key, metric: `${side} stopped, longest` }, Math.max(...lengths));
+        const lengths = watch.lengthsMs();
+        add(`${side} stopped`, "ms", median(lengths));
+        add(`${side} stopped, longest`, "ms", Math.max(...lengths));
+      }
+      add("primary runs in between", "ms", median(primary.gapsMs()));
+      add("sent to the secondary per checkpoint", "MiB", sentMib / primary.pauses.length);
+      if (withheldBefore !== undefined && withheldAfter !== undefined) {
+        const seconds = withheldAfter.seconds - withheldBefore.seconds;
+        const checkpoints = withheldAfter.checkpoints - withheldBefore.checkpoints;
+        add("primary's input withheld, mean", "ms", (seconds / checkpoints) * 1000);
       }
     }
   } finally {
     primary.close();
     secondary.close();
   }
+}
+
+/** Bytes that a process's host has sent over the replication link. */
+function bytesSent(pid: number): number {
+  const line = readFileSync(`/proc/${pid}/net/dev`, "latin1")
+    .split("\n")
+    .find((one) => one.trim().startsWith(`${REPLICATION_LINK}:`));
+  if (line === undefined) throw new Error(`there is no interface ${REPLICATION_LINK} on the primary's host`);
+  // receive: bytes packets errs drop fifo frame compressed multicast; transmit: bytes ...
+  return Number(
+    line
+      .slice(line.indexOf(":") + 1)
+      .trim()
+      .split(/\s+/)[8],
+  );
+}
+
+/** The only sample of that name in a Prometheus text. */
+function sampleOf(text: string, name: string): number {
+  const match = new RegExp(`^${name}(?:\\{.*\\})? (\\S+)$`, "m").exec(text);
+  if (match === null) throw new Error(`the agent's metrics have no ${name}`);
+  return Number(match[1]);
 }
 
 /** Tells the guest how much memory to change from now on; a program of the client's namespace does it. */

@@ -36,6 +36,13 @@ export class PauseWatch {
     return this.pauses.map(({ stopNs, resumeNs }) => Number(resumeNs - stopNs) / 1e6);
   }
 
+  /** Time between each pause and the next in ms. */
+  gapsMs(): number[] {
+    return this.pauses
+      .slice(1)
+      .map(({ stopNs }, index) => Number(stopNs - this.pauses[index]!.resumeNs) / 1e6);
+  }
+
   /** Waits for `count` pauses since the last {@link clear}. Throws after `timeoutMs` or when QEMU is gone. */
   async until(count: number, timeoutMs: number): Promise<void> {
     const deadline = performance.now() + timeoutMs;

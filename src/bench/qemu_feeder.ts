@@ -4,8 +4,7 @@
  */
 import { Mapping } from "../ffi/libc.ts";
 import { StreamSocket } from "../ffi/stream_socket.ts";
-import { VNET_BYTES } from "../ffi/layout.ts";
-import { QEMU_FRAMING_BYTES } from "./qemu_framing.ts";
+import { QEMU_FRAMING_BYTES, writeQemuFraming } from "./qemu_process.ts";
 import { Traffic, type TrafficOptions } from "./traffic.ts";
 
 declare const self: Worker;
@@ -44,7 +43,6 @@ class Side {
     const view = new DataView(mapping.buffer);
     const stride = QEMU_FRAMING_BYTES + traffic.bytesMax;
     for (let i = 0; i < batchFrames(traffic); i++) {
-      view.setUint32(i * stride + 4, VNET_BYTES);
       traffic.lay(bytes, i * stride + QEMU_FRAMING_BYTES);
     }
     return (from, to) => {
@@ -52,7 +50,7 @@ class Side {
       let at = 0;
       for (let i = from; i < to; i++) {
         const length = traffic.patch(view, at + QEMU_FRAMING_BYTES, i, streamStart);
-        view.setUint32(at, length);
+        writeQemuFraming(view, at, length);
         if (length < traffic.bytesMax) {
           // A short one: what follows it in memory does not belong to it.
           this.#socket.write(mapping.address + pendingFrom, at - pendingFrom + QEMU_FRAMING_BYTES + length);

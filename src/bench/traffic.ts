@@ -17,6 +17,8 @@ export const LARGE_PAYLOAD_BYTES = 45 * SEGMENT_BYTES;
 const IP = VNET_BYTES + ETHERNET_BYTES;
 const TCP = IP + IPV4_BYTES;
 const PAYLOAD = TCP + TCP_BYTES;
+/** Of a segment's TCP timestamp value, which no comparer looks at: room for a number of one's own. */
+export const NUMBER_OFFSET = TCP + 24;
 const FIRST_PORT = 1024;
 const FIRST_SEQUENCE = 1;
 /** Repeats every four bytes, so that a stream cut at any multiple of four looks the same. */

@@ -11,7 +11,7 @@ import { LabTraffic } from "../lab/traffic.ts";
 import { withLabs } from "./leftovers.ts";
 import { PauseWatch } from "./pauses.ts";
 import { type Bench, type BenchContext, ResultSet, type Subject } from "./result.ts";
-import { type RunningWay, VM_LABS, WAYS } from "./vm_ways.ts";
+import { type RunningWay, startWays, VM_LABS } from "./vm_ways.ts";
 
 const TRAFFIC_SECONDS = 3;
 const TRAFFIC_SECONDS_QUICK = 1;
@@ -78,14 +78,10 @@ export const benchVm: Bench = async (context) => {
   const repetitions = context.quick ? 1 : context.runs;
   await withLabs(VM_LABS, async () => {
     for (let repetition = 1; repetition <= repetitions; repetition++) {
-      for (const { subject, up } of WAYS) {
-        const where = `${subject}, ${repetition} of ${repetitions}`;
-        const way = await up((step) => context.progress(`${where}: ${step}`));
-        try {
-          await measureWay(context, results, subject, way, where);
-        } finally {
-          await way.down();
-        }
+      const say = (subject: Subject, step: string) =>
+        context.progress(`${repetition} of ${repetitions}, ${subject}: ${step}`);
+      for await (const way of startWays(say)) {
+        await measureWay(context, results, way, (step) => say(way.subject, step));
       }
     }
   });
@@ -95,20 +91,19 @@ export const benchVm: Bench = async (context) => {
 async function measureWay(
   context: BenchContext,
   results: ResultSet,
-  subject: Subject,
   way: RunningWay,
-  where: string,
+  say: (step: string) => void,
 ): Promise<void> {
   const pauses = await PauseWatch.open(way.qmp);
   try {
     for (const one of CASES) {
-      context.progress(`${where}: ${one.name}`);
+      say(one.name);
       try {
-        await measureCase(results, subject, way, one, pauses, context.quick);
+        await measureCase(results, way, one, pauses, context.quick);
       } catch (error) {
-        // QEMU's proxy loses connections now and then; ours and none at all must not.
-        if (subject !== "qemu") throw error;
-        context.skipped(subject, `${one.name}: ${(error as Error).message}`);
+        // What QEMU's proxy does not carry is a finding about it; the other ways have to work.
+        if (way.subject !== "qemu") throw error;
+        context.skipped(way.subject, `${one.name}: ${(error as Error).message}`);
         if (!way.alive()) return;
       }
     }
@@ -119,7 +114,6 @@ async function measureWay(
 
 async function measureCase(
   results: ResultSet,
-  subject: Subject,
   way: RunningWay,
   { name, kind, options, figures }: Case,
   pauses: PauseWatch,
@@ -132,7 +126,7 @@ async function measureCase(
   const report = await trafficOnAll(way, kind, { host: GUEST_IPV4, seconds, ...options }, seconds);
   const wallSeconds = (performance.now() - begun) / 1000;
 
-  const key = { case: name, subject };
+  const key = { case: name, subject: way.subject };
   for (const { metric, unit, value } of figures)
     results.add({ ...key, metric, unit }, value(report, seconds));
   results.add({ ...key, metric: "checkpoints", unit: "1/s" }, pauses.pauses.length / wallSeconds);

@@ -1,6 +1,7 @@
 /** The four ways in which the same guest is run for `bench vm`. */
 import { Lab } from "../lab/lab.ts";
 import type { LabNamespaces } from "../lab/network.ts";
+import { isAlive } from "../lab/process.ts";
 import { QemuPair } from "./qemu_pair.ts";
 import type { Subject } from "./result.ts";
 
@@ -11,78 +12,97 @@ export const VM_LABS = [NAME, NAME_OF_SECOND] as const;
 
 const MEMORY_MIB = 256;
 
+type Progress = (subject: Subject, step: string) => void;
+
 /** A way that is up. */
 export interface RunningWay {
+  subject: Subject;
   /** Where clients are; the guest at the first one is measured, the others get the same traffic meanwhile. */
   labs: readonly { namespaces: LabNamespaces }[];
   /** What uses CPU time for the one VM; a name may come twice. */
   processes: readonly { name: "primary's QEMU" | "secondary's QEMU" | "agents"; pid: number }[];
   /** QMP socket of the measured VM, for the benchmark alone. */
   qmp: string;
+  /** Whether all QEMUs still run. */
   alive(): boolean;
-  down(): Promise<void>;
 }
 
-export interface Way {
-  subject: Subject;
-  up(progress: (step: string) => void): Promise<RunningWay>;
+/** Starts one way after the other; each is up while its turn of the loop lasts. */
+export async function* startWays(progress: Progress): AsyncGenerator<RunningWay, void> {
+  yield* unprotected(progress);
+  yield* withQemuProxy(progress);
+  yield* withAgents(progress);
 }
 
-async function unprotected(names: readonly string[], progress: (step: string) => void): Promise<RunningWay> {
+/** The second VM joins the first: booting is what takes the time here. */
+async function* unprotected(progress: Progress): AsyncGenerator<RunningWay, void> {
   const labs: Lab[] = [];
-  for (const name of names) labs.push(await Lab.up({ name, memoryMib: MEMORY_MIB, proxy: "none" }, progress));
-  const qemu = (lab: Lab) => lab.host("a").qemu!.pid;
-  return {
-    labs,
-    processes: labs.map((lab, index) => ({
-      name: index === 0 ? "primary's QEMU" : "secondary's QEMU",
-      pid: qemu(lab),
-    })),
-    qmp: labs[0]!.host("a").qmp!,
-    alive: () => true,
-    down: async () => {
-      for (const name of names) await Lab.down(name);
-    },
-  };
+  try {
+    for (const [name, subject] of [
+      [NAME, "none"],
+      [NAME_OF_SECOND, "two-vms"],
+    ] as const) {
+      labs.push(
+        await Lab.up({ name, memoryMib: MEMORY_MIB, proxy: "none" }, (step) => progress(subject, step)),
+      );
+      const qemus = labs.map((lab) => lab.host("a").qemu!);
+      yield {
+        subject,
+        labs,
+        processes: qemus.map(({ pid }, index) => ({
+          name: index === 0 ? "primary's QEMU" : "secondary's QEMU",
+          pid,
+        })),
+        qmp: labs[0]!.host("a").qmp!,
+        alive: () => qemus.every(isAlive),
+      };
+    }
+  } finally {
+    for (const name of VM_LABS) await Lab.down(name);
+  }
 }
 
-async function withQemuProxy(progress: (step: string) => void): Promise<RunningWay> {
-  const pair = await QemuPair.up({ name: NAME, memoryMib: MEMORY_MIB, proxy: true }, progress);
-  // The first ones copy all memory; the agent makes two as well before it calls the VM protected.
-  progress("first checkpoints");
-  for (let count = 0; count < 2; count++) await pair.checkpoint();
-  return {
-    labs: [pair],
-    processes: [
-      { name: "primary's QEMU", pid: pair.pid("a") },
-      { name: "secondary's QEMU", pid: pair.pid("b") },
-    ],
-    qmp: pair.spareQmp("a"),
-    alive: () => pair.alive,
-    down: () => pair.down(),
-  };
+async function* withQemuProxy(progress: Progress): AsyncGenerator<RunningWay, void> {
+  const step = (text: string) => progress("qemu", text);
+  const pair = await QemuPair.up({ name: NAME, memoryMib: MEMORY_MIB, proxy: true }, step);
+  try {
+    // The first ones copy all memory; the agent makes two as well before it calls the VM protected.
+    step("first checkpoints");
+    for (let count = 0; count < 2; count++) await pair.checkpoint();
+    yield {
+      subject: "qemu",
+      labs: [pair],
+      processes: [
+        { name: "primary's QEMU", pid: pair.pid("a") },
+        { name: "secondary's QEMU", pid: pair.pid("b") },
+      ],
+      qmp: pair.spareQmp("a"),
+      alive: () => pair.alive,
+    };
+  } finally {
+    await pair.down();
+  }
 }
 
-async function withAgents(progress: (step: string) => void): Promise<RunningWay> {
-  const lab = await Lab.up({ name: NAME, memoryMib: MEMORY_MIB, proxy: "agent" }, progress);
-  const [a, b] = [lab.host("a"), lab.host("b")];
-  return {
-    labs: [lab],
-    processes: [
-      { name: "primary's QEMU", pid: a.qemu!.pid },
-      { name: "secondary's QEMU", pid: b.qemu!.pid },
-      { name: "agents", pid: a.agent!.pid },
-      { name: "agents", pid: b.agent!.pid },
-    ],
-    qmp: a.qmp!,
-    alive: () => true,
-    down: async () => void (await Lab.down(NAME)),
-  };
+async function* withAgents(progress: Progress): AsyncGenerator<RunningWay, void> {
+  const lab = await Lab.up({ name: NAME, memoryMib: MEMORY_MIB, proxy: "agent" }, (step) =>
+    progress("colo-agent", step),
+  );
+  try {
+    const [a, b] = [lab.host("a"), lab.host("b")];
+    yield {
+      subject: "colo-agent",
+      labs: [lab],
+      processes: [
+        { name: "primary's QEMU", pid: a.qemu!.pid },
+        { name: "secondary's QEMU", pid: b.qemu!.pid },
+        { name: "agents", pid: a.agent!.pid },
+        { name: "agents", pid: b.agent!.pid },
+      ],
+      qmp: a.qmp!,
+      alive: () => [a.qemu!, b.qemu!].every(isAlive),
+    };
+  } finally {
+    await Lab.down(NAME);
+  }
 }
-
-export const WAYS: readonly Way[] = [
-  { subject: "none", up: (progress) => unprotected([NAME], progress) },
-  { subject: "two-vms", up: (progress) => unprotected([NAME, NAME_OF_SECOND], progress) },
-  { subject: "qemu", up: withQemuProxy },
-  { subject: "colo-agent", up: withAgents },
-];

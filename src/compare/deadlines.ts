@@ -60,9 +60,10 @@ export class Deadlines {
   private sendParts(nowNs: number): void {
     const { state } = this;
     while (this.partsNs() <= nowNs) {
-      const flow = state.primary.flow[state.primaryPatient];
-      state.primaryPatient = state.primaryAge.next[state.primaryPatient];
-      if ((state.flows.flags[flow] & FLOW_TCP) !== 0) this.tcp.run(flow);
+      const item = state.primaryPatient;
+      const flow = state.primary.flow[item];
+      state.primaryPatient = state.primaryAge.next[item];
+      if ((state.flows.flags[flow] & FLOW_TCP) !== 0) this.tcp.waitedLong(flow, item);
     }
   }
 

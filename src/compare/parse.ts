@@ -141,6 +141,7 @@ export function parseRecord(
   const room = bytes.length - start;
   frame.record = offset;
   frame.window = -1;
+  frame.transport = 0;
   frame.timeNs = recordTimeNs(bytes, offset);
   frame.epoch = u32le(bytes, offset + RECORD_EPOCH) & 0xffff;
   let frameBytes = u32le(bytes, offset + RECORD_FRAME_BYTES);
@@ -192,6 +193,8 @@ export function parseRecord(
     frame.meta = 0;
     frame.flags = 0;
     frame.identification = 0;
+    frame.window = -1;
+    frame.transport = 0;
     clearKey(frame.key);
     frame.key[KEY_VLAN] = vlan;
     whole(bytes, start, frameBytes, etherType, KIND_UNPARSED, frame);

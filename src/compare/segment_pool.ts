@@ -22,7 +22,7 @@ export const SEGMENT_SORTED = 0x800;
 /** Primary: something of it has been sent already, and is not described here any more (see TcpTerms). */
 export const SEGMENT_PARTED = 0x1000;
 /** One of several fragments that make up a datagram. They stand one behind the other in their flow's list. */
-export const SEGMENT_PIECE = 0x1000;
+export const SEGMENT_PIECE = 0x8000;
 /** ... and the first of them there. */
 export const SEGMENT_FIRST_PIECE = 0x2000;
 /** Primary: a piece whose datagram has lost others to a checkpoint. */

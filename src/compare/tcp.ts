@@ -76,10 +76,10 @@ export class TcpFlows {
   private readonly resets: TcpResets;
   private readonly terms: TcpTerms;
 
-  /** @param partAfterNs after this time a held segment is sent as far as it can be; Infinity for never */
+  /** @param partAfterNs after this time a held segment is sent as far as it can be; Infinity: never */
   constructor(
     private readonly state: CompareState,
-    partAfterNs: number,
+    partAfterNs: number = Number.POSITIVE_INFINITY,
   ) {
     this.stream = new TcpStream(state);
     this.resets = new TcpResets(state);
@@ -472,10 +472,10 @@ export class TcpFlows {
         (flags & (SEGMENT_TRACKED | SEGMENT_VERIFIED)) === (SEGMENT_TRACKED | SEGMENT_VERIFIED);
       if ((flags & SEGMENT_RST) !== 0) {
         if (!isVerified || !this.resets.match(flow, head)) return;
-        this.releaseHead(flow, head, false);
+        this.releaseItem(flow, head, false);
       } else if (isVerified && this.isAcknowledged(flow, flags, acknowledgement)) {
         if (this.terms.prepare(flow, head, acknowledgement)) {
-          this.releaseHead(flow, head, this.terms.isChanged(head));
+          this.releaseItem(flow, head, this.terms.isChanged(head));
         } else {
           if (this.terms.isNews(flow, head)) this.sendPart(flow, head);
           return;
@@ -484,13 +484,25 @@ export class TcpFlows {
         if (!this.terms.preparePart(flow, head)) return;
         if (isVerified && queue.next[head] >= 0) {
           // The segments behind it say again, and further, what it acknowledges.
-          this.releaseHead(flow, head, true);
+          this.releaseItem(flow, head, true);
         } else {
           if (this.terms.isNews(flow, head)) this.sendPart(flow, head);
           return;
         }
       }
     }
+  }
+
+  /** A held segment has waited long enough for parts to be sent. */
+  waitedLong(flow: number, segment: number): void {
+    const { state } = this;
+    if ((state.flows.flags[flow] & FLOW_FROZEN) !== 0) return;
+    // What is sent again must not wait for what comes later in the stream: that may be waiting for it.
+    const isFirst = state.queue.head[flow] === segment;
+    const isVerified = (state.primary.flags[segment] & SEGMENT_VERIFIED) !== 0;
+    if (!isFirst && isVerified && this.terms.preparePart(flow, segment))
+      this.releaseItem(flow, segment, true);
+    this.run(flow);
   }
 
   private isAcknowledged(flow: number, flags: number, acknowledgement: number): boolean {
@@ -500,18 +512,18 @@ export class TcpFlows {
     return ((acknowledgement - flows.secondaryAck[flow]) | 0) <= 0;
   }
 
-  /** Releases the first held segment, as state.change says if `isChanged`. */
-  private releaseHead(flow: number, head: number, isChanged: boolean): void {
+  /** Releases a held segment, as state.change says if `isChanged`. */
+  private releaseItem(flow: number, item: number, isChanged: boolean): void {
     const { state } = this;
     const { primary, change } = state;
     const { sequence, end, timeNs } = primary;
-    const flags = primary.flags[head];
-    const acknowledgement = isChanged ? change.acknowledgement : primary.acknowledgement[head];
-    const window = isChanged ? change.window : primary.window[head];
-    if (isChanged) change.silent = (flags & SEGMENT_PARTED) !== 0 && !this.terms.isNews(flow, head);
-    if (window < primary.window[head]) state.stats.clampedWindows++;
-    this.noteReleased(flow, flags, sequence[head], end[head], acknowledgement, timeNs[head], window);
-    state.releaseCompared(head, isChanged ? change : null);
+    const flags = primary.flags[item];
+    const acknowledgement = isChanged ? change.acknowledgement : primary.acknowledgement[item];
+    const window = isChanged ? change.window : primary.window[item];
+    if (isChanged) change.silent = (flags & SEGMENT_PARTED) !== 0 && !this.terms.isNews(flow, item);
+    if (window < primary.window[item]) state.stats.clampedWindows++;
+    this.noteReleased(flow, flags, sequence[item], end[item], acknowledgement, timeNs[item], window);
+    state.releaseCompared(item, isChanged ? change : null);
   }
 
   /** Sends what state.change says of the first held segment. */

@@ -6,12 +6,14 @@
  */
 import { Comparer, parseRules } from "../compare/comparer.ts";
 import type { Divergence } from "../compare/divergence.ts";
+import type { FrameChange } from "../compare/frame_change.ts";
 import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET } from "../ffi/layout.ts";
 import { bootTimeNsNumber, memcmp } from "../ffi/libc.ts";
 import { PacketSocket } from "../ffi/packet_socket.ts";
 import { Waiter } from "../ffi/poll.ts";
 import { Ring } from "../ffi/ring.ts";
 import { StateView } from "../ffi/state_view.ts";
+import { ChangedFrames } from "./changed_frame.ts";
 import { evidenceOf } from "./evidence.ts";
 import { Command, SharedBlock, STAT_INDEX, type WorkerReport, type WorkerSetup } from "./shared.ts";
 
@@ -24,6 +26,8 @@ const SEND_BATCH = 64;
 /** Busy-waiting before sleeping: a wake-up costs about as much. */
 const SPIN_NS = 50_000;
 const SLEEP_MS_MAX = 1_000;
+/** Held segments are sent in parts after this time, or a tenth of the time after which they cost a checkpoint. */
+const PART_AFTER_MS_MAX = 20;
 /** Deadlines of waiting frames are looked at this often while there is work. */
 const EXPIRE_INTERVAL_NS = 5_000_000;
 
@@ -40,9 +44,11 @@ class DataPathLoop {
   readonly #replay: PacketSocket;
   readonly #waiter: Waiter;
   readonly #comparer: Comparer;
+  readonly #changed: ChangedFrames;
   /** Slots queued for sending, to be given back to the ring after the flush. */
   readonly #queued = new Int32Array(SEND_BATCH);
   #queuedCount = 0;
+  #hasParts = false;
   #epoch = 0;
   /**
    * closed: nothing is known yet; what an earlier agent left in the ring stays there. alone: what is held is released.
@@ -63,11 +69,13 @@ class DataPathLoop {
     this.#inject = new PacketSocket(setup.injectIfindex);
     this.#replay = new PacketSocket(setup.tapIfindex, { mark: setup.replayMark });
     this.#waiter = new Waiter(setup.doorbellFd, setup.wakeFd);
+    this.#changed = new ChangedFrames(this.#primary);
     this.#comparer = new Comparer({
       primary: this.#primary,
       secondary: this.#secondary,
       sink: {
-        release: (slot) => this.#release(slot),
+        release: (slot, change) => this.#release(slot, change),
+        part: (slot, change) => this.#queueChanged(slot, change),
         finish: (slot) => this.#secondary.done(slot),
         diverged: (found: Divergence) => {
           const divergence = evidenceOf(found, this.#primary, this.#secondary);
@@ -76,6 +84,7 @@ class DataPathLoop {
       },
       memcmp,
       maxWaitNs: setup.maxWaitMs * 1e6,
+      partAfterNs: Math.min(PART_AFTER_MS_MAX, setup.maxWaitMs / 10) * 1e6,
       rules: parseRules(setup.rules),
       limits: setup.limits,
     });
@@ -102,6 +111,7 @@ class DataPathLoop {
     if (this.#mode === "comparing" && this.#nowNs - this.#lastExpireNs >= EXPIRE_INTERVAL_NS) {
       this.#lastExpireNs = this.#nowNs;
       this.#comparer.expire(this.#nowNs);
+      this.#flush();
     }
     if (this.#shared.sequence() !== this.#lastSequence) {
       this.#obey();
@@ -141,22 +151,36 @@ class DataPathLoop {
     return count;
   }
 
-  #release(slot: number): void {
+  #release(slot: number, change: FrameChange | null = null): void {
     const offset = this.#primary.offset(slot);
     const view = this.#primary.view;
     const heldSince =
       view.getUint32(offset + RECORD.time_ns, true) +
       view.getUint32(offset + RECORD.time_ns + 4, true) * 2 ** 32;
     this.#shared.observeHold(Math.max(0, this.#nowNs - heldSince) / 1e9);
-    const bytes =
-      RECORD_HEADER_BYTES - RECORD_SEND_OFFSET + view.getUint32(offset + RECORD.frame_bytes, true);
-    this.#inject.queue(this.#primary.address + offset + RECORD_SEND_OFFSET, bytes);
+    if (change !== null) {
+      this.#queueChanged(slot, change);
+    } else {
+      const bytes =
+        RECORD_HEADER_BYTES - RECORD_SEND_OFFSET + view.getUint32(offset + RECORD.frame_bytes, true);
+      this.#inject.queue(this.#primary.address + offset + RECORD_SEND_OFFSET, bytes);
+    }
     this.#queued[this.#queuedCount++] = slot;
     if (this.#queuedCount === SEND_BATCH) this.#flush();
   }
 
+  #queueChanged(slot: number, change: FrameChange): void {
+    if (change.silent) return;
+    const inject = this.#inject;
+    const offset = this.#primary.offset(slot);
+    const startBytes = this.#changed.writeStart(offset, change, inject.starts, inject.startOffset);
+    inject.queueWithStart(startBytes, this.#primary.address + change.payload, change.payloadBytes);
+    this.#hasParts = true;
+  }
+
   #flush(): void {
-    if (this.#queuedCount === 0) return;
+    if (this.#queuedCount === 0 && !this.#hasParts) return;
+    this.#hasParts = false;
     this.#inject.flush();
     for (let i = 0; i < this.#queuedCount; i++) this.#primary.done(this.#queued[i]!);
     this.#queuedCount = 0;

@@ -30,8 +30,17 @@ const POLLOUT = 4;
 const SOCKADDR_LL_BYTES = 20;
 const MMSGHDR_BYTES = 64;
 const IOVEC_BYTES = 16;
+const IOVECS_A_FRAME = 2;
+/** In struct msghdr: the number of iovecs. */
+const MSG_IOVLEN = 24;
 const FRAMES_A_CALL = 64;
 const SEND_BUFFER_BYTES = 8 * 1024 * 1024;
+
+/**
+ * Room for the start of a frame that is not sent as it lies there: a virtio_net_hdr, Ethernet with two VLAN tags, IP
+ * with options or extension headers, TCP with options.
+ */
+export const START_BYTES_MAX = 1024;
 
 /** A full queue is waited for this often for each frame, this long each time, before the frame counts as failed. */
 const RETRIES_MAX = 20;
@@ -43,10 +52,19 @@ export class PacketSocket {
   lastErrno = 0;
 
   readonly #fd: number;
-  readonly #arena = new Arena(FRAMES_A_CALL * (MMSGHDR_BYTES + IOVEC_BYTES) + 4096);
+  /** For {@link startOffset}. */
+  readonly starts: DataView;
+
+  readonly #arena = new Arena(
+    FRAMES_A_CALL * (MMSGHDR_BYTES + IOVECS_A_FRAME * IOVEC_BYTES + START_BYTES_MAX) + 4096,
+  );
   readonly #messages: Address;
+  readonly #headers: DataView;
+  readonly #startsAddress: Address;
   readonly #pollFd: Pointer;
   readonly #iovecs: DataView;
+  /** Messages that have two iovecs at the moment. */
+  readonly #isSplit = new Uint8Array(FRAMES_A_CALL);
   #queued = 0;
   #sent = 0;
 
@@ -78,13 +96,19 @@ export class PacketSocket {
     this.#pollFd = (arena.address + poll) as Pointer;
 
     const messages = arena.allocate(FRAMES_A_CALL * MMSGHDR_BYTES);
-    const iovecs = arena.allocate(FRAMES_A_CALL * IOVEC_BYTES);
+    const iovecsBytes = FRAMES_A_CALL * IOVECS_A_FRAME * IOVEC_BYTES;
+    const iovecs = arena.allocate(iovecsBytes);
+    const starts = arena.allocate(FRAMES_A_CALL * START_BYTES_MAX);
     this.#messages = arena.address + messages;
-    this.#iovecs = new DataView(arena.bytes.buffer, iovecs, FRAMES_A_CALL * IOVEC_BYTES);
+    this.#headers = new DataView(arena.bytes.buffer, messages, FRAMES_A_CALL * MMSGHDR_BYTES);
+    this.#iovecs = new DataView(arena.bytes.buffer, iovecs, iovecsBytes);
+    this.starts = new DataView(arena.bytes.buffer, starts, FRAMES_A_CALL * START_BYTES_MAX);
+    this.#startsAddress = arena.address + starts;
     for (let i = 0; i < FRAMES_A_CALL; i++) {
       const message = messages + i * MMSGHDR_BYTES;
-      arena.view.setBigUint64(message + 16, BigInt(arena.address + iovecs + i * IOVEC_BYTES), true);
-      arena.view.setBigUint64(message + 24, 1n, true);
+      const iovec = arena.address + iovecs + i * IOVECS_A_FRAME * IOVEC_BYTES;
+      arena.view.setBigUint64(message + 16, BigInt(iovec), true);
+      arena.view.setBigUint64(message + MSG_IOVLEN, 1n, true);
     }
   }
 
@@ -95,10 +119,34 @@ export class PacketSocket {
    * @param byteLength of both together
    */
   queue(address: Address, byteLength: number): void {
-    const at = this.#queued * IOVEC_BYTES;
-    this.#iovecs.setUint32(at, address >>> 0, true);
-    this.#iovecs.setUint32(at + 4, (address / 0x1_0000_0000) >>> 0, true);
-    this.#iovecs.setUint32(at + 8, byteLength, true);
+    const message = this.#queued;
+    if (this.#isSplit[message] === 1) this.#setIovecs(message, 1);
+    this.#setIovec(message * IOVECS_A_FRAME * IOVEC_BYTES, address, byteLength);
+    if (++this.#queued === FRAMES_A_CALL) this.#send();
+  }
+
+  /**
+   * Where in {@link starts} the next frame's own start may be written, up to START_BYTES_MAX bytes, for
+   * {@link queueWithStart}.
+   */
+  get startOffset(): number {
+    return this.#queued * START_BYTES_MAX;
+  }
+
+  /**
+   * As queue(), for a frame that begins with what was written at {@link startOffset}.
+   *
+   * @param startBytes of the virtio_net_hdr and what else was written
+   * @param address of the rest of the frame
+   * @param byteLength of the rest, 0 if there is none
+   */
+  queueWithStart(startBytes: number, address: Address, byteLength: number): void {
+    const message = this.#queued;
+    const iovec = message * IOVECS_A_FRAME * IOVEC_BYTES;
+    const iovecs = byteLength > 0 ? 2 : 1;
+    if (this.#isSplit[message] !== iovecs - 1) this.#setIovecs(message, iovecs);
+    this.#setIovec(iovec, this.#startsAddress + this.startOffset, startBytes);
+    if (byteLength > 0) this.#setIovec(iovec + IOVEC_BYTES, address, byteLength);
     if (++this.#queued === FRAMES_A_CALL) this.#send();
   }
 
@@ -141,6 +189,17 @@ export class PacketSocket {
       retries = 0;
     }
     this.#queued = 0;
+  }
+
+  #setIovec(at: number, address: Address, byteLength: number): void {
+    this.#iovecs.setUint32(at, address >>> 0, true);
+    this.#iovecs.setUint32(at + 4, (address / 0x1_0000_0000) >>> 0, true);
+    this.#iovecs.setUint32(at + 8, byteLength, true);
+  }
+
+  #setIovecs(message: number, count: number): void {
+    this.#headers.setUint32(message * MMSGHDR_BYTES + MSG_IOVLEN, count, true);
+    this.#isSplit[message] = count - 1;
   }
 
   #setOption(level: number, option: number, value: number): void {

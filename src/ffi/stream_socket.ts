@@ -15,6 +15,7 @@ const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
 const SO_RCVTIMEO = 20;
 const SO_SNDTIMEO = 21;
+const FIONBIO = 0x5421;
 const SOCKADDR_UN_BYTES = 110;
 /** sizeof(sun_path), with the closing zero. */
 const PATH_BYTES_MAX = 108;
@@ -74,6 +75,16 @@ export class StreamSocket {
       if (got >= 0) return got;
       if (errno() !== EINTR) throw failed("read from");
     }
+  }
+
+  /** From now on reading is for {@link readAvailable}. */
+  setNonBlocking(): void {
+    const arena = new Arena(4096);
+    arena.view.setInt32(0, 1, true);
+    const result = libc.ioctl(this.fd, FIONBIO, arena.address as Pointer);
+    const reason = errno();
+    arena.close();
+    if (result < 0) throw new SystemError("Cannot make a socket non-blocking", reason);
   }
 
   close(): void {

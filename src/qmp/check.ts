@@ -69,6 +69,10 @@ const CAPABILITIES_NEEDED = ["x-colo", "return-path", "events", "pause-before-sw
 const COMMANDS_NEEDED = ["x-colo-lost-heartbeat", "yank", "query-yank", "announce-self"] as const;
 const DISK_DRIVERS_NEEDED = ["nbd", "quorum", "replication"] as const;
 
+const TCG_WARNING =
+  "This QEMU runs without KVM: after a checkpoint its secondary would run stale code with a fast clock. " +
+  "Use KVM, or for a try the QEMUs of `colo-agent lab`, which load a plugin against it (src/lab/tcg_checkpoint.c).";
+
 /**
  * Asks a QEMU what it is and what it offers.
  * @throws QemuUnsuitableError if it is known not to work or lacks something COLO needs; other QmpErrors if it does not answer
@@ -106,11 +110,14 @@ export async function checkQemu(client: QmpClient): Promise<QemuFacts> {
     oob: client.oob,
     yank: true,
     blockReplication: DISK_DRIVERS_NEEDED.every((driver) => drivers.has(driver)),
-    warnings: (await cardsThatAnnounce(client)).map(
-      (card) =>
-        `Network card ${card} has guest_announce=on: after each checkpoint the secondary's guest sends ARP and neighbour ` +
-        "discovery that the primary's does not, which is a divergence. Start both QEMUs with guest_announce=off on it.",
-    ),
+    warnings: [
+      ...(kvm.enabled ? [] : [TCG_WARNING]),
+      ...(await cardsThatAnnounce(client)).map(
+        (card) =>
+          `Network card ${card} has guest_announce=on: after each checkpoint the secondary's guest sends ARP and neighbour ` +
+          "discovery that the primary's does not, which is a divergence. Start both QEMUs with guest_announce=off on it.",
+      ),
+    ],
     runState: status.status,
     migrationStatus: migration.status ?? "none",
   };

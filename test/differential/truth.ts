@@ -175,8 +175,28 @@ export class Truth {
   /** Our comparer has released a frame. Returns what forbade it; empty if it was right. */
   released(slot: number): Reason[] {
     const reasons = this.whyHeld(slot);
+    this.forget(slot);
+    return FORBIDDING.filter((reason) => reasons.has(reason));
+  }
+
+  /** A frame has left. */
+  forget(slot: number): void {
     const flow = this.flow(this.flowOf(slot));
     flow.held = flow.held.filter((other) => other !== slot);
+  }
+
+  /**
+   * What forbids that the places [from, to) of a primary segment leave, or an acknowledgement of `received`;
+   * empty if nothing does. For segments that leave in parts or changed.
+   */
+  forbidden(slot: number, from: number, to: number, received: number | undefined): Reason[] {
+    const content = this.contentOf(slot) as TcpContent;
+    const values = content.values.slice(from - content.from, to - content.from);
+    const reasons = new Set<Reason>();
+    const flow = this.flow(content.flow);
+    if (flow.diverged) reasons.add("diverged");
+    if (flow.held[0] !== slot) reasons.add("behind");
+    this.whyHeldTcp(flow, { ...content, from, to, values, received }, reasons);
     return FORBIDDING.filter((reason) => reasons.has(reason));
   }
 

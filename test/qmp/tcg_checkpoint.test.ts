@@ -1,9 +1,10 @@
-/** A secondary under TCG runs the code that a checkpoint brought, not translations of what was there before. */
+/** A secondary under TCG runs the code and the clock that a checkpoint brought, not what was there before. */
 import { afterAll, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { compileCommand, tcgCheckpointPlugin } from "../../src/lab/tcg_checkpoint.ts";
 import { checkpoint, protect, removeTestDirectory, type Side, startSide, testDirectory } from "./pair.ts";
+import { lastUptimeMs } from "./writer_guest.ts";
 
 afterAll(removeTestDirectory);
 
@@ -36,6 +37,22 @@ test("a guest whose code changes all the time survives checkpoints", async () =>
   }
   expect(count(secondary, /STALE/g)).toBe(0);
   expect(count(primary, /STALE/g)).toBe(0);
+}, 60_000);
+
+test("the secondary's clock does not run ahead of the primary's", async () => {
+  const [primary, secondary] = await Promise.all([startSide("primary"), startSide("secondary")]);
+  await primary.untilWrites(5);
+  await protect(primary, secondary);
+  let aheadMs = 0;
+  for (let i = 0; i < 60; i++) {
+    const { resume } = await checkpoint(primary);
+    // The last two of the secondary's events are this checkpoint's STOP and RESUME.
+    aheadMs += Number(resume.timestampNs - secondary.events.at(-1)!.timestampNs) / 1e6;
+    await Bun.sleep(20);
+  }
+  await Promise.all([primary.untilWrites(2), secondary.untilWrites(2)]);
+  // That long has the secondary run while the primary still stood. Without the plugin its clock keeps it.
+  expect(lastUptimeMs(secondary.serial) - lastUptimeMs(primary.serial)).toBeLessThan(aheadMs / 2);
 }, 60_000);
 
 test("the plugin is built once", () => {

@@ -1,6 +1,6 @@
 /**
  * A guest for disk tests, made of the lab guest's kernel and initramfs with an /init of its own: record i goes to sector i,
- * straight to the disk, and "wrote i" to the serial port once the disk has it. So the serial log is a list of promises that
+ * straight to the disk, and "wrote i at UPTIME" to the serial port once the disk has it. So the serial log is a list of promises that
  * the disk file can be held to.
  */
 import { readFileSync, writeFileSync } from "node:fs";
@@ -25,7 +25,10 @@ done
 [ ! -x /self_modifying ] || /self_modifying &
 i=0
 while :; do
-  printf 'record %08d\\n' $i | dd of=/dev/vda bs=512 seek=$i conv=sync,notrunc oflag=direct && echo "wrote $i"
+  printf 'record %08d\\n' $i | dd of=/dev/vda bs=512 seek=$i conv=sync,notrunc oflag=direct && {
+    read -r uptime rest </proc/uptime
+    echo "wrote $i at $uptime"
+  }
   i=$((i + 1))
   usleep 20000
 done
@@ -58,11 +61,16 @@ function cpio(files: readonly { name: string; mode: number; body: Buffer }[]): B
   return Buffer.concat(parts);
 }
 
+const WRITE = /wrote (\d+) at ([\d.]+)\r?\n/g;
+
 /** The numbers the guest has reported as written, in order. */
 export function reportedWrites(serialPath: string): number[] {
-  return [...readFileSync(serialPath, "latin1").matchAll(/wrote (\d+)\r?\n/g)].map((match) =>
-    Number(match[1]),
-  );
+  return [...readFileSync(serialPath, "latin1").matchAll(WRITE)].map((match) => Number(match[1]));
+}
+
+/** The guest's own clock, in milliseconds since its boot, when it last reported a write; true to 10 ms. */
+export function lastUptimeMs(serialPath: string): number {
+  return Number([...readFileSync(serialPath, "latin1").matchAll(WRITE)].at(-1)?.[2]) * 1_000;
 }
 
 /** How many records are on the disk from the first sector on, without a gap. */

@@ -8,6 +8,7 @@
  * tunnel, rings, worker with comparer, release. Frames are lost at the switch's port (before they are mirrored), at the
  * client, and in the tunnel.
  */
+import { COMPARER_LIMITS } from "../../src/compare/comparer.ts";
 import { DataPath } from "../../src/datapath/handle.ts";
 import type { DataPlane } from "../../src/ffi/data_plane.ts";
 import { ROLE } from "../../src/ffi/layout.ts";
@@ -218,6 +219,8 @@ export class Lane {
           tapIfindex: ifindex("tap0"),
           replayMark: MARK.replay,
           maxWaitMs: MAX_WAIT_MS,
+          rules: {},
+          limits: COMPARER_LIMITS,
         },
         {
           // A kernel also says things of its own in a namespace (multicast listener reports).

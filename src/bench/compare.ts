@@ -1,0 +1,138 @@
+/**
+ * `bench compare`: how fast frames are compared, alone and together with their release to the bridge, against QEMU's
+ * colo-compare and against what memory and kernel allow.
+ */
+
+import { VNET_BYTES } from "../ffi/layout.ts";
+import { CompareAlone } from "./compare_alone.ts";
+import { removeLeftovers } from "./network.ts";
+import { QemuColoCompare } from "./qemu_compare.ts";
+import { ReleaseBench, roundsPerRing } from "./release.ts";
+import { type Bench, type BenchContext, ResultSet } from "./result.ts";
+import { HEADER_BYTES, LARGE_PAYLOAD_BYTES, SEGMENT_BYTES, Traffic, type TrafficOptions } from "./traffic.ts";
+import { addRates } from "./usage.ts";
+
+interface CompareCase {
+  payloadBytes: number;
+  flows: number;
+  resegmented: boolean;
+}
+
+const SAME = { resegmented: false };
+const CUT = { resegmented: true };
+
+/** Every size with few and many flows; the large one with at most 100, or the working set would be gigabytes. */
+const ALONE_CASES: readonly CompareCase[] = [
+  ...[64, 256, SEGMENT_BYTES].flatMap((payloadBytes) =>
+    [1, 100, 10_000].flatMap((flows) => [
+      { payloadBytes, flows, ...SAME },
+      { payloadBytes, flows, ...CUT },
+    ]),
+  ),
+  ...[1, 100].flatMap((flows) => [
+    { payloadBytes: LARGE_PAYLOAD_BYTES, flows, ...SAME },
+    { payloadBytes: LARGE_PAYLOAD_BYTES, flows, ...CUT },
+  ]),
+];
+
+const RELEASE_CASES: readonly CompareCase[] = [
+  { payloadBytes: 64, flows: 100, ...SAME },
+  { payloadBytes: 256, flows: 100, ...SAME },
+  { payloadBytes: SEGMENT_BYTES, flows: 1, ...SAME },
+  { payloadBytes: SEGMENT_BYTES, flows: 100, ...SAME },
+  { payloadBytes: SEGMENT_BYTES, flows: 100, ...CUT },
+  { payloadBytes: SEGMENT_BYTES, flows: 10_000, ...SAME },
+  { payloadBytes: LARGE_PAYLOAD_BYTES, flows: 100, ...SAME },
+];
+
+const QUICK_CASES: readonly CompareCase[] = [
+  { payloadBytes: 64, flows: 100, ...SAME },
+  { payloadBytes: SEGMENT_BYTES, flows: 100, ...CUT },
+  { payloadBytes: LARGE_PAYLOAD_BYTES, flows: 100, ...SAME },
+];
+
+/** Several times any cache, so that every record is read from memory. */
+const WORKING_SET_BYTES = 256 * 1024 * 1024;
+const WORKING_SET_QUICK_BYTES = 128 * 1024 * 1024;
+/** Frames in a run that goes through the kernel. */
+const FRAMES_MAX = 100_000;
+const FRAMES_MAX_QUICK = 20_000;
+
+export const benchCompare: Bench = async (context) => {
+  const results = new ResultSet("compare");
+  for (const one of context.quick ? QUICK_CASES : ALONE_CASES) compareAlone(one, context, results);
+  await compareAndRelease(context, results);
+  return results.toJson();
+};
+
+function caseName(what: string, { payloadBytes, flows, resegmented }: CompareCase): string {
+  const size = payloadBytes >= 10_000 ? `${(payloadBytes / 1000).toFixed(0)} kB` : `${payloadBytes} B`;
+  const many = flows === 1 ? "1 flow" : `${flows.toLocaleString("en").replace(",", " ")} flows`;
+  return `${what}, ${size}, ${many}${resegmented ? ", cut differently" : ""}`;
+}
+
+function compareAlone(one: CompareCase, context: BenchContext, results: ResultSet): void {
+  const name = caseName("comparison", one);
+  context.progress(name);
+  const bench = new CompareAlone(one, context.quick ? WORKING_SET_QUICK_BYTES : WORKING_SET_BYTES);
+  try {
+    const { packets, frameBytes } = bench;
+    bench.compare();
+    for (let run = 0; run < context.runs; run++) {
+      addRates(results, { case: name, subject: "colo-agent" }, bench.compare(), packets, frameBytes);
+      addRates(results, { case: name, subject: "limit" }, bench.memcmp(), packets, frameBytes);
+    }
+  } finally {
+    bench.close();
+  }
+}
+
+async function compareAndRelease(context: BenchContext, results: ResultSet): Promise<void> {
+  removeLeftovers();
+  context.progress("comparison and release: setting up");
+  const ours = new ReleaseBench();
+  let qemu: QemuColoCompare | undefined;
+  try {
+    for (const one of context.quick ? QUICK_CASES : RELEASE_CASES) {
+      const name = caseName("comparison and release", one);
+      context.progress(name);
+      const { payloadBytes, flows } = one;
+      const framesMax = context.quick ? FRAMES_MAX_QUICK : FRAMES_MAX;
+      const rounds = roundsPerRing(VNET_BYTES + HEADER_BYTES + payloadBytes, flows, framesMax);
+      const options: TrafficOptions = { payloadBytes, flows, rounds };
+      const shifted: TrafficOptions = { ...options, shifted: one.resegmented };
+      const primary = new Traffic(options);
+      const secondary = new Traffic(shifted);
+      const streamBytes = rounds * payloadBytes;
+      const frameBytes = HEADER_BYTES + payloadBytes;
+      // A process of its own for each case: its table of connections never shrinks.
+      qemu = await startQemu(context);
+      for (let run = -1; run < context.runs; run++) {
+        const compared = ours.compareAndRelease(primary, secondary, streamBytes);
+        const theirs = await qemu?.compareAndRelease(options, shifted);
+        const released = ours.release(primary, streamBytes);
+        // The first one warms up.
+        if (run < 0) continue;
+        addRates(results, { case: name, subject: "colo-agent" }, compared, primary.count, frameBytes);
+        if (theirs !== undefined) {
+          addRates(results, { case: name, subject: "qemu" }, theirs, primary.count, frameBytes);
+        }
+        addRates(results, { case: name, subject: "limit" }, released, primary.count, frameBytes);
+      }
+      await qemu?.stop();
+      qemu = undefined;
+    }
+  } finally {
+    await qemu?.stop();
+    ours.close();
+  }
+}
+
+async function startQemu(context: BenchContext): Promise<QemuColoCompare | undefined> {
+  try {
+    return await QemuColoCompare.start();
+  } catch (error) {
+    context.skipped("qemu", (error as Error).message);
+    return undefined;
+  }
+}

@@ -1,0 +1,107 @@
+/**
+ * `bench path`: the delay that the agent adds to a frame, and the highest rate that it keeps up with. Two hosts'
+ * namespaces with everything real but the VMs: bridge, taps, VXLAN between the hosts, injection pair, BPF programs,
+ * the data-path worker. The same frames are written into both VMs' taps; the clock runs from the moment before the
+ * primary's is written until it can be read at another port of the primary's bridge. Beside it the same bridge, with
+ * nothing attached to it, and QEMU's colo-compare by itself.
+ *
+ * One thread writes, reads and takes both times; it spins, so the agent has one core less.
+ */
+import { removeLeftovers } from "./network.ts";
+import { PlainBridge, ProtectedBridge, QemuSockets, type Way } from "./path_ways.ts";
+import { type Bench, type BenchContext, ResultSet, type Subject } from "./result.ts";
+import { SEGMENT_BYTES } from "./traffic.ts";
+
+const RATES = [1_000, 5_000, 20_000, 50_000];
+const RATES_QUICK = [5_000];
+const RUN_SECONDS = 2;
+const RUN_SECONDS_QUICK = 0.5;
+const WARM_UP_RATE = 5_000;
+const WARM_UP_SECONDS = 0.5;
+/** The search for the highest rate goes up by this factor. */
+const RATE_STEP = 1.25;
+const RATE_START = 10_000;
+const RATE_MAX = 2_000_000;
+const RATE_MAX_QUICK = 40_000;
+const RAMP_SECONDS = 0.5;
+/** The highest rate counts if the sender keeps up with it this far. */
+const KEPT_UP = 0.95;
+const PERCENTILES = [
+  ["p50", 0.5],
+  ["p90", 0.9],
+  ["p99", 0.99],
+  ["p99.9", 0.999],
+] as const;
+
+export const benchPath: Bench = async (context) => {
+  const results = new ResultSet("path");
+  removeLeftovers();
+  context.progress("setting up");
+  const ways = new Map<Subject, Way & { close(): void | Promise<void> }>();
+  try {
+    ways.set("colo-agent", await ProtectedBridge.create());
+    ways.set("none", new PlainBridge());
+    try {
+      ways.set("qemu", await QemuSockets.create());
+    } catch (error) {
+      context.skipped("qemu", (error as Error).message);
+    }
+    await delays(ways, context, results);
+    await highestRates(ways, context, results);
+  } finally {
+    for (const way of ways.values()) await way.close();
+  }
+  return results.toJson();
+};
+
+async function delays(
+  ways: ReadonlyMap<Subject, Way>,
+  { quick, runs, progress }: BenchContext,
+  results: ResultSet,
+): Promise<void> {
+  for (const way of ways.values()) await way.run(WARM_UP_RATE, WARM_UP_SECONDS);
+  for (const rate of quick ? RATES_QUICK : RATES) {
+    const name = `${rate} frames/s of ${SEGMENT_BYTES} B`;
+    for (let run = 0; run < runs; run++) {
+      for (const [subject, way] of ways) {
+        progress(`${name}, ${subject}, run ${run + 1} of ${runs}`);
+        const { delaysNs, lost } = await way.run(rate, quick ? RUN_SECONDS_QUICK : RUN_SECONDS);
+        const sorted = delaysNs.sort();
+        for (const [percentile, share] of PERCENTILES) {
+          const value = sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] / 1000;
+          results.add({ case: name, subject, metric: `delay ${percentile}`, unit: "us" }, value);
+        }
+        results.add({ case: name, subject, metric: "lost", unit: "frames" }, lost);
+      }
+    }
+  }
+}
+
+async function highestRates(
+  ways: ReadonlyMap<Subject, Way>,
+  { quick, runs, progress }: BenchContext,
+  results: ResultSet,
+): Promise<void> {
+  const metric = "highest rate without loss";
+  const name = `frames of ${SEGMENT_BYTES} B`;
+  for (let run = 0; run < runs; run++) {
+    for (const [subject, way] of ways) {
+      progress(`${metric}, ${subject}, run ${run + 1} of ${runs}`);
+      const rate = await highestRate(way, quick ? RATE_MAX_QUICK : RATE_MAX);
+      if (rate === 0) throw new Error(`Even at ${RATE_START} frames/s ${subject} loses some.`);
+      results.add({ case: name, subject, metric, unit: "frames/s" }, rate);
+    }
+  }
+}
+
+/** The highest rate that was really offered and lost nothing; the sender's own limit, should that come first. */
+async function highestRate(way: Way, rateMax: number): Promise<number> {
+  let highest = 0;
+  for (let rate = RATE_START; rate <= rateMax; rate *= RATE_STEP) {
+    const { lost, offered } = await way.run(rate, RAMP_SECONDS);
+    if (lost > 0) break;
+    highest = Math.max(highest, offered);
+    if (offered < rate * KEPT_UP) break;
+  }
+  return highest;
+}

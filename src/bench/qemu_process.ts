@@ -1,0 +1,143 @@
+/**
+ * A QEMU without a machine that does nothing but colo-compare, its sockets waiting to be connected. Framing of each
+ * message (net/net.c, net_fill_rstate): the frame's length, then the length of its virtio_net_hdr, both big-endian.
+ */
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { VNET_BYTES } from "../ffi/layout.ts";
+import { StreamSocket } from "../ffi/stream_socket.ts";
+import { qemuArgv, qemuEnvironment } from "../lab/assets.ts";
+
+export const QEMU_FRAMING_BYTES = 8;
+/** Only to turn a hang into a sentence. */
+export const QEMU_TIMEOUT_MS = 20_000;
+const DIRECTORY_PREFIX = "colo-bench-";
+/** More than are ever on their way: beyond it QEMU drops frames silently. */
+const QUEUE_FRAMES_MAX = 16_384;
+/** A packet that waits this long would ask for a checkpoint: never. */
+const NEVER_MS = 3_600_000;
+
+export type QemuSocketName = "primary" | "secondary" | "out" | "notify";
+
+/** `byteLength` is that of virtio_net_hdr and frame. */
+export function writeQemuFraming(view: DataView, at: number, byteLength: number): void {
+  view.setUint32(at, byteLength);
+  view.setUint32(at + 4, VNET_BYTES);
+}
+
+export class QemuProcess {
+  readonly #directory: string;
+  readonly #child: Bun.Subprocess;
+  /** outdev; blocking. */
+  output!: StreamSocket;
+  #notify: StreamSocket | undefined;
+
+  private constructor(directory: string, child: Bun.Subprocess) {
+    this.#directory = directory;
+    this.#child = child;
+  }
+
+  /** Throws an Error if there is no QEMU, or if it ends. */
+  static async start(): Promise<QemuProcess> {
+    const argv = qemuArgv();
+    removeLeftovers();
+    const directory = mkdtempSync(join(tmpdir(), `${DIRECTORY_PREFIX}${process.pid}-`));
+    const names: QemuSocketName[] = ["primary", "secondary", "out", "notify"];
+    const chardevs = names.flatMap((name) => [
+      "-chardev",
+      `socket,id=${name},path=${directory}/${name},server=on,wait=off`,
+    ]);
+    const object = [
+      "colo-compare,id=compare,iothread=thread,primary_in=primary,secondary_in=secondary,outdev=out",
+      "notify_dev=notify,vnet_hdr_support=on",
+      `compare_timeout=${NEVER_MS},expired_scan_cycle=${NEVER_MS},max_queue_size=${QUEUE_FRAMES_MAX}`,
+    ].join(",");
+    const child = Bun.spawn(
+      [
+        ...argv,
+        ...["-machine", "none", "-nodefaults", "-display", "none", ...chardevs],
+        ...["-object", "iothread,id=thread", "-object", object],
+      ],
+      {
+        env: qemuEnvironment(),
+        stdin: "ignore",
+        stdout: "ignore",
+        stderr: Bun.file(`${directory}/stderr`),
+      },
+    );
+    const qemu = new QemuProcess(directory, child);
+    try {
+      await Bun.write(`${directory}/pid`, `${child.pid}`);
+      qemu.output = await qemu.connect("out");
+      qemu.#notify = await qemu.connect("notify");
+      return qemu;
+    } catch (error) {
+      await qemu.stop();
+      throw error;
+    }
+  }
+
+  get pid(): number {
+    return this.#child.pid;
+  }
+
+  path(name: QemuSocketName): string {
+    return join(this.#directory, name);
+  }
+
+  /** Waits until QEMU listens. */
+  async connect(name: QemuSocketName): Promise<StreamSocket> {
+    const deadline = performance.now() + QEMU_TIMEOUT_MS;
+    for (;;) {
+      if (this.#child.exitCode !== null) {
+        throw new Error(`QEMU ended with ${this.#child.exitCode}: ${this.complaint()}`);
+      }
+      try {
+        return StreamSocket.connect(this.path(name), QEMU_TIMEOUT_MS);
+      } catch (error) {
+        if (performance.now() > deadline) throw error;
+        await Bun.sleep(10);
+      }
+    }
+  }
+
+  /** What QEMU has written to standard error. */
+  complaint(): string {
+    return readFileSync(join(this.#directory, "stderr"), "utf8").trim();
+  }
+
+  async stop(): Promise<void> {
+    this.#child.kill("SIGKILL");
+    await this.#child.exited;
+    this.output?.close();
+    this.#notify?.close();
+    rmSync(this.#directory, { recursive: true, force: true });
+  }
+}
+
+/** Processes and folders of benchmarks that were killed. */
+function removeLeftovers(): void {
+  for (const name of readdirSync(tmpdir())) {
+    const owner = new RegExp(`^${DIRECTORY_PREFIX}(\\d+)-`).exec(name)?.[1];
+    if (owner === undefined || isRunning(owner)) continue;
+    const directory = join(tmpdir(), name);
+    try {
+      const pid = Number(readFileSync(join(directory, "pid"), "utf8"));
+      // Only if it is still the process that listens in this folder.
+      if (readFileSync(`/proc/${pid}/cmdline`, "latin1").includes(directory)) process.kill(pid, "SIGKILL");
+    } catch {
+      // It has ended already.
+    }
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+function isRunning(pid: string): boolean {
+  try {
+    process.kill(Number(pid), 0);
+    return true;
+  } catch {
+    return false;
+  }
+}

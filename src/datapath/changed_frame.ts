@@ -1,0 +1,139 @@
+/**
+ * Writes the start of a TCP frame that is sent otherwise than the VM sent it: with another window or acknowledgement,
+ * or only some of its payload (src/compare/frame_change.ts). The record itself cannot be changed, the rings are
+ * mapped for reading only; the payload is sent from there.
+ */
+import type { FrameChange } from "../compare/frame_change.ts";
+import { ParsedFrame, parseRecord } from "../compare/parse.ts";
+import { RECORD, VNET, VNET_BYTES } from "../ffi/layout.ts";
+
+const ETHERNET_BYTES = 14;
+const VLAN_TAG_BYTES = 4;
+const ETHERTYPE_IPV4 = 0x0800;
+const ETHERTYPE_VLAN = 0x8100;
+const ETHERTYPE_VLAN_SERVICE = 0x88a8;
+/** Offsets in the IPv4, IPv6 and TCP headers (RFC 791, RFC 8200, RFC 9293). */
+const IPV4 = { totalBytes: 2, checksum: 10, source: 12 } as const;
+const IPV4_ADDRESSES_BYTES = 8;
+const IPV6 = { payloadBytes: 4, source: 8 } as const;
+const IPV6_ADDRESSES_BYTES = 32;
+const TCP = { sequence: 4, acknowledgement: 8, flags: 12, window: 14, checksum: 16 } as const;
+const FIN = 1;
+const PROTOCOL_TCP = 6;
+/** include/uapi/linux/virtio_net.h */
+const NEEDS_CHECKSUM = 1;
+const NO_SEGMENTATION = 0;
+
+export class ChangedFrames {
+  readonly #frame = new ParsedFrame();
+  readonly #bytes: Uint8Array;
+  readonly #view: DataView;
+
+  constructor(source: { readonly bytes: Uint8Array; readonly view: DataView }) {
+    this.#bytes = source.bytes;
+    this.#view = source.view;
+  }
+
+  /**
+   * Writes virtio_net_hdr and headers of the TCP frame in the record at `offset`, as `change` says. Allocation free.
+   *
+   * @returns how many bytes that are; change.payload and change.payloadBytes say what follows
+   */
+  writeStart(offset: number, change: FrameChange, target: DataView, at: number): number {
+    const frame = this.#frame;
+    const source = this.#view;
+    parseRecord(this.#bytes, offset, frame);
+    const from = offset + RECORD.vnet;
+    const startBytes = frame.data - from;
+    // A byte loop: for so few, quicker than the views that set() needs.
+    for (let i = 0; i < startBytes; i++) target.setUint8(at + i, source.getUint8(from + i));
+
+    const transport = at + frame.transport - from;
+    const isCut = change.payloadBytes !== frame.dataBytes;
+    if (isCut) this.#cut(target, at, transport, frame.dataBytes - change.payloadBytes, change.payloadBytes);
+    // A checksum that is still to be filled in covers none of these fields.
+    const isPartial = (target.getUint8(at + VNET.flags) & NEEDS_CHECKSUM) !== 0;
+    const checksumAt = isPartial ? -1 : transport + TCP.checksum;
+    if (change.sequence !== frame.sequence)
+      setLong(target, transport + TCP.sequence, change.sequence, checksumAt);
+    setLong(target, transport + TCP.acknowledgement, change.acknowledgement, checksumAt);
+    setWord(target, transport + TCP.window, change.window, checksumAt);
+    if (!change.fin) {
+      const flags = target.getUint16(transport + TCP.flags);
+      setWord(target, transport + TCP.flags, flags & ~FIN, checksumAt);
+    }
+    return startBytes;
+  }
+
+  /** Sets all lengths to those of a frame with `payloadBytes`, and lets the kernel fill in its TCP checksum. */
+  #cut(target: DataView, at: number, transport: number, lessBytes: number, payloadBytes: number): void {
+    const network = networkOffset(target, at + VNET_BYTES);
+    const tcpBytes = (target.getUint8(transport + TCP.flags) >> 4) * 4;
+    let addresses: number;
+    let addressesBytes: number;
+    if (target.getUint16(network - 2) === ETHERTYPE_IPV4) {
+      const totalBytes = target.getUint16(network + IPV4.totalBytes);
+      setWord(target, network + IPV4.totalBytes, totalBytes - lessBytes, network + IPV4.checksum);
+      addresses = network + IPV4.source;
+      addressesBytes = IPV4_ADDRESSES_BYTES;
+    } else {
+      const ipPayloadBytes = target.getUint16(network + IPV6.payloadBytes);
+      target.setUint16(network + IPV6.payloadBytes, ipPayloadBytes - lessBytes);
+      addresses = network + IPV6.source;
+      addressesBytes = IPV6_ADDRESSES_BYTES;
+    }
+    const checksum = transport + TCP.checksum;
+    const segmentBytes = tcpBytes + payloadBytes;
+    if ((target.getUint8(at + VNET.flags) & NEEDS_CHECKSUM) !== 0) {
+      // The sum of the pseudo header, in which the length has changed.
+      target.setUint16(
+        checksum,
+        fold(target.getUint16(checksum) + (~(segmentBytes + lessBytes) & 0xffff) + segmentBytes),
+      );
+    } else {
+      let sum = PROTOCOL_TCP + segmentBytes;
+      for (let i = 0; i < addressesBytes; i += 2) sum += target.getUint16(addresses + i);
+      target.setUint16(checksum, fold(sum));
+      target.setUint8(at + VNET.flags, NEEDS_CHECKSUM);
+      target.setUint16(at + VNET.csum_start, transport - at - VNET_BYTES, true);
+      target.setUint16(at + VNET.csum_offset, TCP.checksum, true);
+    }
+    target.setUint16(at + VNET.hdr_len, transport - at - VNET_BYTES + tcpBytes, true);
+    if (payloadBytes <= target.getUint16(at + VNET.gso_size, true)) {
+      target.setUint8(at + VNET.gso_type, NO_SEGMENTATION);
+      target.setUint16(at + VNET.gso_size, 0, true);
+    }
+  }
+}
+
+/** Where the IP header begins; the EtherType is right before it. */
+function networkOffset(target: DataView, ethernet: number): number {
+  let network = ethernet + ETHERNET_BYTES;
+  for (;;) {
+    const etherType = target.getUint16(network - 2);
+    if (etherType !== ETHERTYPE_VLAN && etherType !== ETHERTYPE_VLAN_SERVICE) return network;
+    network += VLAN_TAG_BYTES;
+  }
+}
+
+/** Sets a 16-bit field and what a checksum at `checksumAt` (-1: none) says of it (RFC 1624, eqn. 3). */
+function setWord(target: DataView, at: number, value: number, checksumAt: number): void {
+  const before = target.getUint16(at);
+  if (before === value) return;
+  target.setUint16(at, value);
+  if (checksumAt < 0) return;
+  const sum = (~target.getUint16(checksumAt) & 0xffff) + (~before & 0xffff) + value;
+  target.setUint16(checksumAt, ~fold(sum) & 0xffff);
+}
+
+function setLong(target: DataView, at: number, value: number, checksumAt: number): void {
+  setWord(target, at, (value >>> 16) & 0xffff, checksumAt);
+  setWord(target, at + 2, value & 0xffff, checksumAt);
+}
+
+/** RFC 1071: the 16-bit ones' complement sum. */
+function fold(sum: number): number {
+  let folded = (sum & 0xffff) + (sum >>> 16);
+  folded = (folded & 0xffff) + (folded >>> 16);
+  return folded;
+}

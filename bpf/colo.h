@@ -118,10 +118,12 @@ struct colo_connection_key {
 enum colo_connection_flag {
 	COLO_CONNECTION_KNOWN = 1,	/* offsets are set */
 	COLO_CONNECTION_TIMESTAMPS = 2, /* the secondary's SYN carried a timestamp */
-	COLO_CONNECTION_CLOSING = 4,	/* a FIN or RST was seen */
+	COLO_CONNECTION_GUEST_FIN = 4,	/* the guest has sent its last byte */
 	/* From the primary, which once took over and has these offsets itself: valid in every epoch, but of use only
 	 * when this VM takes over in its turn, for until then the primary applies them. */
 	COLO_CONNECTION_INHERITED = 8,
+	COLO_CONNECTION_CLIENT_FIN = 16, /* the client has sent its last byte */
+	COLO_CONNECTION_RESET = 32,	 /* a RST was seen, and nothing else of the guest's since */
 };
 
 struct colo_connection {

@@ -20,6 +20,7 @@
 #include "maps.h"
 #include "parse.h"
 
+#define OPENING_MOVED 0x80000000 /* as far as sequence numbers can be apart */
 #define LAST_SEEN_STEP_NS 1000000000ULL /* an entry in use is touched at most once a second */
 
 /* Bytes of a word that begins at an odd place count in the other half of the checksum's 16-bit words (RFC 1071, 2B). */
@@ -82,14 +83,26 @@ static __always_inline void set_flag(struct colo_connection *connection, enum co
 	__sync_fetch_and_or((__u32 *)&connection->flags, flag);
 }
 
-static __always_inline void touch_connection(struct colo_connection *connection, const struct segment *segment)
+/* Notes what the agent needs to know to forget the connection in time (DataPlane.collectConnections). */
+static __always_inline void touch_connection(struct colo_connection *connection, const struct segment *segment,
+					     enum direction direction)
 {
+	enum colo_connection_flag fin = direction == FROM_GUEST ? COLO_CONNECTION_GUEST_FIN
+								: COLO_CONNECTION_CLIENT_FIN;
 	__u64 now_ns = bpf_ktime_get_boot_ns();
 
 	if (now_ns - connection->last_seen_ns > LAST_SEEN_STEP_NS)
 		connection->last_seen_ns = now_ns;
-	if (segment->tcp.flags & (TCP_FIN | TCP_RST) && !(connection->flags & COLO_CONNECTION_CLOSING))
-		set_flag(connection, COLO_CONNECTION_CLOSING);
+	if (segment->tcp.flags & TCP_RST) {
+		if (!(connection->flags & COLO_CONNECTION_RESET))
+			set_flag(connection, COLO_CONNECTION_RESET);
+		return;
+	}
+	/* A guest that goes on has not taken the RST for one of this connection (RFC 5961, 3). */
+	if (direction == FROM_GUEST && connection->flags & COLO_CONNECTION_RESET)
+		__sync_fetch_and_and((__u32 *)&connection->flags, ~COLO_CONNECTION_RESET);
+	if (segment->tcp.flags & TCP_FIN && !(connection->flags & fin))
+		set_flag(connection, fin);
 }
 
 /* Remembers the numbers of a connection that the secondary opens or accepts. */
@@ -126,6 +139,19 @@ static __always_inline void learn_offsets(struct __sk_buff *skb, struct colo_con
 }
 
 /*
+ * The guest was opening a connection when it took over, and sends its SYN again. The peer may know the old primary's:
+ * that one had another number, but, with the same secret and almost the same clock (RFC 6528), one close to it. A SYN
+ * within the peer's window resets what it lies in (net/ipv4/tcp_minisocks.c, tcp_check_req). One far away is answered
+ * with an acknowledgment of what the peer knows; the guest resets that, and its next SYN opens the connection.
+ */
+static __always_inline void move_opening(struct colo_connection *connection)
+{
+	connection->sequence_offset = OPENING_MOVED;
+	connection->timestamp_offset = 0;
+	set_flag(connection, COLO_CONNECTION_KNOWN);
+}
+
+/*
  * A frame of the guest, before it goes where the client's numbers count. 0, or negative if it was left half rewritten
  * and has to be dropped. `learning`: the guest is a secondary, so its connections get numbers of their own.
  */
@@ -150,7 +176,10 @@ static __noinline int rewrite_from_guest(struct __sk_buff *skb, struct colo_stat
 	}
 	if (!connection)
 		return 0;
-	touch_connection(connection, &segment);
+	touch_connection(connection, &segment, FROM_GUEST);
+	if (!learning && (segment.tcp.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
+	    !(connection->flags & COLO_CONNECTION_KNOWN))
+		move_opening(connection);
 	if (!(connection->flags & COLO_CONNECTION_KNOWN) || !counts_here(state, connection))
 		return 0;
 	sequence_offset = connection->sequence_offset;
@@ -177,7 +206,7 @@ static __noinline int rewrite_to_guest(struct __sk_buff *skb, struct colo_state 
 	connection = find_connection(state, &segment);
 	if (!connection)
 		return 0;
-	touch_connection(connection, &segment);
+	touch_connection(connection, &segment, TO_GUEST);
 	/* Without ACK neither the acknowledgment nor TSecr means anything (RFC 9293, 3.1; RFC 7323, 3.2). */
 	if (!(segment.tcp.flags & TCP_ACK) || !counts_here(state, connection))
 		return 0;

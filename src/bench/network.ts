@@ -1,6 +1,10 @@
 /** Network namespaces for the benchmarks; what a run that was killed has left is removed by the next one. */
 import { existsSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import { DataPlane, type DataPlaneOptions } from "../ffi/data_plane.ts";
+import { inNamespace } from "../ffi/netns.ts";
+import { bpfObject } from "../lab/assets.ts";
+import { onExit } from "./on_exit.ts";
 
 const PREFIX = "colo-bench-";
 const PINS = "/sys/fs/bpf/colo-bench";
@@ -14,31 +18,75 @@ function run(...command: string[]): string {
   return stdout.toString();
 }
 
-/** `ip` with a line of arguments. */
-export const ip = (line: string): string => run("ip", ...line.split(" "));
+const ip = (line: string): string => run("ip", ...line.split(" "));
 
-/** Full name of a namespace of this process. */
-export const namespaceName = (name: string): string => `${PREFIX}${process.pid}-${name}`;
+/** Settings that would make the benchmark's frames meet others, or the host's packet filter. */
+const QUIET = [
+  "net.ipv6.conf.all.disable_ipv6=1",
+  "net.ipv6.conf.default.disable_ipv6=1",
+  // Only there if br_netfilter is loaded.
+  "net.bridge.bridge-nf-call-iptables=0",
+];
 
-/** Where a data plane of this process pins its maps. */
-export const pinDirectory = (name: string): string => join(PINS, `${process.pid}-${name}`);
+/** A namespace in which nothing speaks by itself; gone with close(), or with this process. */
+export class BenchNamespace {
+  /** As `ip netns` knows it. */
+  readonly name: string;
+  readonly #withdraw: () => void;
 
-/** Makes a namespace in which nothing speaks by itself. */
-export function addNamespace(name: string): string {
-  const full = namespaceName(name);
-  ip(`netns add ${full}`);
-  for (const scope of ["all", "default"]) {
-    const setting = `net.ipv6.conf.${scope}.disable_ipv6=1`;
-    run("nsenter", `--net=/run/netns/${full}`, "sysctl", "-qw", setting);
+  constructor(name: string) {
+    this.name = `${PREFIX}${process.pid}-${name}`;
+    ip(`netns add ${this.name}`);
+    this.#withdraw = onExit(() => this.#remove());
+    for (const setting of QUIET) {
+      const file = join("/proc/sys", setting.split("=")[0].replaceAll(".", "/"));
+      if (this.run(() => existsSync(file)))
+        run("nsenter", `--net=/run/netns/${this.name}`, "sysctl", "-qw", setting);
+    }
+    this.ip("link set lo up");
   }
-  ip(`-n ${full} link set lo up`);
-  return full;
+
+  /** `ip` in this namespace. */
+  ip(line: string): void {
+    ip(`-n ${this.name} ${line}`);
+  }
+
+  /** Runs `action` with this thread in the namespace; it must not be asynchronous. */
+  run<T>(action: () => T): T {
+    return inNamespace(this.name, action);
+  }
+
+  close(): void {
+    this.#withdraw();
+    this.#remove();
+  }
+
+  #remove(): void {
+    if (existsSync(`/run/netns/${this.name}`)) ip(`netns del ${this.name}`);
+  }
 }
 
-/** Removes a namespace with the interfaces in it, if it is there. */
-export function removeNamespace(name: string): void {
-  const full = namespaceName(name);
-  if (existsSync(`/run/netns/${full}`)) ip(`netns del ${full}`);
+/** Loads a data plane whose pins go with unload(), or with this process. */
+export function loadPlane(
+  name: string,
+  options: Omit<DataPlaneOptions, "objectPath" | "pinDirectory">,
+): { plane: DataPlane; unload: () => void } {
+  const pinDirectory = join(PINS, `${process.pid}-${name}`);
+  const unpin = () => DataPlane.remove(pinDirectory, []);
+  const withdraw = onExit(unpin);
+  try {
+    const plane = DataPlane.load({ objectPath: bpfObject(), pinDirectory, ...options });
+    const unload = () => {
+      plane.close();
+      withdraw();
+      unpin();
+    };
+    return { plane, unload };
+  } catch (error) {
+    withdraw();
+    unpin();
+    throw error;
+  }
 }
 
 /** Namespaces and pins of benchmarks whose process has gone. */

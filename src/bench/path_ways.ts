@@ -3,14 +3,12 @@
  */
 import { COMPARER_LIMITS } from "../compare/comparer.ts";
 import { DataPath } from "../datapath/handle.ts";
-import { DataPlane } from "../ffi/data_plane.ts";
+import type { DataPlane } from "../ffi/data_plane.ts";
 import { ROLE } from "../ffi/layout.ts";
 import { type Address, bootTimeNs, bootTimeNsNumber, ifindex, Mapping } from "../ffi/libc.ts";
-import { inNamespace } from "../ffi/netns.ts";
 import { readAvailable, type StreamSocket } from "../ffi/stream_socket.ts";
 import { TAP_FRAME_BYTES_MAX, Tap } from "../ffi/tap.ts";
-import { bpfObject } from "../lab/assets.ts";
-import { addNamespace, ip, pinDirectory, removeNamespace } from "./network.ts";
+import { BenchNamespace, loadPlane } from "./network.ts";
 import { QEMU_FRAMING_BYTES, QemuProcess, writeQemuFraming } from "./qemu_process.ts";
 import { NUMBER_OFFSET, SEGMENT_BYTES, Traffic } from "./traffic.ts";
 
@@ -98,19 +96,26 @@ export abstract class Way {
     };
   }
 
-  protected closeBuffer(): void {
+  protected closeBuffers(): void {
     this.#out.close();
   }
 }
 
 /** Taps in, a tap out. */
 abstract class TapWay extends Way {
-  /** Of the VMs, the primary's first. */
-  protected abstract readonly taps: readonly Tap[];
-  /** Somebody else's on the primary's bridge. */
-  protected abstract readonly far: Tap;
   readonly #in = new Mapping(TAP_FRAME_BYTES_MAX);
   readonly #received = new DataView(this.#in.buffer);
+
+  /**
+   * @param taps of the VMs, the primary's first
+   * @param far somebody else's on the primary's bridge
+   */
+  constructor(
+    private readonly taps: readonly Tap[],
+    private readonly far: Tap,
+  ) {
+    super();
+  }
 
   protected override send(address: Address, byteLength: number): void {
     for (const tap of this.taps) tap.writeFrom(address, byteLength);
@@ -125,115 +130,132 @@ abstract class TapWay extends Way {
     }
   }
 
-  protected closeTaps(...others: Tap[]): void {
-    for (const tap of [...this.taps, this.far, ...others]) tap.close();
+  protected override closeBuffers(): void {
+    super.closeBuffers();
     this.#in.close();
-    this.closeBuffer();
   }
 }
 
 /** A namespace with a bridge, the VM's tap and somebody else's. */
-function addBridge(name: string): { namespace: string; vm: Tap; far: Tap } {
-  const namespace = addNamespace(name);
-  const [vm, far] = inNamespace(namespace, () => [new Tap("vm"), new Tap("far")]);
-  ip(`-n ${namespace} link add br0 type bridge mcast_snooping 0`);
-  for (const port of ["vm", "far"]) ip(`-n ${namespace} link set ${port} master br0 up`);
-  ip(`-n ${namespace} link set br0 up`);
-  return { namespace, vm, far };
+class Bridge {
+  readonly namespace: BenchNamespace;
+  readonly vm: Tap;
+  readonly far: Tap;
+
+  constructor(name: string) {
+    this.namespace = new BenchNamespace(name);
+    try {
+      [this.vm, this.far] = this.namespace.run(() => [new Tap("vm"), new Tap("far")]);
+      this.namespace.ip("link add br0 type bridge mcast_snooping 0");
+      for (const port of ["vm", "far"]) this.namespace.ip(`link set ${port} master br0 up`);
+      this.namespace.ip("link set br0 up");
+    } catch (error) {
+      this.namespace.close();
+      throw error;
+    }
+  }
+
+  close(): void {
+    this.vm.close();
+    this.far.close();
+    this.namespace.close();
+  }
 }
 
 /** The bridge by itself. */
 export class PlainBridge extends TapWay {
-  protected readonly taps: readonly Tap[];
-  protected readonly far: Tap;
+  readonly #bridge: Bridge;
 
   constructor() {
-    super();
-    const { vm, far } = addBridge("none");
-    this.taps = [vm];
-    this.far = far;
+    const bridge = new Bridge("none");
+    super([bridge.vm], bridge.far);
+    this.#bridge = bridge;
   }
 
   close(): void {
-    this.closeTaps();
-    removeNamespace("none");
+    this.#bridge.close();
+    this.closeBuffers();
   }
 }
 
 /** The agent's whole data path, with the second host. */
 export class ProtectedBridge extends TapWay {
-  protected readonly taps: readonly Tap[];
-  protected readonly far: Tap;
-  readonly #planes: DataPlane[] = [];
-  readonly #secondaryFar: Tap;
-  #path!: DataPath;
+  readonly #hosts: readonly Bridge[];
+  readonly #planes: { plane: DataPlane; unload: () => void }[] = [];
+  #path: DataPath | undefined;
   #epoch = 1;
   #failure: string | undefined;
 
-  private constructor() {
-    super();
-    const hosts = ["primary", "secondary"].map(addBridge);
-    this.taps = hosts.map(({ vm }) => vm);
-    this.far = hosts[0].far;
-    this.#secondaryFar = hosts[1].far;
-    linkHosts(hosts[0].namespace, hosts[1].namespace);
-    hosts.forEach(({ namespace }, i) => {
-      this.#planes.push(inNamespace(namespace, () => loadPlane(`path-${i}`, REPLICATION_IPV4[1 - i])));
-    });
-    const [primary, secondary] = this.#planes;
-    primary.state.role = ROLE.PRIMARY;
-    primary.state.leaseDeadlineNs = bootTimeNs() + 86_400_000_000_000n;
-    secondary.state.role = ROLE.SECONDARY;
-    secondary.state.epoch = this.#epoch;
-    secondary.state.rewriteEpoch = this.#epoch;
-    // A thread stays in the namespace in which it was started.
-    this.#path = inNamespace(hosts[0].namespace, () => {
-      const ring = (name: "primary" | "secondary" | "input") => ({
-        fd: primary.ringFds[name],
-        bytes: primary.ringBytes[name],
-      });
-      return new DataPath(
-        {
-          primaryRing: ring("primary"),
-          secondaryRing: ring("secondary"),
-          inputRing: ring("input"),
-          doorbellFd: primary.ringFds.doorbell,
-          stateFd: primary.stateFd,
-          injectIfindex: ifindex("inj0"),
-          tapIfindex: ifindex("vm"),
-          replayMark: MARKS.replayMark,
-          maxWaitMs: 200,
-          rules: { passthrough: [], ignore: [] },
-          limits: {
-            heldFramesMax: COMPARER_LIMITS.heldFramesMax,
-            heldFramesPerFlowMax: COMPARER_LIMITS.heldFramesPerFlowMax,
-            flowsMax: COMPARER_LIMITS.flowsMax,
-          },
-        },
-        {
-          // A frame that waits too long is seen as lost here.
-          diverged: () => {},
-          failed: (message) => {
-            this.#failure = message;
-          },
-        },
-      );
-    });
+  private constructor(hosts: readonly [Bridge, Bridge]) {
+    super(
+      hosts.map(({ vm }) => vm),
+      hosts[0].far,
+    );
+    this.#hosts = hosts;
   }
 
   static async create(): Promise<ProtectedBridge> {
-    const bridge = new ProtectedBridge();
+    const primary = new Bridge("primary");
+    let way: ProtectedBridge;
     try {
-      await bridge.#path.start(bridge.#epoch);
-      return bridge;
+      way = new ProtectedBridge([primary, new Bridge("secondary")]);
     } catch (error) {
-      await bridge.close();
+      primary.close();
+      throw error;
+    }
+    try {
+      await way.#protect();
+      return way;
+    } catch (error) {
+      await way.close();
       throw error;
     }
   }
 
-  override async run(rate: number, seconds: number): Promise<Run> {
-    const run = await super.run(rate, seconds);
+  async #protect(): Promise<void> {
+    const [{ namespace }, other] = this.#hosts;
+    linkHosts(namespace, other.namespace);
+    this.#hosts.forEach((host, i) => {
+      this.#planes.push(host.namespace.run(() => attachPlane(`path-${i}`, REPLICATION_IPV4[1 - i])));
+    });
+    const [{ plane }, { plane: secondary }] = this.#planes;
+    plane.state.role = ROLE.PRIMARY;
+    plane.state.leaseDeadlineNs = bootTimeNs() + 86_400_000_000_000n;
+    secondary.state.role = ROLE.SECONDARY;
+    secondary.state.epoch = this.#epoch;
+    secondary.state.rewriteEpoch = this.#epoch;
+    const { ringFds, ringBytes } = plane;
+    // A thread stays in the namespace in which it was started.
+    this.#path = namespace.run(
+      () =>
+        new DataPath(
+          {
+            primaryRing: { fd: ringFds.primary, bytes: ringBytes.primary },
+            secondaryRing: { fd: ringFds.secondary, bytes: ringBytes.secondary },
+            inputRing: { fd: ringFds.input, bytes: ringBytes.input },
+            doorbellFd: ringFds.doorbell,
+            stateFd: plane.stateFd,
+            injectIfindex: ifindex("inj0"),
+            tapIfindex: ifindex("vm"),
+            replayMark: MARKS.replayMark,
+            maxWaitMs: 200,
+            rules: {},
+            limits: COMPARER_LIMITS,
+          },
+          {
+            // A frame that waits too long counts as lost here.
+            diverged: () => {},
+            failed: (message) => {
+              this.#failure = message;
+            },
+          },
+        ),
+    );
+    await this.#path.start(this.#epoch);
+  }
+
+  override async run(framesPerSecond: number, seconds: number): Promise<Run> {
+    const run = await super.run(framesPerSecond, seconds);
     if (this.#failure !== undefined) throw new Error(`The data path has failed: ${this.#failure}`);
     return run;
   }
@@ -241,48 +263,44 @@ export class ProtectedBridge extends TapWay {
   /** What a checkpoint does: what is held leaves, and both VMs go on from the same state. */
   protected override async recover(): Promise<void> {
     this.#epoch++;
-    this.#planes[1].state.epoch = this.#epoch;
-    await this.#path.checkpoint(bootTimeNsNumber(), this.#epoch);
+    this.#planes[1].plane.state.epoch = this.#epoch;
+    await this.#path!.checkpoint(bootTimeNsNumber(), this.#epoch);
   }
 
   async close(): Promise<void> {
-    await this.#path.close();
-    this.#planes.forEach((plane, i) => {
-      plane.close();
-      DataPlane.remove(pinDirectory(`path-${i}`), []);
-    });
-    this.closeTaps(this.#secondaryFar);
-    for (const name of ["primary", "secondary"]) removeNamespace(name);
+    await this.#path?.close();
+    for (const { unload } of this.#planes) unload();
+    for (const host of this.#hosts) host.close();
+    this.closeBuffers();
   }
 }
 
-function loadPlane(name: string, peerIpv4: number): DataPlane {
+function attachPlane(name: string, peerIpv4: number): { plane: DataPlane; unload: () => void } {
   const at = {
     tapIfindex: ifindex("vm"),
     tunnelIfindex: ifindex("vx"),
     injectPeerIfindex: ifindex("inj1"),
   };
-  const plane = DataPlane.load({
-    objectPath: bpfObject(),
-    pinDirectory: pinDirectory(name),
-    settings: { ...at, peerIpv4, tunnelId: 1, ...MARKS },
+  const { tapIfindex, tunnelIfindex } = at;
+  const loaded = loadPlane(name, {
+    settings: { tapIfindex, tunnelIfindex, peerIpv4, tunnelId: 1, ...MARKS },
   });
-  plane.attach(at);
-  return plane;
+  loaded.plane.attach(at);
+  return loaded;
 }
 
 /** The replication link with a VXLAN over it, and each host's injection pair. */
-function linkHosts(a: string, b: string): void {
-  const peer = `peer name rep address ${REPLICATION_MACS[1]} mtu 1600 netns ${b}`;
-  ip(`-n ${a} link add rep address ${REPLICATION_MACS[0]} mtu 1600 type veth ${peer}`);
-  [a, b].forEach((namespace, i) => {
-    ip(`-n ${namespace} addr add 198.19.0.${i + 1}/30 dev rep`);
-    ip(`-n ${namespace} link set rep up`);
-    ip(`-n ${namespace} link add vx type vxlan external dstport 4789`);
-    ip(`-n ${namespace} link set vx up`);
-    ip(`-n ${namespace} neigh add 198.19.0.${2 - i} lladdr ${REPLICATION_MACS[1 - i]} dev rep`);
-    ip(`-n ${namespace} link add inj0 mtu 1504 type veth peer name inj1 mtu 1504`);
-    for (const end of ["inj0", "inj1"]) ip(`-n ${namespace} link set ${end} up`);
+function linkHosts(a: BenchNamespace, b: BenchNamespace): void {
+  const peer = `peer name rep address ${REPLICATION_MACS[1]} mtu 1600 netns ${b.name}`;
+  a.ip(`link add rep address ${REPLICATION_MACS[0]} mtu 1600 type veth ${peer}`);
+  [a, b].forEach((host, i) => {
+    host.ip(`addr add 198.19.0.${i + 1}/30 dev rep`);
+    host.ip("link set rep up");
+    host.ip("link add vx type vxlan external dstport 4789");
+    host.ip("link set vx up");
+    host.ip(`neigh add 198.19.0.${2 - i} lladdr ${REPLICATION_MACS[1 - i]} dev rep`);
+    host.ip("link add inj0 mtu 1504 type veth peer name inj1 mtu 1504");
+    for (const end of ["inj0", "inj1"]) host.ip(`link set ${end} up`);
   });
 }
 
@@ -334,6 +352,6 @@ export class QemuSockets extends Way {
     for (const socket of this.inputs) socket.close();
     await this.qemu.stop();
     this.#in.close();
-    this.closeBuffer();
+    this.closeBuffers();
   }
 }

@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { VNET_BYTES } from "../ffi/layout.ts";
 import { StreamSocket } from "../ffi/stream_socket.ts";
 import { qemuArgv, qemuEnvironment } from "../lab/assets.ts";
+import { onExit } from "./on_exit.ts";
 
 export const QEMU_FRAMING_BYTES = 8;
 /** Only to turn a hang into a sentence. */
@@ -32,10 +33,15 @@ export class QemuProcess {
   /** outdev; blocking. */
   output!: StreamSocket;
   #notify: StreamSocket | undefined;
+  readonly #withdraw: () => void;
 
   private constructor(directory: string, child: Bun.Subprocess) {
     this.#directory = directory;
     this.#child = child;
+    this.#withdraw = onExit(() => {
+      child.kill("SIGKILL");
+      rmSync(directory, { recursive: true, force: true });
+    });
   }
 
   /** Throws an Error if there is no QEMU, or if it ends. */
@@ -108,6 +114,7 @@ export class QemuProcess {
   }
 
   async stop(): Promise<void> {
+    this.#withdraw();
     this.#child.kill("SIGKILL");
     await this.#child.exited;
     this.output?.close();

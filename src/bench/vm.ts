@@ -8,7 +8,7 @@ import { requireRoot } from "../cli/root.ts";
 import type { ClientKind, ClientOptions, ClientReport } from "../lab/client.ts";
 import { GUEST_IPV4 } from "../lab/network.ts";
 import { LabTraffic } from "../lab/traffic.ts";
-import { withLabs } from "./leftovers.ts";
+import { withLabs } from "./labs.ts";
 import { PauseWatch } from "./pauses.ts";
 import { type Bench, type BenchContext, ResultSet, type Subject } from "./result.ts";
 import { type RunningWay, startWays, VM_LABS } from "./vm_ways.ts";
@@ -75,7 +75,7 @@ const CASES: readonly Case[] = [
 export const benchVm: Bench = async (context) => {
   requireRoot("run this benchmark");
   const results = new ResultSet("vm");
-  const repetitions = context.quick ? 1 : context.runs;
+  const repetitions = context.runs;
   await withLabs(VM_LABS, async () => {
     for (let repetition = 1; repetition <= repetitions; repetition++) {
       const say = (subject: Subject, step: string) =>

@@ -2,6 +2,7 @@
 import { Lab } from "../lab/lab.ts";
 import type { LabNamespaces } from "../lab/network.ts";
 import { isAlive } from "../lab/process.ts";
+import { PATIENT_AGENTS, PATIENT_CHECKPOINTS } from "./labs.ts";
 import { QemuPair } from "./qemu_pair.ts";
 import type { Subject } from "./result.ts";
 
@@ -85,8 +86,15 @@ async function* withQemuProxy(progress: Progress): AsyncGenerator<RunningWay, vo
 }
 
 async function* withAgents(progress: Progress): AsyncGenerator<RunningWay, void> {
-  const lab = await Lab.up({ name: NAME, memoryMib: MEMORY_MIB, proxy: "agent" }, (step) =>
-    progress("colo-agent", step),
+  const lab = await Lab.up(
+    {
+      name: NAME,
+      memoryMib: MEMORY_MIB,
+      proxy: "agent",
+      agentConfig: PATIENT_AGENTS,
+      vmConfig: `checkpoint = { ${PATIENT_CHECKPOINTS} }`,
+    },
+    (step) => progress("colo-agent", step),
   );
   try {
     const [a, b] = [lab.host("a"), lab.host("b")];

@@ -10,9 +10,11 @@
  * TCP frames are handed over as soon as the numbers of their streams are known on both sides (sequence_map.ts), until then
  * they are parked in their window.
  */
+
 import { KIND_BYPASS, KIND_TCP, ParsedFrame, parseRecord } from "../compare/parse.ts";
+import { parseRules, type RuleLines } from "../compare/rules.ts";
 import { SEGMENT_ACK, SEGMENT_FIN, SEGMENT_SYN } from "../compare/segment_pool.ts";
-import { CaptureComparer } from "./capture_comparer.ts";
+import { CaptureComparer, type SideCounts } from "./capture_comparer.ts";
 import { CaptureReader } from "./capture_reader.ts";
 import { type Connection, ConnectionTable, directionOf, type FrameQueue } from "./connections.ts";
 import { CaptureError } from "./error.ts";
@@ -26,6 +28,8 @@ export interface CompareCapturesOptions {
   secondary: string;
   /** Only frames that one of these IP addresses sends are compared; all if there is none. */
   guests?: readonly string[];
+  /** What is taken out of the comparison, as in the agent's configuration. */
+  rules?: RuleLines;
   /** MiB of frames on each side that may wait for their counterparts. Default 64. */
   windowMib?: number;
   /** Divergences that are reported with their details. Default 20. */
@@ -51,12 +55,16 @@ class Side {
   beforeStart = 0;
 
   constructor(
-    readonly isPrimary: boolean,
+    readonly name: "primary" | "secondary",
     readonly reader: CaptureReader,
     windowBytes: number,
   ) {
     this.window = new FrameWindow(windowBytes);
     this.connectionOf = new Int32Array(this.window.framesMax).fill(-1);
+  }
+
+  get isPrimary(): boolean {
+    return this.name === "primary";
   }
 
   isFull(): boolean {
@@ -105,16 +113,21 @@ class CaptureComparison {
 
   constructor(primary: CaptureReader, secondary: CaptureReader, options: CompareCapturesOptions) {
     const { guests = [], windowMib = WINDOW_MIB_DEFAULT, limit = DIVERGENCES_DEFAULT } = options;
+    const rules = parseRules(options.rules ?? {});
     this.windowMib = windowMib;
     this.filter = new GuestFilter(guests);
-    this.primary = new Side(true, primary, windowMib * 2 ** 20);
-    this.secondary = new Side(false, secondary, windowMib * 2 ** 20);
+    this.primary = new Side("primary", primary, windowMib * 2 ** 20);
+    this.secondary = new Side("secondary", secondary, windowMib * 2 ** 20);
     this.connections = new ConnectionTable(this.primary.window.framesMax + this.secondary.window.framesMax);
     this.comparer = new CaptureComparer({
       primary: this.primary.window,
       secondary: this.secondary.window,
       limit,
-      done: (isPrimary, slot) => this.done(isPrimary ? this.primary : this.secondary, slot),
+      rules,
+      host: {
+        done: (side, slot) => this.done(this[side], slot),
+        locate: (side, frame) => this.locate(this[side], frame),
+      },
     });
   }
 
@@ -195,8 +208,8 @@ class CaptureComparison {
     const direction = directionOf(frame.key);
     const ownDirection = connection.directions[direction];
     const otherDirection = connection.directions[1 - direction];
-    const own = side.isPrimary ? ownDirection.primary : ownDirection.secondary;
-    const other = side.isPrimary ? otherDirection.primary : otherDirection.secondary;
+    const own = ownDirection[side.name];
+    const other = otherDirection[side.name];
     const stream = observe(own, other, frame);
     const acknowledged = (frame.flags & SEGMENT_ACK) !== 0 ? other.current : null;
     const paired = this.pairUp(connection);
@@ -279,6 +292,23 @@ class CaptureComparison {
     }
   }
 
+  /** The connection of a segment that came in fragments, which cannot be parked: what is known by now has to do. */
+  private locate(side: Side, frame: ParsedFrame): StreamPair | null {
+    const connection = this.connections.of(frame, this.now);
+    const direction = directionOf(frame.key);
+    const ownDirection = connection.directions[direction];
+    const otherDirection = connection.directions[1 - direction];
+    const own = ownDirection[side.name];
+    const other = otherDirection[side.name];
+    const stream = observe(own, other, frame);
+    this.pairUp(connection, true);
+    if (stream !== null) ownDirection.stand(stream, side.isPrimary);
+    const acknowledged = (frame.flags & SEGMENT_ACK) !== 0 ? other.current : null;
+    const pair = stream?.pair ?? null;
+    if (!side.isPrimary) translate(frame, pair, acknowledged?.pair ?? null);
+    return pair;
+  }
+
   private done(side: Side, slot: number): void {
     const connection = side.connectionOf[slot];
     if (connection >= 0) this.connections.release(connection);
@@ -293,14 +323,10 @@ class CaptureComparison {
         `${side.reader.where()} has ${side.reader.frameBytes} bytes, more than fit into a window of ${this.windowMib} MiB; give a larger --window.`,
       );
     }
-    if (this.comparer.isWaiting(side.isPrimary, slot)) {
+    if (this.comparer.isWaiting(side.name, slot)) {
       const ended = { primary: this.primary.ended, secondary: this.secondary.ended };
-      this.comparer.giveUp(
-        side.isPrimary,
-        slot,
-        ended,
-        `not comparable within a window of ${this.windowMib} MiB`,
-      );
+      const window = `not comparable within a window of ${this.windowMib} MiB`;
+      this.comparer.giveUp(side.name, slot, ended, window);
       return;
     }
     this.settle(this.connections.byId(side.connectionOf[slot]));
@@ -348,39 +374,31 @@ class CaptureComparison {
 
   private report(): CaptureReport {
     const { comparer, primary, secondary } = this;
+    const { total, shown } = comparer.divergences;
     return {
-      same: comparer.divergencesTotal === 0,
-      primary: summaryOf(
-        primary,
-        comparer.flowsPrimary,
-        comparer.matchedPrimary,
-        comparer.notComparedPrimary,
-      ),
-      secondary: summaryOf(
-        secondary,
-        comparer.flowsSecondary,
-        comparer.matchedSecondary,
-        comparer.notComparedSecondary,
-      ),
+      same: total === 0,
+      primary: summaryOf(primary, comparer.primaryCounts),
+      secondary: summaryOf(secondary, comparer.secondaryCounts),
       compared_bytes: comparer.comparedBytes,
       gap_bytes: comparer.gapBytes,
       window_mib: this.windowMib,
-      divergences_total: comparer.divergencesTotal,
-      divergences: comparer.divergences,
+      divergences_total: total,
+      divergences: shown,
     };
   }
 }
 
-function summaryOf(side: Side, flows: number, compared: number, notCompared: number): CaptureSummary {
+function summaryOf(side: Side, counts: SideCounts): CaptureSummary {
+  const { reader } = side;
   return {
-    file: side.reader.path,
-    link_type: side.reader.linkTypeName,
-    bytes: side.reader.bytes,
-    flows,
-    frames: side.reader.frames,
-    frames_compared: compared,
-    frames_not_compared: notCompared,
-    frames_ignored: side.ignored,
+    file: reader.path,
+    link_type: reader.linkTypeName,
+    bytes: reader.bytes,
+    flows: counts.flows,
+    frames: reader.frames,
+    frames_compared: counts.compared,
+    frames_not_compared: counts.notCompared,
+    frames_ignored: side.ignored + counts.ignored,
     frames_filtered: side.filtered,
     frames_before_start: side.beforeStart,
   };

@@ -34,7 +34,7 @@ function summaryLines(side: string, summary: CaptureSummary): string[] {
   const parts = [
     [summary.frames_compared, "compared"],
     [summary.frames_not_compared, "not compared after a divergence"],
-    [summary.frames_ignored, "ARP or neighbour discovery"],
+    [summary.frames_ignored, "left out (ARP, neighbour discovery, rules)"],
     [summary.frames_filtered, "not sent by the guest"],
     [summary.frames_before_start, "before the other capture's beginning of their stream"],
   ] as const;

@@ -7,7 +7,10 @@ export interface CapturePlace {
   frame: number;
   /** TCP: sequence number in this capture of the place in question. */
   sequence: number | null;
-  /** Offset of the first differing byte in the frame's payload; for frames that are not IP, in the frame. */
+  /**
+   * Offset of the first differing byte in the frame's payload; in a fragment's, what follows the IP header; in frames that are not
+   * IP, the frame.
+   */
   payload_offset: number;
   /** That byte, or null where the frame has none (a SYN, a FIN, an acknowledgement). */
   byte: number | null;
@@ -49,7 +52,7 @@ export interface CaptureSummary {
   frames_compared: number;
   /** Of flows with a divergence, from there on. */
   frames_not_compared: number;
-  /** ARP and IPv6 neighbour discovery, which is not compared. */
+  /** ARP and IPv6 neighbour discovery, which is not compared, and what the rules take out. */
   frames_ignored: number;
   /** Not sent by a --guest. */
   frames_filtered: number;

@@ -14,6 +14,8 @@ const LIMIT_MAX = 1_000_000;
 
 interface CompareOptions {
   guest?: string[];
+  passthrough?: string[];
+  ignore?: string[];
   window: number;
   limit: number;
   json?: boolean;
@@ -37,6 +39,8 @@ export function compareCommand(): Command {
     .argument("<primary>", "capture of the primary VM's traffic")
     .argument("<secondary>", "capture of the secondary VM's")
     .option("--guest <address>", "compare only what this IP address sends (repeatable)", collect)
+    .option("--passthrough <rule>", "leave out these flows, e.g. 'udp port 123' (repeatable)", collect)
+    .option("--ignore <rule>", "leave out bytes, e.g. 'udp port 53 bytes 0-1' (repeatable)", collect)
     .option(
       "--window <MiB>",
       "memory for frames that wait, on each side",
@@ -53,6 +57,7 @@ export function compareCommand(): Command {
           primary,
           secondary,
           guests: options.guest ?? [],
+          rules: { passthrough: options.passthrough ?? [], ignore: options.ignore ?? [] },
           windowMib: options.window,
           limit: options.limit,
         });

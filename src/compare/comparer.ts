@@ -507,6 +507,7 @@ export class Comparer {
         acknowledgement[segment],
         timeNs[segment],
         primary.window[segment],
+        primary.urgent[segment],
       );
       // restart() and clear() build this list anew from what stays.
       state.primarySorted.clear(flow);

@@ -58,6 +58,9 @@ export const FLOW_SECONDARY_STRAY = 0x400000;
 /** `secondaryEdge`, `releasedEdge` are known. */
 export const FLOW_EDGE_KNOWN = 0x800000;
 export const FLOW_RELEASED_EDGE = 0x1000000;
+/** `secondaryUrgent`, `releasedUrgent` are known. */
+export const FLOW_URGENT_KNOWN = 0x2000000;
+export const FLOW_RELEASED_URGENT = 0x4000000;
 
 /** Value of `windowScale` while the SYN has not been seen. */
 export const UNKNOWN_SCALE = 0xff;
@@ -105,6 +108,9 @@ export class FlowTable {
   /** Highest right edge of a window, acknowledgement + window, that the secondary offers; that was released. */
   readonly secondaryEdge: Int32Array;
   readonly releasedEdge: Int32Array;
+  /** Highest sequence number behind urgent data that the secondary has announced; that was released. */
+  readonly secondaryUrgent: Int32Array;
+  readonly releasedUrgent: Int32Array;
   /** Sequence number of the last pair of RSTs that was matched, and what the secondary's acknowledged. */
   readonly resetSequence: Int32Array;
   readonly resetAck: Int32Array;
@@ -160,6 +166,8 @@ export class FlowTable {
     this.windowScale = new Uint8Array(capacity);
     this.secondaryEdge = new Int32Array(capacity);
     this.releasedEdge = new Int32Array(capacity);
+    this.secondaryUrgent = new Int32Array(capacity);
+    this.releasedUrgent = new Int32Array(capacity);
     this.resetSequence = new Int32Array(capacity);
     this.resetAck = new Int32Array(capacity);
   }

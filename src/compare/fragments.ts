@@ -385,6 +385,7 @@ export class FragmentFlows {
     const flagBytes = (place === 0 ? syn : 0) + (piece.flags & SEGMENT_FIN);
     piece.end = (piece.sequence + piece.dataBytes + flagBytes) | 0;
     piece.acknowledgement = datagram.acknowledgement;
+    piece.urgent = datagram.urgent;
   }
 
   private tooMany(flow: number): void {

@@ -67,6 +67,7 @@ const FLAG_FIN = 0x01;
 const FLAG_SYN = 0x02;
 const FLAG_RST = 0x04;
 const FLAG_ACK = 0x10;
+const FLAG_URG = 0x20;
 
 /** Preallocated and reused: the result of one parseRecord(). */
 export class ParsedFrame {
@@ -98,6 +99,8 @@ export class ParsedFrame {
   sequence = 0;
   end = 0;
   acknowledgement = 0;
+  /** TCP with the URG flag: sequence number behind the urgent data. */
+  urgent = 0;
   /** TCP: the window field as it stands there; -1 when the segment is in fragments, and for everything else. */
   window = -1;
   /** TCP: byte offset of the TCP header in the record memory. */
@@ -154,6 +157,7 @@ export function parseRecord(
   frame.sequence = 0;
   frame.end = 0;
   frame.acknowledgement = 0;
+  frame.urgent = 0;
   frame.identification = 0;
   clearKey(frame.key);
   const end = start + frameBytes;
@@ -423,13 +427,15 @@ function parseTcp(
   frame.kind = KIND_TCP;
   frame.key[KEY_KIND] = (KIND_TCP << 24) | (version << 8) | PROTOCOL_TCP;
   frame.key[KEY_PORTS] = i32be(bytes, at);
-  frame.flags = rst ? flags & ~FLAG_FIN : flags;
+  // Urgent data of a SYN or RST means nothing to anybody.
+  frame.flags = (rst ? flags & ~FLAG_FIN : flags) & ~(rst || syn ? FLAG_URG : 0);
   frame.sequence = i32be(bytes, at + 4);
   frame.acknowledgement = (flags & FLAG_ACK) !== 0 ? i32be(bytes, at + 8) : 0;
   frame.window = total === end - at ? u16be(bytes, at + 14) : -1;
   frame.transport = at;
   frame.data = at + headerBytes;
   frame.dataBytes = total - headerBytes;
+  if ((frame.flags & FLAG_URG) !== 0) frame.urgent = (frame.sequence + u16be(bytes, at + 18)) | 0;
   if (rst) {
     frame.end = frame.sequence;
   } else {

@@ -56,6 +56,8 @@ export class SegmentPool {
   readonly skipBytes: Uint8Array;
   /** ... and this number, whose meaning depends on the protocol (see ParsedFrame.meta). */
   readonly meta: Int32Array;
+  /** TCP: sequence number behind the urgent data that is announced; counts with SEGMENT_URG only. */
+  readonly urgent: Int32Array;
   /** Fragments of an incomplete datagram: which one. */
   readonly identification: Int32Array;
   // Only of pieces. A datagram is what the pieces from firstPiece on hold, in this order, one behind the other.
@@ -83,6 +85,7 @@ export class SegmentPool {
     this.skipAt = new Uint8Array(capacity);
     this.skipBytes = new Uint8Array(capacity);
     this.meta = new Int32Array(capacity);
+    this.urgent = new Int32Array(capacity);
     this.identification = new Int32Array(capacity);
     this.pieces = new Int32Array(capacity);
     this.firstPiece = new Int32Array(capacity);

@@ -390,5 +390,6 @@ function fill(
   pool.skipAt[item] = frame.skipAt;
   pool.skipBytes[item] = frame.skipBytes;
   pool.meta[item] = frame.meta;
+  pool.urgent[item] = frame.urgent;
   pool.identification[item] = frame.identification;
 }

@@ -14,8 +14,10 @@ import {
   FLOW_RELEASED_ACK,
   FLOW_RELEASED_EDGE,
   FLOW_RELEASED_END,
+  FLOW_RELEASED_URGENT,
   FLOW_RESET,
   FLOW_SECONDARY_ISN,
+  FLOW_URGENT_KNOWN,
   FLOW_VERIFIED_KNOWN,
   UNKNOWN_SCALE,
 } from "./flow_table.ts";
@@ -35,6 +37,7 @@ import type { CompareState } from "./state.ts";
 import { TcpResets } from "./tcp_resets.ts";
 import { TcpStream } from "./tcp_stream.ts";
 import { TcpTerms } from "./tcp_terms.ts";
+import { TcpUrgent } from "./tcp_urgent.ts";
 
 /** How far the acknowledgements of two SYNs of the same connection may be apart. */
 const SAME_OPENING_BYTES = 65_536;
@@ -67,7 +70,7 @@ const SAME_OPENING_BYTES = 65_536;
  *
  * What a segment says beyond that, or before it is complete: see TcpTerms.
  *
- * Limits, on purpose: options after the SYN, urgent pointer, ECN and PSH may differ. A retransmission
+ * Limits, on purpose: options after the SYN, ECN and PSH may differ. A retransmission
  * below `verified` is not compared again: both stacks send it from the buffer whose bytes were compared the
  * first time.
  */
@@ -75,6 +78,7 @@ export class TcpFlows {
   private readonly stream: TcpStream;
   private readonly resets: TcpResets;
   private readonly terms: TcpTerms;
+  private readonly urgent: TcpUrgent;
 
   /** @param partAfterNs after this time a held segment is sent as far as it can be; Infinity: never */
   constructor(
@@ -84,6 +88,7 @@ export class TcpFlows {
     this.stream = new TcpStream(state);
     this.resets = new TcpResets(state);
     this.terms = new TcpTerms(state, this.stream, partAfterNs);
+    this.urgent = new TcpUrgent(state);
   }
 
   /** A primary segment was put at the end of its flow's queue. */
@@ -158,6 +163,7 @@ export class TcpFlows {
       this.acknowledge(flow, frame.flags, frame.sequence, frame.acknowledgement, -1);
       return true;
     }
+    this.urgent.noteSecondary(flow, frame.flags, frame.sequence, frame.urgent);
     const needed = frame.end !== frame.sequence && !this.stream.isBelowVerified(flow, frame.end);
     if (needed) {
       const segment = state.wait(flow, slot, frame);
@@ -216,6 +222,7 @@ export class TcpFlows {
     acknowledgement: number,
     timeNs: number,
     window: number,
+    urgent: number,
   ): void {
     const { flows } = this.state;
     // It belongs to a connection before the current one.
@@ -245,6 +252,7 @@ export class TcpFlows {
     }
     flows.flags[flow] = state;
     this.terms.noteReleased(flow, flags, acknowledgement, window);
+    this.urgent.noteReleased(flow, flags, sequence, urgent);
   }
 
   /**
@@ -256,8 +264,8 @@ export class TcpFlows {
     if (frame.timeNs < flows.openedNs[flow]) return;
     const syn = (frame.flags & SEGMENT_SYN) !== 0;
     const known = (flows.flags[flow] & FLOW_PRIMARY_ISN) !== 0 && flows.primaryIsn[flow] === frame.sequence;
-    const { flags, sequence, end, acknowledgement, timeNs, window } = frame;
-    this.noteReleased(flow, flags, sequence, end, acknowledgement, timeNs, window);
+    const { flags, sequence, end, acknowledgement, timeNs, window, urgent } = frame;
+    this.noteReleased(flow, flags, sequence, end, acknowledgement, timeNs, window, urgent);
     if (syn && !known) {
       if (flows.openings[flow] === 0) {
         flows.queuedSyn[flow] = frame.sequence;
@@ -268,6 +276,7 @@ export class TcpFlows {
       return;
     }
     if ((frame.flags & SEGMENT_RST) !== 0) return;
+    this.urgent.noteSecondary(flow, flags, sequence, urgent);
     let state = flows.flags[flow];
     if (frame.end !== frame.sequence) {
       if ((state & FLOW_VERIFIED_KNOWN) === 0) {
@@ -315,6 +324,7 @@ export class TcpFlows {
     }
     flows.flags[flow] = state;
     this.terms.restart(flow);
+    this.urgent.restart(flow);
     primarySorted.clear(flow);
     let openings = 0;
     for (let segment = queue.head[flow]; segment >= 0; segment = queue.next[segment]) {
@@ -379,6 +389,8 @@ export class TcpFlows {
       FLOW_RELEASED_ACK |
       FLOW_EDGE_KNOWN |
       FLOW_RELEASED_EDGE |
+      FLOW_URGENT_KNOWN |
+      FLOW_RELEASED_URGENT |
       FLOW_RESET |
       FLOW_CLOSED |
       FLOW_CLOSED_BEFORE
@@ -454,6 +466,7 @@ export class TcpFlows {
     const flags = secondary.flags[segment];
     const { sequence, acknowledgement, window } = secondary;
     this.acknowledge(flow, flags, sequence[segment], acknowledgement[segment], window[segment]);
+    this.urgent.noteSecondary(flow, flags, sequence[segment], secondary.urgent[segment]);
     if ((flags & SEGMENT_RST) !== 0) {
       state.secondaryResets.push(flow, segment);
       return;
@@ -473,7 +486,11 @@ export class TcpFlows {
       if ((flags & SEGMENT_RST) !== 0) {
         if (!isVerified || !this.resets.match(flow, head)) return;
         this.releaseItem(flow, head, false);
-      } else if (isVerified && this.isAcknowledged(flow, flags, acknowledgement)) {
+      } else if (
+        isVerified &&
+        this.isAcknowledged(flow, flags, acknowledgement) &&
+        this.urgent.isAnnounced(flow, flags, primary.urgent[head])
+      ) {
         if (this.terms.prepare(flow, head, acknowledgement)) {
           this.releaseItem(flow, head, this.terms.isChanged(head));
         } else {
@@ -497,11 +514,11 @@ export class TcpFlows {
   waitedLong(flow: number, segment: number): void {
     const { state } = this;
     if ((state.flows.flags[flow] & FLOW_FROZEN) !== 0) return;
-    // What is sent again must not wait for what comes later in the stream: that may be waiting for it.
-    const isFirst = state.queue.head[flow] === segment;
-    const isVerified = (state.primary.flags[segment] & SEGMENT_VERIFIED) !== 0;
-    if (!isFirst && isVerified && this.terms.preparePart(flow, segment))
-      this.releaseItem(flow, segment, true);
+    if (state.queue.head[flow] !== segment && this.terms.preparePart(flow, segment)) {
+      // What is sent again must not wait for what comes later in the stream: that may be waiting for it.
+      if ((state.primary.flags[segment] & SEGMENT_VERIFIED) !== 0) this.releaseItem(flow, segment, true);
+      else if (state.change.payloadBytes > 0) this.sendPart(flow, segment);
+    }
     this.run(flow);
   }
 
@@ -522,7 +539,8 @@ export class TcpFlows {
     const window = isChanged ? change.window : primary.window[item];
     if (isChanged) change.silent = (flags & SEGMENT_PARTED) !== 0 && !this.terms.isNews(flow, item);
     if (window < primary.window[item]) state.stats.clampedWindows++;
-    this.noteReleased(flow, flags, sequence[item], end[item], acknowledgement, timeNs[item], window);
+    const urgent = primary.urgent[item];
+    this.noteReleased(flow, flags, sequence[item], end[item], acknowledgement, timeNs[item], window, urgent);
     state.releaseCompared(item, isChanged ? change : null);
   }
 
@@ -532,7 +550,8 @@ export class TcpFlows {
     const { sequence, payloadBytes, fin, acknowledgement, window } = change;
     const end = (sequence + payloadBytes + (fin ? 1 : 0)) | 0;
     const flags = fin ? primary.flags[head] : primary.flags[head] & ~SEGMENT_FIN;
-    this.noteReleased(flow, flags, sequence, end, acknowledgement, primary.timeNs[head], window);
+    const urgent = primary.urgent[head];
+    this.noteReleased(flow, flags, sequence, end, acknowledgement, primary.timeNs[head], window, urgent);
     this.terms.sendPart(flow, head);
   }
 }

@@ -1,5 +1,12 @@
 import { FLOW_FLOOR, FLOW_ISLAND, FLOW_PRIMARY_ISN, FLOW_VERIFIED_KNOWN } from "./flow_table.ts";
-import { SEGMENT_SORTED, SEGMENT_SYN, SEGMENT_TRACKED, SEGMENT_VERIFIED } from "./segment_pool.ts";
+import {
+  SEGMENT_SORTED,
+  SEGMENT_SYN,
+  SEGMENT_TRACKED,
+  SEGMENT_URG,
+  SEGMENT_VERIFIED,
+  type SegmentPool,
+} from "./segment_pool.ts";
 import type { CompareState, DivergencePlace } from "./state.ts";
 
 /**
@@ -191,8 +198,54 @@ export class TcpStream {
       this.differentPayload(flow, verified, place, n);
       return false;
     }
+    if (!this.sameUrgentData(flow, p, s, verified, n)) return false;
     flows.verified[flow] = (verified + n) | 0;
     return true;
+  }
+
+  /**
+   * Whether the `n` bytes from `from` on, which both segments hold, end urgent data on both sides or on none. A
+   * segment that holds the end of urgent data announces that, or a later end (see TcpUrgent).
+   */
+  private sameUrgentData(flow: number, p: number, s: number, from: number, n: number): boolean {
+    const { primary, secondary } = this.state;
+    const flags = primary.flags[p] | secondary.flags[s];
+    if ((flags & SEGMENT_URG) === 0) return true;
+    const primaryHas = (primary.flags[p] & SEGMENT_URG) !== 0;
+    const secondaryHas = (secondary.flags[s] & SEGMENT_URG) !== 0;
+    const primaryPlace = (primary.urgent[p] - from) | 0;
+    const secondaryPlace = (secondary.urgent[s] - from) | 0;
+    const onPrimary = primaryHas && primaryPlace > 0 && primaryPlace <= n;
+    const onSecondary = secondaryHas && secondaryPlace > 0 && secondaryPlace <= n;
+    if (onPrimary && (!secondaryHas || secondaryPlace < primaryPlace)) {
+      return this.differentUrgentData(flow, p, s, from, primaryPlace, true);
+    }
+    if (onSecondary && (!primaryHas || primaryPlace < secondaryPlace)) {
+      return this.differentUrgentData(flow, p, s, from, secondaryPlace, false);
+    }
+    return true;
+  }
+
+  private differentUrgentData(
+    flow: number,
+    p: number,
+    s: number,
+    from: number,
+    place: number,
+    onPrimary: boolean,
+  ): boolean {
+    const { primary, secondary } = this.state;
+    const at = (from + place - 1) | 0;
+    const [side, other] = onPrimary ? ["primary", "secondary"] : ["secondary", "primary"];
+    const detail = `the byte at sequence ${at >>> 0} is urgent on the ${side}, not on the ${other}`;
+    const where = {
+      primary: p,
+      secondary: s,
+      primaryAt: primary.data[p] + payloadIndex(primary, p, at),
+      secondaryAt: secondary.data[s] + payloadIndex(secondary, s, at),
+    };
+    this.state.diverge(flow, "flags", detail, this.streamOffset(flow, at), where);
+    return false;
   }
 
   private differentFlags(
@@ -225,6 +278,11 @@ export class TcpStream {
     if ((flows.flags[flow] & FLOW_PRIMARY_ISN) === 0) return undefined;
     return (sequence - flows.primaryIsn[flow] - 1) >>> 0;
   }
+}
+
+/** Where in a segment's payload a sequence number is. */
+function payloadIndex(pool: SegmentPool, item: number, sequence: number): number {
+  return ((sequence - pool.sequence[item]) | 0) - ((pool.flags[item] & SEGMENT_SYN) !== 0 ? 1 : 0);
 }
 
 function describeOptions(meta: number): string {

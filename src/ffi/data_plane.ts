@@ -36,8 +36,11 @@ import {
 } from "./libbpf.ts";
 import {
   Arena,
+  bootTimeNs,
+  bootTimeNsNumber,
   check,
   closeFd,
+  ENOENT,
   errorText,
   isRoot,
   libc,
@@ -99,7 +102,9 @@ const SIZED: ReadonlySet<string> = new Set(["connections", "primary_ring", "seco
 const DEFAULT_RING_BYTES = 64 * 1024 * 1024;
 const DEFAULT_INPUT_RING_BYTES = 8 * 1024 * 1024;
 const DEFAULT_CONNECTIONS_MAX = 65536;
+const BATCH_CONNECTIONS = 1024;
 const VERIFIER_LOG_BYTES = 1024 * 1024;
+const BPF_NOEXIST = 1;
 const BPF_FS = "/sys/fs/bpf";
 const BPF_FS_MAGIC = 0xcafe4a11;
 
@@ -113,7 +118,7 @@ export class DataPlane {
   readonly ringBytes: { primary: number; secondary: number; input: number; doorbell: number };
 
   readonly #object: Pointer;
-  readonly #arena = new Arena(64 * 1024);
+  readonly #arena = new Arena(256 * 1024);
 
   private constructor(object: Pointer) {
     this.#object = object;
@@ -237,6 +242,53 @@ export class DataPlane {
   }
 
   /**
+   * Forgets connections that have ended: both sides have sent FIN, or one RST, or the handshake was never completed, and
+   * nothing of it has been seen since. Call it now and then, or the map fills up (counter connection_full).
+   *
+   * @param ended.closedForMs how long ago the last segment of an ended connection was; at least as long as the last
+   *   segments may be sent again (twice the maximum segment lifetime of RFC 9293, 3.4.2)
+   * @param ended.idleForMs the same for any other connection, whose ends may both have vanished without a word
+   * @returns how many were forgotten
+   */
+  collectConnections(ended: { closedForMs: number; idleForMs: number }): number {
+    if (!this.state.connectionsKept) return 0;
+    const fd = mapFd(this.#object, "connections");
+    const { view, address } = this.#arena;
+    const now = bootTimeNsNumber();
+    const isOver = (value: number) => {
+      const flags = view.getUint32(value + CONNECTION.flags, true);
+      const seenNs = Number(view.getBigUint64(value + CONNECTION.last_seen_ns, true));
+      const { KNOWN, RESET, GUEST_FIN, CLIENT_FIN } = CONNECTION_FLAG;
+      const isClosed =
+        (flags & KNOWN) === 0 ||
+        (flags & RESET) !== 0 ||
+        (flags & (GUEST_FIN | CLIENT_FIN)) === (GUEST_FIN | CLIENT_FIN);
+      return now - seenNs > (isClosed ? ended.closedForMs : ended.idleForMs) * 1e6;
+    };
+    let collected = 0;
+    let kept = false;
+    let last = -1;
+    this.#forEachConnection((key, value) => {
+      if (!isOver(value)) {
+        kept = true;
+        return;
+      }
+      if (last < 0) last = this.#arena.allocate(CONNECTION_BYTES);
+      const [keyAt, lastAt] = [(address + key) as Pointer, (address + last) as Pointer];
+      if (libbpf().bpf_map_lookup_and_delete_elem(fd, keyAt, lastAt) !== 0) return;
+      if (isOver(last)) {
+        collected++;
+        return;
+      }
+      // A new one on the same ports was learned since: it goes back, unless another has taken its place already.
+      libbpf().bpf_map_update_elem(fd, keyAt, lastAt, BPF_NOEXIST);
+      kept = true;
+    });
+    if (!kept) this.#forgetThatAnyAreKept();
+    return collected;
+  }
+
+  /**
    * The connections whose numbers this host has to put right because its VM once took over, in a form for
    * {@link importConnections} on a new secondary. To be called while the VM is stopped, for a connection that the VM
    * opens afterwards may have the same addresses and ports.
@@ -279,8 +331,11 @@ export class DataPlane {
     arena.reset();
     const entry = arena.allocate(entryBytes);
     const [key, value] = [arena.address + entry, arena.address + entry + CONNECTION_KEY_BYTES] as Pointer[];
+    const now = bootTimeNs();
     for (let at = 0; at < exported.length; at += entryBytes) {
       arena.bytes.set(exported.subarray(at, at + entryBytes), entry);
+      // The other host's clock is another one.
+      arena.view.setBigUint64(entry + CONNECTION_KEY_BYTES + CONNECTION.last_seen_ns, now, true);
       checkBpf(libbpf().bpf_map_update_elem(fd, key, value, 0), "Cannot take over a connection");
     }
     if (exported.length > 0) this.state.connectionsKept = true;
@@ -331,22 +386,36 @@ export class DataPlane {
     );
   }
 
-  /** `visit` gets offsets in the arena; it may delete the connection. */
+  /**
+   * `visit` gets offsets in the arena, of copies; it may delete the connection. One that is learned or deleted
+   * meanwhile may be missed.
+   */
   #forEachConnection(visit: (key: number, value: number) => void): void {
     const fd = mapFd(this.#object, "connections");
     const arena = this.#arena;
     arena.reset();
-    const keys = [arena.allocate(CONNECTION_KEY_BYTES), arena.allocate(CONNECTION_KEY_BYTES)];
-    const value = arena.allocate(CONNECTION_BYTES);
+    const keys = arena.allocate(CONNECTION_KEY_BYTES * BATCH_CONNECTIONS);
+    const values = arena.allocate(CONNECTION_BYTES * BATCH_CONNECTIONS);
+    const place = arena.allocate(8);
+    const count = arena.allocate(4);
     const at = (offset: number) => (arena.address + offset) as Pointer;
-    const limit = 4 * libbpf().bpf_map__max_entries(findMap(this.#object, "connections"));
-
-    // The key after the current one is fetched first: a deleted key would send the walk back to the start.
-    let more = libbpf().bpf_map_get_next_key(fd, null, at(keys[0])) === 0;
-    for (let i = 0; more && i < limit; i++) {
-      const current = keys[i % 2];
-      more = libbpf().bpf_map_get_next_key(fd, at(current), at(keys[(i + 1) % 2])) === 0;
-      if (libbpf().bpf_map_lookup_elem(fd, at(current), at(value)) === 0) visit(current, value);
+    for (let isFirst = true, more = true; more; isFirst = false) {
+      arena.view.setUint32(count, BATCH_CONNECTIONS, true);
+      const from = isFirst ? null : at(place);
+      const result = libbpf().bpf_map_lookup_batch(
+        fd,
+        from,
+        at(place),
+        at(keys),
+        at(values),
+        at(count),
+        null,
+      );
+      // The last batch comes with this error (kernel/bpf/hashtab.c, __htab_map_lookup_and_delete_batch).
+      more = result !== -ENOENT;
+      if (more) checkBpf(result, "Cannot read the connections");
+      const found = arena.view.getUint32(count, true);
+      for (let i = 0; i < found; i++) visit(keys + i * CONNECTION_KEY_BYTES, values + i * CONNECTION_BYTES);
     }
   }
 }

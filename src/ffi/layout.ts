@@ -10,7 +10,14 @@ export type Role = (typeof ROLE)[keyof typeof ROLE];
 export const SOURCE = { PRIMARY: 1, SECONDARY: 2, INPUT: 3 } as const;
 
 /** enum colo_connection_flag. */
-export const CONNECTION_FLAG = { KNOWN: 1, TIMESTAMPS: 2, CLOSING: 4, INHERITED: 8 } as const;
+export const CONNECTION_FLAG = {
+  KNOWN: 1,
+  TIMESTAMPS: 2,
+  GUEST_FIN: 4,
+  INHERITED: 8,
+  CLIENT_FIN: 16,
+  RESET: 32,
+} as const;
 
 /** Offsets in struct colo_state. */
 export const STATE = {

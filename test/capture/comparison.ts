@@ -23,7 +23,8 @@ export function comparer(folder: CaptureFolder) {
     options: Partial<CompareCapturesOptions> = {},
   ): CaptureReport => {
     const files = [folder.capture(primary), folder.capture(secondary)] as const;
-    const report = compareFiles(...files, options);
+    // A small window is quicker to make, and large enough for everything here.
+    const report = compareFiles(...files, { windowMib: 8, ...options });
     for (const file of files) unlinkSync(file);
     expect(report.primary.frames).toBe(primary.length);
     expect(report.secondary.frames).toBe(secondary.length);

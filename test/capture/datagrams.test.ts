@@ -2,7 +2,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { CLIENT, ethernet, GUEST, icmp, ip, type UdpOptions, udp, udpDatagram } from "../compare/frames.ts";
 import { CaptureFolder } from "./capture_files.ts";
 import { comparer } from "./comparison.ts";
-import { Conversation, flipped, pattern } from "./conversation.ts";
+import { Conversation, type ConversationOptions, flipped, pattern } from "./conversation.ts";
 
 const folder = new CaptureFolder();
 afterAll(() => folder.remove());
@@ -81,22 +81,104 @@ describe("datagrams", () => {
     expect(gre?.primary?.payload_offset).toBe(49);
   });
 
-  test("fragments, whose identification may differ", () => {
+  describe("in fragments", () => {
     const datagram = udpDatagram(pattern(200, 6));
-    const fragments = (identification: number, bytes: Uint8Array, version: 4 | 6) => [
-      ip(17, bytes.subarray(0, 96), { fragmentOffset: 0, moreFragments: true, identification, version }),
-      ip(17, bytes.subarray(96), { fragmentOffset: 12, identification, version }),
-    ];
-    for (const version of [4, 6] as const) {
-      expect(compare(fragments(5, datagram, version), fragments(99, datagram, version))).toMatchObject({
-        same: true,
-        primary: { flows: 1, frames_compared: 2 },
+    const cutAt = (
+      bytes: Uint8Array,
+      ends: number[],
+      identification: number,
+      version: 4 | 6,
+      protocol = 17,
+    ) =>
+      ends.map((end, i) => {
+        const from = ends[i - 1] ?? 0;
+        const moreFragments = i + 1 < ends.length;
+        const place = { fragmentOffset: from / 8, moreFragments, identification, version };
+        return ip(protocol, bytes.subarray(from, end), place);
       });
-      const changed = fragments(5, flipped(datagram, 150), version);
-      const [divergence] = compare(fragments(5, datagram, version), changed).divergences;
-      expect(divergence).toMatchObject({ class: "payload", primary: { frame: 2, payload_offset: 150 - 96 } });
-      expect(divergence?.flow).toStartWith("udp fragments ");
-    }
+    const FLOW = /^udp \S+:53 > \S+:40000$/;
+
+    test.each([4, 6] as const)(
+      "IPv%d: wherever they are cut, and whatever their identification",
+      (version) => {
+        const two = cutAt(datagram, [96, 208], 5, version);
+        const three = cutAt(datagram, [64, 120, 208], 99, version);
+        const whole = udp(pattern(200, 6), { version });
+        const secondaries: [Uint8Array[], number][] = [
+          [three, 3],
+          [[three[0]!, three[2]!, three[1]!], 3],
+          [[whole], 1],
+        ];
+        for (const [secondary, frames] of secondaries) {
+          expect(compare(two, secondary)).toMatchObject({
+            same: true,
+            compared_bytes: 200,
+            primary: { flows: 1, frames_compared: 2 },
+            secondary: { flows: 1, frames_compared: frames },
+          });
+        }
+      },
+    );
+
+    test("a flipped byte is in the fragment that is named", () => {
+      const two = cutAt(datagram, [96, 208], 5, 4);
+      const changed = cutAt(flipped(datagram, 150), [64, 120, 208], 99, 4);
+      const [divergence, ...others] = compare(two, changed).divergences;
+      expect(others).toEqual([]);
+      expect(divergence?.flow).toMatch(FLOW);
+      expect(divergence).toMatchObject({
+        class: "payload",
+        primary: { frame: 2, payload_offset: 150 - 96, byte: datagram[150]! },
+        secondary: { frame: 3, payload_offset: 150 - 120, byte: datagram[150]! ^ 0x20 },
+        context: { before: 16 },
+        frames_not_compared: { primary: 2, secondary: 3 },
+      });
+    });
+
+    test("one that is missing keeps its datagram from being compared", () => {
+      const two = cutAt(datagram, [96, 208], 5, 4);
+      const report = compare(two, two.slice(0, 1));
+      expect(report.divergences.map((d) => [d.class, d.flow])).toEqual([
+        ["missing_on_secondary", "udp 198.18.0.2:53 > 198.18.0.9:40000"],
+        ["missing_on_primary", "udp fragments 198.18.0.2 > 198.18.0.9"],
+      ]);
+    });
+
+    test("those of a flow that differs already are counted", () => {
+      const next = cutAt(udpDatagram(pattern(300, 7)), [96, 308], 6, 4);
+      const primary = [...cutAt(datagram, [96, 208], 5, 4), ...next, ...next];
+      const secondary = [...cutAt(flipped(datagram, 20), [96, 208], 5, 4), ...next];
+      const report = compare(primary, secondary);
+      expect(report.divergences).toMatchObject([
+        { class: "payload", frames_not_compared: { primary: 2 + 4, secondary: 2 } },
+      ]);
+      expect(report.primary.frames_not_compared).toBe(6);
+      expect(report.secondary.frames_not_compared).toBe(4);
+    });
+
+    test("a TCP segment in fragments has its connection's numbers", () => {
+      const answer = pattern(1_000, 9);
+      const talk = (options: ConversationOptions, sent: Uint8Array, ends: number[]) => {
+        const conversation = new Conversation(options).open().guest(sent, 1_000).close();
+        const at = conversation.frames.findIndex((frame) => frame.length > 1_000);
+        const segment = conversation.frames[at]!.subarray(34);
+        conversation.frames.splice(at, 1, ...cutAt(segment, [...ends, segment.length], 77, 4, 6));
+        return {
+          frames: conversation.frames,
+          fragments: conversation.frames.slice(at, at + ends.length + 1),
+        };
+      };
+      const numbers = { guestIsn: 3_000_000_000, clientIsn: 2_000_000_000 };
+      const primary = talk({}, answer, [400, 800]);
+      expect(compare(primary, talk(numbers, answer, [560]))).toMatchObject({
+        same: true,
+        compared_bytes: 1_000,
+        primary: { flows: 2 },
+      });
+      const changed = talk(numbers, flipped(answer, 700), [560]);
+      const report = compare(primary, changed);
+      expect(report.divergences).toMatchObject([{ class: "payload", stream_offset: 700 }]);
+    });
   });
 
   test("VLANs are networks of their own", () => {
@@ -178,5 +260,35 @@ describe("--guest", () => {
     expect(count("2001:2:0:0:0:0:0:77", GUEST)).toEqual([2, 3]);
     expect(count("2001:2::0.0.0.119")).toEqual([1, 4]);
     expect(count()).toEqual([5, 0]);
+  });
+});
+
+describe("rules, as in the agent's configuration", () => {
+  const frames = (seed: number) => [
+    udp(pattern(48, seed), { sourcePort: 123 }),
+    udp(new Uint8Array([seed, seed, 1, 2, 3])),
+    ...new Conversation({ guestIsn: seed }).open().guest(pattern(500, 1)).close().frames,
+  ];
+
+  test("passthrough leaves flows out", () => {
+    expect(compare(frames(1), frames(2)).divergences_total).toBe(2);
+    const report = compare(frames(1), frames(2), { rules: { passthrough: ["udp port 53-123"] } });
+    expect(report).toMatchObject({
+      same: true,
+      compared_bytes: 500,
+      primary: { frames_ignored: 2 },
+      secondary: { frames_ignored: 2 },
+    });
+    const withoutTcp = compare(frames(1), frames(1), { rules: { passthrough: ["tcp port 80"] } });
+    expect(withoutTcp).toMatchObject({ same: true, compared_bytes: 48 + 5 });
+  });
+
+  test("ignore leaves bytes out", () => {
+    const rules = { passthrough: ["udp port 123"], ignore: ["udp port 53 bytes 0-1"] };
+    expect(compare(frames(1), frames(2), { rules })).toMatchObject({ same: true });
+    const other = [frames(2)[0]!, udp(new Uint8Array([2, 2, 1, 9, 3])), ...frames(2).slice(2)];
+    expect(compare(frames(1), other, { rules }).divergences).toMatchObject([
+      { class: "payload", primary: { frame: 2, payload_offset: 3, byte: 2 }, secondary: { byte: 9 } },
+    ]);
   });
 });

@@ -143,6 +143,7 @@ describe("what cannot be compared ends with status 2 and says why", () => {
     refused(/whole number from 1 to 4096/, "--window", "0", reference, reference));
   test("a limit that is no number", () => refused(/whole number/, "--limit", "many", reference, reference));
   test("an unknown option", () => refused(/unknown option/, "--wrong", reference, reference));
+  test("a rule that is none", () => refused(/"udp port x"/, "--ignore", "udp port x", reference, reference));
   test("one file only", async () => {
     expect(await compareCommandLine(reference)).toMatchObject({ status: 2, stdout: "" });
   });

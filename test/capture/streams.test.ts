@@ -276,6 +276,17 @@ describe("what one side lacks", () => {
     expect(report.divergences[0]).toMatchObject({ primary: null, secondary: { frame: 90 } });
   });
 
+  test("the end of a stream in the middle of a segment", () => {
+    const sent = (bytes: number) => new Conversation().open().guest(ANSWER.subarray(0, bytes), 300).frames;
+    const [divergence] = compare(sent(600), sent(450)).divergences;
+    expect(divergence).toMatchObject({
+      class: "missing_on_secondary",
+      stream_offset: 450,
+      primary: { frame: 6, sequence: 1_451, payload_offset: 150, byte: ANSWER[450]! },
+      context: { before: 16, primary: Buffer.from(ANSWER.subarray(434, 466)).toString("hex") },
+    });
+  });
+
   test("a segment in the middle", () => {
     expect(named(compare(whole, holed))).toEqual([["missing_on_secondary", SERVER_FLOW, 700]]);
     expect(named(compare(holed, whole))).toEqual([["missing_on_primary", SERVER_FLOW, 700]]);
@@ -348,6 +359,29 @@ describe("streams that begin without their SYN", () => {
     ]);
   });
 
+  test("other numbers, and an acknowledgement in front that is older than the first segment", () => {
+    const late = (options: ConversationOptions) => {
+      const conversation = new Conversation(options).open();
+      const opened = conversation.frames.length;
+      conversation.acknowledge("client");
+      conversation.guestNext += 100;
+      return conversation.guest(ANSWER).frames.slice(opened);
+    };
+    const secondary = late({ guestIsn: 3_000_000_000, clientIsn: 2_000_000_000 });
+    expect(compare(late({}), secondary)).toMatchObject({ same: true, compared_bytes: ANSWER.length });
+  });
+
+  test("other numbers, and one capture without the other direction: its acknowledgements still count", () => {
+    const secondary = middle({ guestIsn: 3_000_000_000, clientIsn: 2_000_000_000 });
+    const fromClient = secondary.filter((frame) => frame[29] === 9);
+    expect(flows(compare(middle({}), fromClient))).toEqual([["missing_on_secondary", SERVER_FLOW]]);
+    const lastAcknowledgement = fromClient.slice(0, -2);
+    expect(flows(compare(middle({}), lastAcknowledgement)).sort()).toEqual([
+      ["missing_on_secondary", SERVER_FLOW],
+      ["missing_on_secondary", CLIENT_FLOW],
+    ]);
+  });
+
   test("the same numbers: the comparison begins where the later capture does", () => {
     const early = middle({});
     const late = middle({ segmentBytes: 130 }).slice(20);
@@ -396,14 +430,29 @@ describe("streams that begin without their SYN", () => {
   });
 });
 
-test("positions in a stream do not wrap", () => {
-  const stream = new Stream(0xffff_ff00 | 0, 3, null);
-  let position = 0;
-  for (let i = 0; i < 20; i++) {
-    position += 2 ** 30;
-    const sequence = Number((0xffff_ff00n + BigInt(position)) & 0xffff_ffffn) | 0;
-    expect(stream.position(sequence)).toBe(position);
-    stream.note(sequence);
-    expect(stream.position((sequence - 5_000) | 0)).toBe(position - 5_000);
-  }
+describe("positions in a stream", () => {
+  test("do not wrap", () => {
+    const stream = new Stream(0xffff_ff00 | 0, 3, null);
+    const step = 2 ** 24;
+    for (let position = step; position < 20 * 2 ** 30; position += step) {
+      const sequence = Number((0xffff_ff00n + BigInt(position)) & 0xffff_ffffn) | 0;
+      stream.note(sequence);
+      if (position % (512 * step) !== 0) continue;
+      expect(stream.position(sequence)).toBe(position);
+      expect(stream.position((sequence - 5_000) | 0)).toBe(position - 5_000);
+    }
+  });
+
+  test("are not misled by single damaged numbers, but follow a real leap", () => {
+    const stream = new Stream(1, 3, null);
+    for (let i = 0; i < 40; i++) {
+      stream.note(1_000 + i);
+      // Each would count as 1.5 GiB more, and three of them as a wrap.
+      stream.note((1_000 + i + 1.5 * 2 ** 30 * ((i % 3) + 1)) | 0);
+    }
+    expect(stream.position(1_101)).toBe(1_100);
+    stream.note(1 + 2 ** 30);
+    stream.note(1_001 + 2 ** 30);
+    expect(stream.position((1 + 2 ** 31 + 5) | 0)).toBe(2 ** 31 + 5);
+  });
 });

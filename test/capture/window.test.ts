@@ -33,7 +33,7 @@ describe("the window", () => {
       return (state >>> 8) % n;
     };
     let refused = 0;
-    for (let round = 0; round < 20_000; round++) {
+    for (let round = 0; round < 4_000; round++) {
       const bytes = random(20_000);
       const slot = window.place(bytes, ++number, 5);
       if (slot < 0) {
@@ -52,7 +52,7 @@ describe("the window", () => {
       kept.push({ slot, fill });
       expect(window.frames).toBe(kept.length);
     }
-    expect(refused).toBeGreaterThan(1_000);
+    expect(refused).toBeGreaterThan(500);
     for (const { slot } of kept) window.done(slot);
     expect(window.oldest()).toBe(-1);
     expect(window.liveBytes).toBe(0);

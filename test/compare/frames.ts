@@ -151,6 +151,37 @@ function macless(options: WithoutMac<IpOptions>): EthernetOptions {
   return { vlans, padding };
 }
 
+/**
+ * A frame without IP options, extension headers, VLAN tags and padding, cut into fragments at up to `cuts`
+ * places, with the part of the IP payload that each holds.
+ */
+export function fragmentsOf(
+  frame: Uint8Array,
+  cuts: number,
+  identification: number,
+  below: (n: number) => number,
+): { frame: Uint8Array; from: number; to: number }[] {
+  const version = frame[14] >> 4 === 4 ? 4 : 6;
+  const headerBytes = version === 4 ? 34 : 54;
+  const lengthAt = version === 4 ? 16 : 18;
+  const length = (frame[lengthAt] << 8) | frame[lengthAt + 1];
+  const payload = frame.slice(headerBytes, version === 4 ? 14 + length : headerBytes + length);
+  const protocol = frame[version === 4 ? 23 : 20];
+  const units = Math.ceil(payload.length / 8);
+  const places = new Set<number>();
+  // No host cuts through the header of TCP or UDP.
+  const first = protocol === 6 ? 3 : 1;
+  if (units > first) for (let i = 0; i < cuts; i++) places.add(8 * (first + below(units - first)));
+  const ascending = [...places].toSorted((a, b) => a - b);
+  const ends = [...ascending, payload.length];
+  if (ends.length === 1) return [{ frame, from: 0, to: payload.length }];
+  return fragments(protocol, payload, ascending, { version, identification }).map((fragment, i) => ({
+    frame: fragment,
+    from: i === 0 ? 0 : ends[i - 1],
+    to: ends[i],
+  }));
+}
+
 export interface TcpOptions extends WithoutMac<IpOptions> {
   sourcePort?: number;
   destinationPort?: number;

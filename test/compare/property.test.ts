@@ -23,17 +23,20 @@ test("streams cut, repeated and reordered differently match without any divergen
 test("with losses, differences and checkpoints nothing unverified leaves, and everything leaves in the end", () => {
   let checkpoints = 0;
   let compared = 0;
+  let fragments = 0;
   const classes = new Set<string>();
   for (const seed of seeds) {
     const simulation = simulate(seed, true);
     checkpoints += simulation.checkpoints;
     compared += simulation.bench.comparer.stats.releasedByComparison;
+    fragments += simulation.fragments;
     for (const name of simulation.bench.classes) classes.add(name);
   }
   if (only !== undefined) return;
   // The simulation must have been where it hurts.
   expect(checkpoints).toBeGreaterThan(2 * runs);
   expect(compared).toBeGreaterThan(50 * runs);
+  expect(fragments).toBeGreaterThan(50 * runs);
   expect([...classes].toSorted()).toEqual(
     ["length", "missing_on_primary", "missing_on_secondary", "payload"].filter((name) => classes.has(name)),
   );

@@ -7,7 +7,7 @@
  * has handed to the comparer in the current epoch, position by position, and the state that the primary had
  * at the last checkpoint.
  */
-import { FIN, RST, SYN, tcp, udp } from "./frames.ts";
+import { FIN, fragmentsOf, RST, SYN, tcp, udp } from "./frames.ts";
 import { Bench } from "./harness.ts";
 
 export interface SimulationOptions {
@@ -46,6 +46,10 @@ export class Random {
 }
 
 const MAX_SEGMENT = 40;
+
+function count(map: Map<string, number>, key: string, by: number): void {
+  map.set(key, (map.get(key) ?? 0) + by);
+}
 
 /**
  * One connection of the script: the same for both machines, except for the secondary's initial sequence
@@ -99,6 +103,22 @@ interface UdpFlow {
   primary: number;
   secondary: number;
   available: Map<string, number>;
+  /** Fragments of the secondary in this epoch whose datagram is not complete, by place and content. */
+  parts: Map<string, number>;
+  /** By datagram: which fragments of it have come in this epoch. */
+  arrived: Map<number, Piece[]>;
+  /** Datagrams of the primary that have begun to leave. */
+  leaving: Set<number>;
+}
+
+/** A fragment. */
+interface Piece {
+  datagram: number;
+  count: number;
+  /** The part of the IP payload. */
+  from: number;
+  to: number;
+  text: string;
 }
 
 type Sent =
@@ -112,8 +132,9 @@ type Sent =
       acknowledges: boolean;
       reset: boolean;
       bytes: Map<number, number>;
+      piece?: Piece;
     }
-  | { kind: "udp"; flow: number; payload: string };
+  | { kind: "udp"; flow: number; payload: string; piece?: Piece };
 
 interface InFlight {
   frame: Uint8Array;
@@ -149,7 +170,9 @@ export class Simulation {
   private checkedReleases = 0;
   private checkedDivergences = 0;
   private readonly frozen = new Set<string>();
+  private datagrams = 0;
   checkpoints = 0;
+  fragments = 0;
 
   constructor(private readonly options: SimulationOptions) {
     this.random = new Random(options.seed);
@@ -157,7 +180,15 @@ export class Simulation {
     const flows = 1 + this.random.below(3);
     for (let i = 0; i < flows; i++) this.tcpFlows.push(this.makeFlow(80 + i));
     for (let i = 0; i < 2; i++) {
-      this.udpFlows.push({ port: 53 + i, primary: 0, secondary: 0, available: new Map() });
+      this.udpFlows.push({
+        port: 53 + i,
+        primary: 0,
+        secondary: 0,
+        available: new Map(),
+        parts: new Map(),
+        arrived: new Map(),
+        leaving: new Set(),
+      });
     }
   }
 
@@ -173,12 +204,16 @@ export class Simulation {
     const { random } = this;
     const connections: Connection[] = [];
     for (let i = 0; i < 4; i++) {
+      const bytes = 50 + random.below(600);
+      let primaryIsn = this.sequence();
+      // A reset with sequence number 0 is taken for one that refuses a segment without a connection.
+      while ((primaryIsn + bytes + 1) >>> 0 === 0) primaryIsn = this.sequence();
       connections.push({
-        primaryIsn: this.sequence(),
+        primaryIsn,
         secondaryIsn: this.sequence(),
         clientIsn: this.sequence(),
         clientBytes: random.below(2000),
-        bytes: 50 + random.below(600),
+        bytes,
         reset: random.chance(0.3),
         resetAcknowledges: random.chance(0.5),
       });
@@ -395,8 +430,33 @@ export class Simulation {
     return (Math.imul(flow * 7 + connection * 31 + at, 0x9e3779b1) >>> 13) & 0xff;
   }
 
-  /** Returns false when the frame was lost. */
+  /** Sends a frame, perhaps in fragments. Returns false when it was lost. */
   private send(primary: boolean, frame: Uint8Array, sent: Sent, opens: boolean): boolean {
+    const { random } = this;
+    if (opens || (sent.kind === "tcp" && sent.reset) || !random.chance(0.1)) {
+      return this.sendFrame(primary, frame, sent, opens);
+    }
+    const datagram = this.datagrams++;
+    const frames = fragmentsOf(frame, 1 + random.below(3), datagram & 0xffff, (n) => random.below(n));
+    let arrived = true;
+    for (const { frame: fragment, from, to } of frames) {
+      const text = `${from} ${Buffer.from(fragment.slice(-(to - from))).toString("hex")}`;
+      const piece = { datagram, count: frames.length, from, to, text };
+      const part: Sent = { ...sent, piece };
+      if (part.kind === "tcp") {
+        // Behind the 20 bytes of the header. The FIN is where the last byte is.
+        const dataFrom = part.from + Math.max(0, from - 20);
+        const dataTo = to === frames[frames.length - 1].to ? part.to : part.from + to - 20;
+        part.bytes = new Map([...part.bytes].filter(([at]) => at >= dataFrom && at < dataTo));
+        part.acknowledges = part.acknowledges && from === 0;
+      }
+      this.fragments++;
+      if (!this.sendFrame(primary, fragment, part, false)) arrived = false;
+    }
+    return arrived;
+  }
+
+  private sendFrame(primary: boolean, frame: Uint8Array, sent: Sent, opens: boolean): boolean {
     const { random, options } = this;
     // A ring that is full, a replication link that loses.
     if (options.hostile && random.chance(0.008)) return false;
@@ -422,7 +482,7 @@ export class Simulation {
     if (queue.length === 0) return;
     // Out of order now and then, but not across the start of a connection, which takes round trips.
     let index = random.chance(0.2) ? random.below(Math.min(4, queue.length)) : 0;
-    if (queue.slice(0, index + 1).some((message) => message.opens)) index = 0;
+    if (queue.slice(0, index + 1).some(({ opens, sent }) => opens || sent.piece !== undefined)) index = 0;
     // Datagrams have no numbers: out of order they are different.
     if (queue[index].sent.kind === "udp") index = 0;
     const [message] = queue.splice(index, 1);
@@ -434,8 +494,16 @@ export class Simulation {
 
   private noteProduced(sent: Sent): void {
     if (sent.kind === "udp") {
-      const { available } = this.udpFlows[sent.flow];
-      available.set(sent.payload, (available.get(sent.payload) ?? 0) + 1);
+      const { available, parts, arrived } = this.udpFlows[sent.flow];
+      const { piece } = sent;
+      if (piece !== undefined) {
+        count(parts, piece.text, 1);
+        const pieces = [...(arrived.get(piece.datagram) ?? []), piece];
+        arrived.set(piece.datagram, pieces);
+        if (pieces.length < piece.count) return;
+        for (const { text } of pieces) count(parts, text, -1);
+      }
+      count(available, sent.payload, 1);
       return;
     }
     const { produced } = this.tcpFlows[sent.flow].oracle;
@@ -489,7 +557,11 @@ export class Simulation {
     }
     for (const flow of this.udpFlows) {
       flow.secondary = flow.primary;
-      this.covered.push(() => flow.available.clear());
+      this.covered.push(() => {
+        flow.available.clear();
+        flow.parts.clear();
+        flow.arrived.clear();
+      });
     }
   }
 
@@ -587,10 +659,14 @@ export class Simulation {
 
   private verifyRelease(slot: number): void {
     const { sent, timeNs, epoch } = this.sent[slot];
-    const name = `${sent.kind} ${sent.flow}`;
-    const before = this.lastReleased.get(name) ?? -1;
-    if (slot < before) throw new Error(`slot ${slot} of ${name} was released after ${before}`);
-    this.lastReleased.set(name, slot);
+    const isWhole = sent.piece === undefined;
+    if (isWhole) {
+      // Fragments take their place when their datagram is complete, and some are compared by themselves.
+      const name = `${sent.kind} ${sent.flow}`;
+      const before = this.lastReleased.get(name) ?? -1;
+      if (slot < before) throw new Error(`slot ${slot} of ${name} was released after ${before}`);
+      this.lastReleased.set(name, slot);
+    }
     if (timeNs <= this.coveredNs) return;
     if (epoch !== this.knownEpoch) {
       throw new Error(
@@ -599,15 +675,22 @@ export class Simulation {
     }
     const port = sent.kind === "udp" ? this.udpFlows[sent.flow].port : this.tcpFlows[sent.flow].port;
     for (const flow of this.frozen) {
-      if (flow.startsWith(sent.kind) && flow.includes(`:${port} >`)) {
+      if (isWhole && flow.startsWith(sent.kind) && flow.includes(`:${port} >`)) {
         throw new Error(`slot ${slot} was released although ${flow} had diverged`);
       }
     }
     if (sent.kind === "udp") {
-      const { available } = this.udpFlows[sent.flow];
-      const count = available.get(sent.payload) ?? 0;
-      if (count === 0) throw new Error(`slot ${slot}: the secondary has not sent "${sent.payload}"`);
-      available.set(sent.payload, count - 1);
+      const { available, parts, leaving } = this.udpFlows[sent.flow];
+      const { piece } = sent;
+      if (piece !== undefined && leaving.has(piece.datagram)) return;
+      if ((available.get(sent.payload) ?? 0) > 0) {
+        count(available, sent.payload, -1);
+        if (piece !== undefined) leaving.add(piece.datagram);
+      } else if (piece !== undefined && (parts.get(piece.text) ?? 0) > 0) {
+        count(parts, piece.text, -1);
+      } else {
+        throw new Error(`slot ${slot}: the secondary has not sent "${sent.payload}"`);
+      }
       return;
     }
     this.verifyTcp(slot, sent);
@@ -635,7 +718,7 @@ export class Simulation {
       }
     }
     const received = Math.max(entry?.received ?? -1, covered ? oracle.coveredReceived : -1);
-    if (sent.received > received) {
+    if (sent.acknowledges && sent.received > received) {
       throw new Error(`slot ${slot}: acknowledges ${sent.received}, the secondary has ${received}`);
     }
   }

@@ -127,6 +127,7 @@ export class Generator {
   private readonly scripts: (TcpScript | DatagramScript)[] = [];
   private readonly queues: Record<Side, InFlight[]> = { primary: [], secondary: [] };
   private readonly steps: Step[] = [];
+  private readonly sequences = new Set<number>();
   private identification = 1;
 
   /**
@@ -250,11 +251,16 @@ export class Generator {
     return script;
   }
 
-  /** Now and then near the places where 32-bit arithmetic goes wrong. */
+  /** Now and then near the places where 32-bit arithmetic goes wrong; never the same twice. */
   private sequence(): number {
-    const { random } = this;
-    const near = [0, 0x7fff_ffff, 0xffff_ffff][random.below(3)];
-    return (random.chance(0.2) ? near - random.below(400) : random.below(2 ** 32)) >>> 0;
+    const { random, sequences } = this;
+    for (;;) {
+      const near = [0, 0x7fff_ffff, 0xffff_ffff][random.below(3)];
+      const sequence = (random.chance(0.2) ? near - random.below(400) : random.below(2 ** 32)) >>> 0;
+      if (sequences.has(sequence)) continue;
+      sequences.add(sequence);
+      return sequence;
+    }
   }
 
   private speak(flow: number, side: Side): void {

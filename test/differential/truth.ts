@@ -187,7 +187,7 @@ export class Truth {
 
   /**
    * What forbids that the places [from, to) of a primary segment leave, or an acknowledgement of `received`;
-   * empty if nothing does. For segments that leave in parts or changed.
+   * empty if nothing does, whatever its place in the flow. For segments that leave in parts or changed.
    */
   forbidden(slot: number, from: number, to: number, received: number | undefined): Reason[] {
     const content = this.contentOf(slot) as TcpContent;
@@ -195,7 +195,6 @@ export class Truth {
     const reasons = new Set<Reason>();
     const flow = this.flow(content.flow);
     if (flow.diverged) reasons.add("diverged");
-    if (flow.held[0] !== slot) reasons.add("behind");
     this.whyHeldTcp(flow, { ...content, from, to, values, received }, reasons);
     return FORBIDDING.filter((reason) => reasons.has(reason));
   }

@@ -1,4 +1,4 @@
-import { afterAll, afterEach, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { join } from "node:path";
@@ -9,6 +9,8 @@ import { QmpClient } from "../../src/qmp/client.ts";
 import { checkQemu, QemuUnsuitableError } from "../../src/qmp/colo.ts";
 import { removeTestDirectory, testDirectory } from "./pair.ts";
 
+// Not a claim: emulated guests on a busy machine take their time.
+setDefaultTimeout(180_000);
 afterAll(removeTestDirectory);
 
 test.each([

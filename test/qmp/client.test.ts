@@ -1,5 +1,5 @@
 /** The client against a real QEMU, and against a server that misbehaves as no QEMU does. */
-import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
@@ -17,6 +17,8 @@ import {
 } from "../../src/qmp/errors.ts";
 import { removeTestDirectory, testDirectory } from "./pair.ts";
 
+// Not a claim: emulated guests on a busy machine take their time.
+setDefaultTimeout(180_000);
 afterAll(removeTestDirectory);
 
 async function failure(promise: Promise<unknown>): Promise<Error> {
@@ -204,6 +206,7 @@ describe("with a real QEMU", () => {
     for (const error of await Promise.all(pending)) expect(error).toBeInstanceOf(QmpClosedError);
     expect(reasons).toHaveLength(1);
     expect(client.closedReason).toBe(reasons[0]!);
+    await qemu.exited;
     const error = await failure(QmpClient.connect(path));
     expect(error).toBeInstanceOf(QmpConnectError);
     expect(error.message).toContain(path);

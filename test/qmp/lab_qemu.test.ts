@@ -1,4 +1,4 @@
-import { afterAll, expect, test } from "bun:test";
+import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { qemuArgv, qemuEnvironment } from "../../src/lab/assets.ts";
@@ -15,6 +15,8 @@ import {
 import { QmpClient } from "../../src/qmp/client.ts";
 import { removeTestDirectory, TEST_NETNS, testDirectory } from "./pair.ts";
 
+// Not a claim: emulated guests on a busy machine take their time.
+setDefaultTimeout(180_000);
 afterAll(removeTestDirectory);
 
 const options = (role: "primary" | "secondary"): LabQemuOptions => ({

@@ -156,7 +156,7 @@ export async function startSide(role: "primary" | "secondary", options: SideOpti
     },
     untilWrites: async (count) => {
       const goal = writes().length + count;
-      const deadlineMs = performance.now() + 20_000;
+      const deadlineMs = performance.now() + 90_000;
       while (writes().length < goal) {
         if (performance.now() > deadlineMs)
           throw new Error(`the guest wrote ${writes().length}, not ${goal} records`);

@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeEach, expect, test } from "bun:test";
+import { afterAll, afterEach, beforeEach, expect, setDefaultTimeout, test } from "bun:test";
 import { createServer, type Server } from "node:net";
 import { LAB_NODES } from "../../src/lab/qemu.ts";
 import {
@@ -23,6 +23,8 @@ import {
   startSide,
 } from "./pair.ts";
 
+// Not a claim: emulated guests on a busy machine take their time.
+setDefaultTimeout(180_000);
 afterAll(removeTestDirectory);
 
 let secondary: Side;

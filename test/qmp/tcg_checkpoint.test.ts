@@ -1,11 +1,13 @@
 /** A secondary under TCG runs the code and the clock that a checkpoint brought, not what was there before. */
-import { afterAll, expect, test } from "bun:test";
+import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { compileCommand, tcgCheckpointPlugin } from "../../src/lab/tcg_checkpoint.ts";
 import { checkpoint, protect, removeTestDirectory, type Side, startSide, testDirectory } from "./pair.ts";
 import { lastUptimeMs } from "./writer_guest.ts";
 
+// Not a claim: emulated guests on a busy machine take their time.
+setDefaultTimeout(180_000);
 afterAll(removeTestDirectory);
 
 function selfModifyingProgram(): Buffer<ArrayBuffer> {
@@ -37,7 +39,7 @@ test("a guest whose code changes all the time survives checkpoints", async () =>
   }
   expect(count(secondary, /STALE/g)).toBe(0);
   expect(count(primary, /STALE/g)).toBe(0);
-}, 60_000);
+});
 
 test("the secondary's clock does not run ahead of the primary's", async () => {
   const [primary, secondary] = await Promise.all([startSide("primary"), startSide("secondary")]);
@@ -53,7 +55,7 @@ test("the secondary's clock does not run ahead of the primary's", async () => {
   await Promise.all([primary.untilWrites(2), secondary.untilWrites(2)]);
   // That long has the secondary run while the primary still stood. Without the plugin its clock keeps it.
   expect(lastUptimeMs(secondary.serial) - lastUptimeMs(primary.serial)).toBeLessThan(aheadMs / 2);
-}, 60_000);
+});
 
 test("the plugin is built once", () => {
   const path = tcgCheckpointPlugin();

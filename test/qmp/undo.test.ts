@@ -4,7 +4,7 @@
  * One primary with the disk-writing guest lives through all of it, each time with a new secondary that is killed or hung as
  * the step begins. At the end it is protected after all.
  */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { createServer, type Server } from "node:net";
 import { LAB_NODES } from "../../src/lab/qemu.ts";
 import { type ColoProcedureError, primaryFailover, startProtection } from "../../src/qmp/colo.ts";
@@ -27,7 +27,9 @@ let primary: Side;
 beforeAll(async () => {
   primary = await startSide("primary");
   await primary.untilWrites(5);
-}, 60_000);
+});
+// Not a claim: emulated guests on a busy machine take their time.
+setDefaultTimeout(180_000);
 afterAll(removeTestDirectory);
 
 async function expectUntouched(): Promise<void> {
@@ -250,4 +252,4 @@ test("and then it is protected after all", async () => {
     step: "Checking the VM's state",
   });
   await checkpoint(primary);
-}, 30_000);
+});

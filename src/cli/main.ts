@@ -2,6 +2,7 @@
 /** The command line of colo-agent. Each command is a file beside this one. */
 import { Command } from "commander";
 import { VERSION } from "../agent/version.ts";
+import { benchCommand } from "./bench.ts";
 import { compareCommand } from "./compare.ts";
 import { demoCommand } from "./demo.ts";
 import { divergencesCommand } from "./divergences.ts";
@@ -25,6 +26,7 @@ for (const command of [
   witnessCommand(),
   labCommand(),
   demoCommand(),
+  benchCommand(),
 ]) {
   program.addCommand(command);
 }

@@ -9,6 +9,7 @@ export const SYN = 0x02;
 export const RST = 0x04;
 export const PSH = 0x08;
 export const ACK = 0x10;
+export const URG = 0x20;
 
 export const GUEST = "198.18.0.2";
 export const CLIENT = "198.18.0.9";

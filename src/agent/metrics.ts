@@ -220,6 +220,24 @@ export class AgentMetrics {
         [{ reason: "solo" }, vm.counters.passed_solo ?? 0],
       ],
     );
+    this.#addCounter(
+      "colo_frame_parts_total",
+      "Verified beginnings of held TCP segments that were sent before the rest",
+      [],
+      (vm) => [[{}, vm.shared.stat("parts_sent")]],
+    );
+    this.#addCounter(
+      "colo_frames_sent_in_parts_total",
+      "Released TCP segments of which everything had been sent in parts before",
+      [],
+      (vm) => [[{}, vm.shared.stat("sent_in_parts")]],
+    );
+    this.#addCounter(
+      "colo_windows_clamped_total",
+      "Released TCP frames whose window was made as small as the secondary's",
+      [],
+      (vm) => [[{}, vm.shared.stat("windows_clamped")]],
+    );
     this.#addCounter("colo_frames_dropped_total", "Frames dropped, by reason", ["reason"], (vm) => [
       ...DROPPED_BY_REASON.map(([name, reason]): [Record<string, string>, number] => [
         { reason },

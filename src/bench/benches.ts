@@ -1,7 +1,14 @@
 /** The benchmarks by name, each loaded when it is asked for. */
 import type { Bench, BenchName } from "./result.ts";
 
-export const BENCHES: Record<BenchName, { title: string; load: () => Promise<Bench> }> = {
+interface BenchEntry {
+  title: string;
+  /** Repetitions where others have too many: each of these starts real VMs. */
+  runs?: { usual: number; quick: number };
+  load: () => Promise<Bench>;
+}
+
+export const BENCHES: Record<BenchName, BenchEntry> = {
   compare: {
     title: "comparing and releasing frames",
     load: async () => (await import("./compare.ts")).benchCompare,
@@ -12,10 +19,12 @@ export const BENCHES: Record<BenchName, { title: string; load: () => Promise<Ben
   },
   vm: {
     title: "a protected VM's traffic",
+    runs: { usual: 3, quick: 1 },
     load: async () => (await import("./vm.ts")).benchVm,
   },
   checkpoint: {
-    title: "checkpoints and failover",
+    title: "the VM's pause for a checkpoint",
+    runs: { usual: 3, quick: 1 },
     load: async () => (await import("./checkpoint.ts")).benchCheckpoint,
   },
 };

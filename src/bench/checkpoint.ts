@@ -45,11 +45,11 @@ const SUBJECTS = [
   { subject: "colo-agent", up: withAgents },
 ] as const;
 
-export const benchCheckpoint: Bench = async (context) => {
+export const benchCheckpoint: Bench = async (given) => {
   requireRoot("run this benchmark");
   const results = new ResultSet("checkpoint");
-  const repetitions = context.runs;
-  await withLabs([NAME], async () => {
+  await withLabs([NAME], given, async (context) => {
+    const repetitions = context.runs;
     for (let repetition = 1; repetition <= repetitions; repetition++) {
       for (const { subject, up } of SUBJECTS) {
         const where = `${subject}, ${repetition} of ${repetitions}`;

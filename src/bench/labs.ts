@@ -1,6 +1,7 @@
 /** Labs of a benchmark: how they differ from others, none left from an earlier run, none left behind. */
 import { Lab } from "../lab/lab.ts";
 import { QemuPair } from "./qemu_pair.ts";
+import type { BenchContext } from "./result.ts";
 
 /**
  * For the agents' [agent] table: a machine that is busy with a benchmark, or with others' work beside it, must not make them
@@ -20,20 +21,33 @@ async function takeDown(names: readonly string[]): Promise<void> {
   }
 }
 
-/** Runs `action`, which may start labs and QEMU pairs of these names; before and after it there are none. */
+/**
+ * Runs `action`, which may start labs and QEMU pairs of these names; before and after it there are none. A SIGINT or SIGTERM
+ * ends it at its next step, since in the middle of one a process may have been started that nobody has written down yet.
+ */
 export async function withLabs<Result>(
   names: readonly string[],
-  action: () => Promise<Result>,
+  context: BenchContext,
+  action: (context: BenchContext) => Promise<Result>,
 ): Promise<Result> {
-  const interrupted = () => void takeDown(names).finally(() => process.exit(130));
-  process.once("SIGINT", interrupted);
-  process.once("SIGTERM", interrupted);
+  let interrupted = false;
+  const interrupt = () => {
+    interrupted = true;
+    context.progress("interrupted; taking everything down");
+  };
+  const progress = (text: string) => {
+    if (interrupted) throw new Error("interrupted");
+    context.progress(text);
+  };
+  process.on("SIGINT", interrupt);
+  process.on("SIGTERM", interrupt);
   try {
     await takeDown(names);
-    return await action();
+    return await action({ ...context, progress });
   } finally {
-    process.off("SIGINT", interrupted);
-    process.off("SIGTERM", interrupted);
     await takeDown(names);
+    process.off("SIGINT", interrupt);
+    process.off("SIGTERM", interrupt);
+    if (interrupted) process.exit(130);
   }
 }

@@ -13,7 +13,7 @@ import { PauseWatch } from "./pauses.ts";
 import { type Bench, type BenchContext, ResultSet, type Subject } from "./result.ts";
 import { type RunningWay, startWays, VM_LABS } from "./vm_ways.ts";
 
-const TRAFFIC_SECONDS = 3;
+const TRAFFIC_SECONDS = 2;
 const TRAFFIC_SECONDS_QUICK = 1;
 /** Given to traffic that has come to its end, to get its last answers. */
 const LAST_ANSWERS_MS = 20_000;
@@ -72,11 +72,11 @@ const CASES: readonly Case[] = [
   },
 ];
 
-export const benchVm: Bench = async (context) => {
+export const benchVm: Bench = async (given) => {
   requireRoot("run this benchmark");
   const results = new ResultSet("vm");
-  const repetitions = context.runs;
-  await withLabs(VM_LABS, async () => {
+  await withLabs(VM_LABS, given, async (context) => {
+    const repetitions = context.runs;
     for (let repetition = 1; repetition <= repetitions; repetition++) {
       const say = (subject: Subject, step: string) =>
         context.progress(`${repetition} of ${repetitions}, ${subject}: ${step}`);

@@ -1,7 +1,8 @@
 /**
- * The comparer of the live path without its clock: the same flows, the same comparison of streams, datagrams and fragments
- * (src/compare/), but no epochs, no checkpoints and no time limit. A frame waits for its counterpart until the caller says that
- * it has waited enough; a flow that has diverged is dropped, and the others go on.
+ * The comparer of the live path without its clock: the same flows, the same comparison of streams, datagrams
+ * and fragments (src/compare/), but no epochs, no checkpoints and no time limit. A frame waits for its
+ * counterpart until the caller says that it has waited enough; a flow that has diverged is dropped, and the
+ * others go on.
  *
  * What has been compared is given back to the windows, so that they bound what is kept.
  */
@@ -27,7 +28,10 @@ import type { FrameWindow } from "./frame_window.ts";
 import type { CaptureDivergence } from "./report.ts";
 import type { StreamPair } from "./sequence_map.ts";
 
-/** Bits 18 to 23 of a TCP key's first word are free: connections that follow each other on the same ports are flows of their own. */
+/**
+ * Bits 18 to 23 of a TCP key's first word are free: connections that follow each other on the same ports are
+ * flows of their own.
+ */
 const KEY_PAIR_SHIFT = 18;
 const KEY_PAIRS = 63;
 /** Resets that answer a segment for which there is no connection. */
@@ -65,8 +69,8 @@ export interface CaptureComparerHost {
   /** A slot of a window is free again. */
   done(side: SideName, slot: number): void;
   /**
-   * A TCP segment was put together from fragments: which connection it belongs to. The secondary's is given the primary's
-   * numbers.
+   * A TCP segment was put together from fragments: which connection it belongs to. The secondary's is given
+   * the primary's numbers.
    */
   locate(side: SideName, frame: ParsedFrame): StreamPair | null;
 }
@@ -187,7 +191,10 @@ export class CaptureComparer {
     };
   }
 
-  /** A frame of the primary's window. `pair` says which connection, for TCP; null for a lone reset and for everything else. */
+  /**
+   * A frame of the primary's window. `pair` says which connection, for TCP; null for a lone reset and for
+   * everything else.
+   */
   addPrimary(slot: number, frame: ParsedFrame, pair: StreamPair | null): void {
     const { state } = this;
     const flow = this.admit("primary", slot, frame, pair);
@@ -233,8 +240,8 @@ export class CaptureComparer {
   }
 
   /**
-   * The flow that this frame waits in has waited enough: if both captures lack the same bytes, they are passed over, else it is reported
-   * and dropped.
+   * The flow that this frame waits in has waited enough: if both captures lack the same bytes, they are
+   * passed over, else it is reported and dropped.
    * @param ended which captures have been read to their end
    * @param window what to say of the window when more could have come
    */

@@ -25,7 +25,9 @@ export class CaptureReader {
   readonly #linkType: LinkType;
   readonly #fileBytes: number;
 
-  /** @throws CaptureError when there is no such file, it is not a capture, or its link type is not supported */
+  /**
+   * @throws CaptureError when there is no such file, it is not a capture, or its link type is not supported
+   */
   constructor(readonly path: string) {
     this.#fileBytes = fileBytes(path);
     try {

@@ -1,19 +1,19 @@
 /**
  * Compares what two captures have recorded: the comparer of the live path, fed from files.
  *
- * Feeding: the capture with less that waits for a counterpart is read on, so that the two keep pace wherever their contents do,
- * whatever their clocks say. Memory: what waits is in two windows of fixed size (frame_window.ts). When a window is full, its
- * oldest frame has waited enough: its flow is reported as not comparable and dropped, the others go on. Where both windows are full of
- * frames that wait, one capture has something in front of what the other has; it is the one with more left to read, and that
- * one gives way.
+ * Feeding: the capture with less that waits for a counterpart is read on, so that the two keep pace wherever
+ * their contents do, whatever their clocks say. Memory: what waits is in two windows of fixed size
+ * (frame_window.ts). When a window is full, its oldest frame has waited enough: its flow is reported as not
+ * comparable and dropped, the others go on. Where both windows are full of frames that wait, one capture has
+ * something in front of what the other has; it is the one with more left to read, and that one gives way.
  *
- * TCP frames are handed over as soon as the numbers of their streams are known on both sides (sequence_map.ts), until then
- * they are parked in their window.
+ * TCP frames are handed over as soon as the numbers of their streams are known on both sides
+ * (sequence_map.ts), until then they are parked in their window.
  */
 
 import { KIND_BYPASS, KIND_TCP, ParsedFrame, parseRecord } from "../compare/parse.ts";
 import { parseRules, type RuleLines } from "../compare/rules.ts";
-import { SEGMENT_ACK, SEGMENT_FIN, SEGMENT_SYN } from "../compare/segment_pool.ts";
+import { SEGMENT_ACK } from "../compare/segment_pool.ts";
 import { CaptureComparer, type SideCounts } from "./capture_comparer.ts";
 import { CaptureReader } from "./capture_reader.ts";
 import { type Connection, ConnectionTable, directionOf, type FrameQueue } from "./connections.ts";
@@ -21,6 +21,7 @@ import { CaptureError } from "./error.ts";
 import { FrameWindow } from "./frame_window.ts";
 import { GuestFilter } from "./guest_filter.ts";
 import type { CaptureReport, CaptureSummary } from "./report.ts";
+import { cutBefore, translate } from "./segment_numbers.ts";
 import { isLoneReset, observe, type Stream, type StreamPair } from "./sequence_map.ts";
 
 export interface CompareCapturesOptions {
@@ -42,7 +43,10 @@ export const DIVERGENCES_DEFAULT = 20;
 
 /** A window counts as full for the choice of which capture gives way. */
 const FULL_SHARE = 7 / 8;
-/** Secondary frames of a direction that wait for the other direction's own segments, before acknowledgements have to do. */
+/**
+ * Secondary frames of a direction that wait for the other direction's own segments, before acknowledgements
+ * have to do.
+ */
 const PARKED_FOR_ACKNOWLEDGEMENT_MAX = 64;
 
 class Side {
@@ -73,16 +77,12 @@ class Side {
       window.liveBytes >= window.bytes.length * FULL_SHARE || window.frames >= window.framesMax * FULL_SHARE
     );
   }
-
-  close(): void {
-    this.window.close();
-    this.reader.close();
-  }
 }
 
 /**
  * Reads both captures to their ends and says how they differ.
- * @throws CaptureError when one of them cannot be read, has no frames, or has frames that were cut off when they were captured
+ * @throws CaptureError when one of them cannot be read, has no frames, or has frames that were cut off when
+ * they were captured
  */
 export function compareCaptures(options: CompareCapturesOptions): CaptureReport {
   const primary = new CaptureReader(options.primary);
@@ -292,7 +292,10 @@ class CaptureComparison {
     }
   }
 
-  /** The connection of a segment that came in fragments, which cannot be parked: what is known by now has to do. */
+  /**
+   * The connection of a segment that came in fragments, which cannot be parked: what is known by now has to
+   * do.
+   */
   private locate(side: Side, frame: ParsedFrame): StreamPair | null {
     const connection = this.connections.of(frame, this.now);
     const direction = directionOf(frame.key);
@@ -315,7 +318,10 @@ class CaptureComparison {
     side.window.done(slot);
   }
 
-  /** Makes room in a full window: the flow of its oldest frame is settled one way or the other, or at least gets on. */
+  /**
+   * Makes room in a full window: the flow of its oldest frame is settled one way or the other, or at least
+   * gets on.
+   */
   private giveWay(side: Side): void {
     const slot = side.window.oldest();
     if (slot < 0) {
@@ -402,38 +408,4 @@ function summaryOf(side: Side, counts: SideCounts): CaptureSummary {
     frames_filtered: side.filtered,
     frames_before_start: side.beforeStart,
   };
-}
-
-/** Gives a segment of the secondary the primary's numbers. */
-function translate(frame: ParsedFrame, pair: StreamPair | null, acknowledged: StreamPair | null): void {
-  if (pair !== null) {
-    frame.sequence = (frame.sequence - pair.offset) | 0;
-    frame.end = (frame.end - pair.offset) | 0;
-  }
-  if ((frame.flags & SEGMENT_ACK) === 0) return;
-  if (acknowledged === null || acknowledged.primary === null) {
-    // The primary's capture has nothing of what is acknowledged, so it has no acknowledgement to compare with either.
-    frame.flags &= ~SEGMENT_ACK;
-    frame.acknowledgement = 0;
-  } else {
-    frame.acknowledgement = (frame.acknowledgement - acknowledged.offset) | 0;
-  }
-}
-
-/** Leaves out what of a segment lies in front of `start`; false if that is all of it. */
-function cutBefore(frame: ParsedFrame, start: number): boolean {
-  if (frame.end === frame.sequence) return true;
-  const before = (start - frame.sequence) | 0;
-  if (before <= 0) return true;
-  if (((frame.end - start) | 0) <= 0) return false;
-  const syn = (frame.flags & SEGMENT_SYN) !== 0 ? 1 : 0;
-  // A FIN behind the payload stays.
-  const fin = (frame.flags & SEGMENT_FIN) !== 0 ? 1 : 0;
-  const bytes = Math.min(before - syn, frame.dataBytes);
-  if (bytes + syn < before && fin === 0) return false;
-  frame.flags &= ~SEGMENT_SYN;
-  frame.data += bytes;
-  frame.dataBytes -= bytes;
-  frame.sequence = start;
-  return true;
 }

@@ -1,6 +1,6 @@
 /**
- * The TCP connections of two captures: both directions of each, and the frames that cannot be compared yet because the other
- * capture has not said where their stream begins.
+ * The TCP connections of two captures: both directions of each, and the frames that cannot be compared yet
+ * because the other capture has not said where their stream begins.
  */
 import { FlowTable } from "../compare/flow_table.ts";
 import {
@@ -129,7 +129,9 @@ export class ConnectionTable {
   }
 }
 
-/** Which of its connection's directions a frame with this key belongs to: 0 if it is sent by the lower end. */
+/**
+ * Which of its connection's directions a frame with this key belongs to: 0 if it is sent by the lower end.
+ */
 export function directionOf(key: Int32Array): 0 | 1 {
   for (let word = 0; word < ADDRESS_WORDS; word++) {
     const difference = key[KEY_SOURCE + word] - key[KEY_DESTINATION + word];

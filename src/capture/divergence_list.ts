@@ -35,7 +35,9 @@ export class DivergenceList {
     private readonly limit: number,
   ) {}
 
-  /** Counts a divergence; returns its entry unless there are enough of them. The flow's lists are still whole. */
+  /**
+   * Counts a divergence; returns its entry unless there are enough of them. The flow's lists are still whole.
+   */
   add(
     flow: number,
     why: DivergenceClass,

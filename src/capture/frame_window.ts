@@ -1,7 +1,8 @@
 /**
- * The frames of one capture that have not found their counterpart yet: records (struct colo_record of bpf/colo.h, then the frame)
- * in a ring of fixed size. A frame can be given back in any order, its room is free again when all older ones are: so the
- * oldest frame that waits decides how far the capture can be read on, and that is what "a window of N MiB" means.
+ * The frames of one capture that have not found their counterpart yet: records (struct colo_record of
+ * bpf/colo.h, then the frame) in a ring of fixed size. A frame can be given back in any order, its room is
+ * free again when all older ones are: so the oldest frame that waits decides how far the capture can be read
+ * on, and that is what "a window of N MiB" means.
  */
 import { RECORD_HEADER_BYTES } from "../compare/parse.ts";
 import type { RecordMemory } from "../compare/state.ts";
@@ -45,8 +46,8 @@ export class FrameWindow implements RecordMemory {
   }
 
   /**
-   * Room for a frame: its slot, or -1 if the window is full. The header says how long the frame is and `timeNs`; the frame is the
-   * caller's to write, at frameAt(slot).
+   * Room for a frame: its slot, or -1 if the window is full. The header says how long the frame is and
+   * `timeNs`; the frame is the caller's to write, at frameAt(slot).
    */
   place(frameBytes: number, frameNumber: number, timeNs: number): number {
     const size = Math.ceil((RECORD_HEADER_BYTES + frameBytes) / RECORD_ALIGNMENT) * RECORD_ALIGNMENT;

@@ -1,6 +1,6 @@
 /**
- * From what a capture calls a packet to an Ethernet frame, which is what the comparer understands. Where the link has no
- * Ethernet header of its own, one with zero addresses is put in front.
+ * From what a capture calls a packet to an Ethernet frame, which is what the comparer understands. Where the
+ * link has no Ethernet header of its own, one with zero addresses is put in front.
  *
  * Source: the link-layer header types of the Tcpdump group (LINKTYPE_* pages), pcap/dlt.h.
  */
@@ -24,7 +24,9 @@ const MAC_BYTES = 6;
 
 /** How packets of one capture become Ethernet frames. */
 export interface LinkType {
-  /** Bytes of the capture's own header, which are replaced by an Ethernet header; 0 for Ethernet and bare IP. */
+  /**
+   * Bytes of the capture's own header, which are replaced by an Ethernet header; 0 for Ethernet and bare IP.
+   */
   readonly headerBytes: number;
   /** Bytes that are put in front: 0 for Ethernet. */
   readonly addedBytes: number;
@@ -88,7 +90,8 @@ const LINK_TYPES: ReadonlyMap<number, LinkType> = new Map([
   [
     DLT_LINUX_SLL2,
     {
-      // protocol, reserved (2), interface index (4), ARPHRD_ (2), packet type (1), address length (1), address (8)
+      // protocol, reserved (2), interface index (4), ARPHRD_ (2), packet type (1), address length (1),
+      // address (8)
       headerBytes: SLL2_HEADER_BYTES,
       addedBytes: ETHERNET_HEADER_BYTES,
       writeHeader(packet, bytes, at) {
@@ -107,8 +110,8 @@ export function linkTypeOf(dlt: number): LinkType | undefined {
 export const SUPPORTED_LINK_TYPES = "EN10MB, LINUX_SLL, LINUX_SLL2, RAW, IPV4, IPV6, NULL, LOOP";
 
 /**
- * Gives an IPv4 packet that says it is 0 bytes long the length it has: so are large TCP packets captured before the network
- * card cuts them, on some systems. `at` is the frame's first byte.
+ * Gives an IPv4 packet that says it is 0 bytes long the length it has: so are large TCP packets captured
+ * before the network card cuts them, on some systems. `at` is the frame's first byte.
  */
 export function repairIpv4Length(bytes: Uint8Array, at: number, frameBytes: number): void {
   const ip = at + ETHERNET_HEADER_BYTES;

@@ -1,4 +1,6 @@
-/** What a comparison of two captures has found: the shape of `colo-agent compare --json` (docs/compare.md). */
+/**
+ * What a comparison of two captures has found: the shape of `colo-agent compare --json` (docs/compare.md).
+ */
 import type { DivergenceClass } from "../compare/divergence.ts";
 
 /** A place in one capture. */
@@ -8,15 +10,18 @@ export interface CapturePlace {
   /** TCP: sequence number in this capture of the place in question. */
   sequence: number | null;
   /**
-   * Offset of the first differing byte in the frame's payload; in a fragment's, what follows the IP header; in frames that are not
-   * IP, the frame.
+   * Offset of the first differing byte in the frame's payload; in a fragment's, what follows the IP header;
+   * in frames that are not IP, the frame.
    */
   payload_offset: number;
   /** That byte, or null where the frame has none (a SYN, a FIN, an acknowledgement). */
   byte: number | null;
 }
 
-/** Payload around the first differing byte, at most 32 bytes a side, in hexadecimal; both begin at the same place. */
+/**
+ * Payload around the first differing byte, at most 32 bytes a side, in hexadecimal; both begin at the same
+ * place.
+ */
 export interface CaptureContext {
   /** How many of the bytes are in front of the differing one. */
   before: number;
@@ -36,11 +41,17 @@ export interface CaptureDivergence {
   primary: CapturePlace | null;
   secondary: CapturePlace | null;
   context: CaptureContext | null;
-  /** Frames of the flow that were not compared: those that waited when the difference was found, and all later ones. */
+  /**
+   * Frames of the flow that were not compared: those that waited when the difference was found, and all later
+   * ones.
+   */
   frames_not_compared: { primary: number; secondary: number };
 }
 
-/** All counts are frames, but for `bytes` (of the frames, headers included) and `flows`. frames is the sum of those below it. */
+/**
+ * All counts are frames, but for `bytes` (of the frames, headers included) and `flows`. frames is the sum of
+ * those below it.
+ */
 export interface CaptureSummary {
   file: string;
   link_type: string;

@@ -1,22 +1,25 @@
 /**
  * From the secondary's TCP numbers to the primary's.
  *
- * The problem: the two captures show the same connections, but each machine chose its own initial sequence numbers, and nobody has
- * rewritten the secondary's, as the BPF programs do on the live path. The insight: a connection's numbers differ by one constant
- * for each direction. The constant of the sender's direction applies to its sequence numbers, that of the other direction to
- * its acknowledgement numbers. So the front end follows both directions of every connection, also of those it does not compare.
+ * The problem: the two captures show the same connections, but each machine chose its own initial sequence
+ * numbers, and nobody has rewritten the secondary's, as the BPF programs do on the live path. The insight: a
+ * connection's numbers differ by one constant for each direction. The constant of the sender's direction
+ * applies to its sequence numbers, that of the other direction to its acknowledgement numbers. So the front
+ * end follows both directions of every connection, also of those it does not compare.
  *
- * One direction of one connection is a *stream*. The n-th stream of a direction in one capture is the n-th in the other: a SYN with a
- * new number begins a new one. What is known of where a stream begins, from bad to good:
+ * One direction of one connection is a *stream*. The n-th stream of a direction in one capture is the n-th in
+ * the other: a SYN with a new number begins a new one. What is known of where a stream begins, from bad to
+ * good:
  *
- *     HEARD    only an acknowledgement of it was seen (its own direction is not in the capture, or comes later)
+ *     HEARD    only an acknowledgement of it (its own direction is not in the capture, or comes later)
  *     SEEN     its first segment in the capture, without a SYN
- *     OPENED   its SYN, or what acknowledges the SYN alone: a SYN-ACK, or the first segment behind the other end's SYN
+ *     OPENED   its SYN, or what acknowledges the SYN alone: a SYN-ACK, or the first segment behind the
+ *              other end's SYN
  *
- * Two streams with a SYN differ by the difference of their SYNs' numbers. For others the first segments count: when their numbers
- * are less than SAME_NUMBERS_BYTES apart, both captures have the same numbers (two chance numbers are that close once in 512
- * times) and began at different moments, so that the comparison begins where the later one does. Otherwise the first segments
- * are taken for the same place.
+ * Two streams with a SYN differ by the difference of their SYNs' numbers. For others the first segments
+ * count: when their numbers are less than SAME_NUMBERS_BYTES apart, both captures have the same numbers (two
+ * chance numbers are that close once in 512 times) and began at different moments, so that the comparison
+ * begins where the later one does. Otherwise the first segments are taken for the same place.
  */
 import type { ParsedFrame } from "../compare/parse.ts";
 import { SEGMENT_ACK, SEGMENT_RST, SEGMENT_SYN } from "../compare/segment_pool.ts";
@@ -61,7 +64,10 @@ export class Stream {
     public before: Stream | null,
   ) {}
 
-  /** Payload bytes of the stream in front of this sequence number; below 0 for one that lies before its first byte. */
+  /**
+   * Payload bytes of the stream in front of this sequence number; below 0 for one that lies before its first
+   * byte.
+   */
   position(sequence: number): number {
     return this.highest + ((sequence - this.first - this.highest) | 0);
   }
@@ -99,7 +105,10 @@ export class StreamPair {
     this.hasFed = true;
   }
 
-  /** Offset in the stream, in payload bytes, of a sequence number of the primary. 0 is where the comparison begins. */
+  /**
+   * Offset in the stream, in payload bytes, of a sequence number of the primary. 0 is where the comparison
+   * begins.
+   */
   streamOffset(sequence: number): number {
     const stream = this.primary ?? this.secondary;
     if (stream === null) return 0;
@@ -108,10 +117,15 @@ export class StreamPair {
   }
 }
 
-/** A direction in one capture: the stream that its frames belong to now, and those without a counterpart yet. */
+/**
+ * A direction in one capture: the stream that its frames belong to now, and those without a counterpart yet.
+ */
 export class DirectionSide {
   current: Stream | null = null;
-  /** The other end has sent a SYN; its first acknowledgement tells where this direction begins, if nothing else does. */
+  /**
+   * The other end has sent a SYN; its first acknowledgement tells where this direction begins, if nothing
+   * else does.
+   */
   awaitsAnswer = false;
   readonly unpaired: Stream[] = [];
 
@@ -124,7 +138,8 @@ export class DirectionSide {
     const stream = new Stream(first, knowledge, before);
     this.current = stream;
     this.awaitsAnswer = false;
-    // Only where the other capture lacks one connection after the other on these ports. They are reported as missing.
+    // Only where the other capture lacks one connection after the other on these ports. They are reported as
+    // missing.
     if (this.unpaired.length === UNPAIRED_MAX) this.unpaired.shift();
     this.unpaired.push(stream);
     return stream;
@@ -147,7 +162,8 @@ export class Direction {
 
   /**
    * Pairs the streams whose beginnings are known well enough; true if there were any.
-   * @param primaryFinal also those of the primary of which only acknowledgements were seen: nothing better will come
+   * @param primaryFinal also those of the primary of which only acknowledgements were seen: nothing better
+   * will come
    * @param secondaryFinal the same for the secondary
    */
   pairUp(primaryFinal: boolean, secondaryFinal: boolean): boolean {
@@ -180,7 +196,10 @@ export class Direction {
     return paired;
   }
 
-  /** Gives a stream a pair of its own, so that its frames can be compared with nothing. Its counterpart may still join. */
+  /**
+   * Gives a stream a pair of its own, so that its frames can be compared with nothing. Its counterpart may
+   * still join.
+   */
   stand(stream: Stream, isPrimary: boolean): void {
     if (stream.pair !== null) return;
     stream.pair = new StreamPair(this.pairs++);
@@ -205,7 +224,8 @@ export class Direction {
     pair.offset = same ? 0 : apart;
     const alike = primary.knowledge === secondary.knowledge;
     if (!same && !alike && primary.isHeard && secondary.isHeard) {
-      // A first segment and an acknowledgement need not be the same place; two acknowledgements are the better guess.
+      // A first segment and an acknowledgement need not be the same place; two acknowledgements are the
+      // better guess.
       pair.offset = (secondary.heard - primary.heard) | 0;
     }
     pair.start = same && apart > 0 ? secondary.first : primary.first;
@@ -213,7 +233,10 @@ export class Direction {
   }
 }
 
-/** Whether a segment answers another one for which there is no connection (RFC 9293 3.10.7.1): its number is not of a stream. */
+/**
+ * Whether a segment answers another one for which there is no connection (RFC 9293 3.10.7.1): its number is
+ * not of a stream.
+ */
 export function isLoneReset(frame: ParsedFrame): boolean {
   return frame.sequence === 0 && (frame.flags & (SEGMENT_RST | SEGMENT_ACK)) === (SEGMENT_RST | SEGMENT_ACK);
 }

@@ -1,4 +1,6 @@
-/** `colo-agent compare`: the comparer on two captures. Exit status as diff(1): 0 same, 1 different, 2 error. */
+/**
+ * `colo-agent compare`: the comparer on two captures. Exit status as diff(1): 0 same, 1 different, 2 error.
+ */
 import { Command, InvalidArgumentError } from "commander";
 import {
   compareCaptures,

@@ -491,8 +491,10 @@ export class TcpFlows {
         this.isAcknowledged(flow, flags, acknowledgement) &&
         this.urgent.isAnnounced(flow, flags, primary.urgent[head])
       ) {
-        if (this.terms.prepare(flow, head, acknowledgement)) {
-          this.releaseItem(flow, head, this.terms.isChanged(head));
+        if (!this.terms.isChanged(flow, head)) {
+          this.releaseItem(flow, head, false);
+        } else if (this.terms.prepare(flow, head)) {
+          this.releaseItem(flow, head, true);
         } else {
           if (this.terms.isNews(flow, head)) this.sendPart(flow, head);
           return;

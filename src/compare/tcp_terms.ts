@@ -75,30 +75,23 @@ export class TcpTerms {
     flows.flags[flow] |= FLOW_EDGE_KNOWN;
   }
 
-  /**
-   * Prepares the release of a segment whose bytes are verified and whose acknowledgement is not beyond
-   * `acknowledgement`'s; that is what it may acknowledge. Returns false when it has to stay, because the window is
-   * closed; the window to be sent is in state.change.
-   */
-  prepare(flow: number, item: number, acknowledgement: number): boolean {
-    const { state } = this;
-    const { primary, queue, change } = state;
-    change.setRest(primary, item);
-    change.acknowledgement = acknowledgement;
-    change.window = this.windowFor(flow, item, acknowledgement);
-    if (change.window < primary.window[item] && this.isClosed(flow, item) && queue.next[item] < 0)
-      return false;
-    return true;
+  /** Whether a segment that is complete has to be sent otherwise than the primary sent it. */
+  isChanged(flow: number, item: number): boolean {
+    const { primary } = this.state;
+    if ((primary.flags[item] & SEGMENT_PARTED) !== 0) return true;
+    return this.windowFor(flow, item, primary.acknowledgement[item]) !== primary.window[item];
   }
 
-  /** Whether state.change, once prepared, says anything other than the segment itself. */
-  isChanged(item: number): boolean {
-    const { primary, change } = this.state;
-    return (
-      (primary.flags[item] & SEGMENT_PARTED) !== 0 ||
-      change.acknowledgement !== primary.acknowledgement[item] ||
-      change.window !== primary.window[item]
-    );
+  /**
+   * Leaves in state.change what is to be sent of a segment that is complete. Returns false if that has to be sent
+   * as a part, because the client will need the rest, the window, later.
+   */
+  prepare(flow: number, item: number): boolean {
+    const { primary, queue, change } = this.state;
+    change.setRest(primary, item);
+    change.window = this.windowFor(flow, item, change.acknowledgement);
+    const isClamped = change.window < primary.window[item];
+    return !isClamped || queue.next[item] >= 0 || !this.isClosed(flow, item);
   }
 
   /** Whether the client learns anything from state.change that it has not been told. */

@@ -22,6 +22,11 @@ export const STAT_NAMES = [
   "released_alone",
   /** Found in the ring when the VM ran alone already. */
   "released_late",
+  /** TCP windows made smaller, and parts of TCP frames sent before the rest (src/compare/tcp_terms.ts). */
+  "windows_clamped",
+  "parts_sent",
+  /** Held segments of which nothing was left to send when they were released. */
+  "sent_in_parts",
   "secondary_stale",
   "send_failed",
   "replayed_frames",

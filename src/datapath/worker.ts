@@ -170,7 +170,10 @@ class DataPathLoop {
   }
 
   #queueChanged(slot: number, change: FrameChange): void {
-    if (change.silent) return;
+    if (change.silent) {
+      this.#stats[STAT_INDEX.sent_in_parts]! += 1;
+      return;
+    }
     const inject = this.#inject;
     const offset = this.#primary.offset(slot);
     const startBytes = this.#changed.writeStart(offset, change, inject.starts, inject.startOffset);
@@ -304,6 +307,8 @@ class DataPathLoop {
     this.#stats[STAT_INDEX.released_bypass] = stats.releasedBypass;
     this.#stats[STAT_INDEX.released_passthrough] = stats.releasedPassthrough;
     this.#stats[STAT_INDEX.released_alone] = stats.releasedAlone;
+    this.#stats[STAT_INDEX.windows_clamped] = stats.clampedWindows;
+    this.#stats[STAT_INDEX.parts_sent] = stats.parts;
     this.#stats[STAT_INDEX.secondary_stale] = stats.staleFrames;
     this.#stats[STAT_INDEX.flows] = stats.flows;
   }

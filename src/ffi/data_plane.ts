@@ -223,22 +223,12 @@ export class DataPlane {
    * @returns how many were forgotten
    */
   clearConnections(olderThanEpoch?: number): number {
-    const fd = mapFd(this.#object, "connections");
-    const { view, address } = this.#arena;
-    let cleared = 0;
-    let kept = false;
-    this.#forEachConnection((key, value) => {
-      if (olderThanEpoch !== undefined) {
-        const inherited = (view.getUint32(value + CONNECTION.flags, true) & CONNECTION_FLAG.INHERITED) !== 0;
-        if (inherited || view.getUint32(value + CONNECTION.epoch, true) === olderThanEpoch) {
-          kept = true;
-          return;
-        }
-      }
-      if (libbpf().bpf_map_delete_elem(fd, (address + key) as Pointer) === 0) cleared++;
+    const { view } = this.#arena;
+    return this.#removeConnections((value) => {
+      if (olderThanEpoch === undefined) return true;
+      const inherited = (view.getUint32(value + CONNECTION.flags, true) & CONNECTION_FLAG.INHERITED) !== 0;
+      return !inherited && view.getUint32(value + CONNECTION.epoch, true) !== olderThanEpoch;
     });
-    if (!kept) this.#forgetThatAnyAreKept();
-    return cleared;
   }
 
   /**
@@ -252,40 +242,18 @@ export class DataPlane {
    */
   collectConnections(ended: { closedForMs: number; idleForMs: number }): number {
     if (!this.state.connectionsKept) return 0;
-    const fd = mapFd(this.#object, "connections");
-    const { view, address } = this.#arena;
+    const { view } = this.#arena;
+    const { KNOWN, RESET, GUEST_FIN, CLIENT_FIN } = CONNECTION_FLAG;
     const now = bootTimeNsNumber();
-    const isOver = (value: number) => {
+    return this.#removeConnections((value) => {
       const flags = view.getUint32(value + CONNECTION.flags, true);
-      const seenNs = Number(view.getBigUint64(value + CONNECTION.last_seen_ns, true));
-      const { KNOWN, RESET, GUEST_FIN, CLIENT_FIN } = CONNECTION_FLAG;
       const isClosed =
         (flags & KNOWN) === 0 ||
         (flags & RESET) !== 0 ||
         (flags & (GUEST_FIN | CLIENT_FIN)) === (GUEST_FIN | CLIENT_FIN);
-      return now - seenNs > (isClosed ? ended.closedForMs : ended.idleForMs) * 1e6;
-    };
-    let collected = 0;
-    let kept = false;
-    let last = -1;
-    this.#forEachConnection((key, value) => {
-      if (!isOver(value)) {
-        kept = true;
-        return;
-      }
-      if (last < 0) last = this.#arena.allocate(CONNECTION_BYTES);
-      const [keyAt, lastAt] = [(address + key) as Pointer, (address + last) as Pointer];
-      if (libbpf().bpf_map_lookup_and_delete_elem(fd, keyAt, lastAt) !== 0) return;
-      if (isOver(last)) {
-        collected++;
-        return;
-      }
-      // A new one on the same ports was learned since: it goes back, unless another has taken its place already.
-      libbpf().bpf_map_update_elem(fd, keyAt, lastAt, BPF_NOEXIST);
-      kept = true;
+      const silentNs = now - Number(view.getBigUint64(value + CONNECTION.last_seen_ns, true));
+      return silentNs > (isClosed ? ended.closedForMs : ended.idleForMs) * 1e6;
     });
-    if (!kept) this.#forgetThatAnyAreKept();
-    return collected;
   }
 
   /**
@@ -372,6 +340,33 @@ export class DataPlane {
       detachFilter(ifindex, TC_EGRESS);
     }
     rmSync(pinDirectory, { recursive: true, force: true });
+  }
+
+  /** Removes connections; `isOver` gets the offset of one in the arena. Returns how many were removed. */
+  #removeConnections(isOver: (value: number) => boolean): number {
+    const fd = mapFd(this.#object, "connections");
+    const arena = this.#arena;
+    let removed = 0;
+    let kept = false;
+    let last = -1;
+    this.#forEachConnection((key, value) => {
+      if (!isOver(value)) {
+        kept = true;
+        return;
+      }
+      if (last < 0) last = arena.allocate(CONNECTION_BYTES);
+      const [keyAt, lastAt] = [(arena.address + key) as Pointer, (arena.address + last) as Pointer];
+      if (libbpf().bpf_map_lookup_and_delete_elem(fd, keyAt, lastAt) !== 0) return;
+      if (isOver(last)) {
+        removed++;
+        return;
+      }
+      // A new one on the same ports was learned since: it goes back, unless another has taken its place already.
+      libbpf().bpf_map_update_elem(fd, keyAt, lastAt, BPF_NOEXIST);
+      kept = true;
+    });
+    if (!kept) this.#forgetThatAnyAreKept();
+    return removed;
   }
 
   /** A connection may be learned at the same time: it is either seen here, or the program that learns it sets the flag. */

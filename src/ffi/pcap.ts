@@ -1,8 +1,9 @@
 /**
- * libpcap (libpcap.so.0.8), for reading capture files only: classic pcap with micro- or nanoseconds in either byte order, the
- * modified formats that libpcap knows, and pcapng whose interfaces all have one link type.
+ * libpcap (libpcap.so.0.8), for reading capture files only: classic pcap with micro- or nanoseconds in either
+ * byte order, the modified formats that libpcap knows, and pcapng whose interfaces all have one link type.
  *
- * Nothing is captured here. The npm packages `pcap` and `cap` end the process when they open a file under Bun.
+ * Nothing is captured here. The npm packages `pcap` and `cap` end the process when they open a file under
+ * Bun.
  */
 import { dlopen, FFIType, type Pointer, read } from "bun:ffi";
 import { type Address, Arena, libc, temporaryString, textAt } from "./libc.ts";

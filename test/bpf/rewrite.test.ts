@@ -1,7 +1,7 @@
 /** TCP numbers of a VM that is, or was, a secondary: bpf/rewrite.h on given bytes, in the kernel. */
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import type { DataPlane } from "../../src/ffi/data_plane.ts";
-import { ROLE } from "../../src/ffi/layout.ts";
+import { CONNECTION, CONNECTION_KEY_BYTES, ROLE } from "../../src/ffi/layout.ts";
 import { counted, grantLease, loadFresh, MARK, unload, VERDICT } from "./data_plane_under_test.ts";
 import { be16, join, option, readSegment, type SegmentOptions, segment, tcp } from "./frames.ts";
 
@@ -364,6 +364,148 @@ describe("a VM that took over", () => {
     plane.state.role = ROLE.PRIMARY;
     const got = plane.testRun("to_vm", segment({ from: "client", acknowledgment: primary(5) }));
     expect(readSegment(got.frame)).toMatchObject({ acknowledgment: secondary(5), checksumRight: true });
+  });
+});
+
+describe("a VM that took over while it opened a connection", () => {
+  const MOVED = add(SECONDARY_ISN, 0x8000_0000);
+  const open = () =>
+    fromGuest({ sequence: SECONDARY_ISN, flags: tcp.SYN, options: stamps(SECONDARY_TSVAL, 0) });
+  const openAgain = (role: number = ROLE.SOLO) =>
+    fromGuest(
+      { sequence: SECONDARY_ISN, flags: tcp.SYN, options: stamps(add(SECONDARY_TSVAL, 1000), 0) },
+      role,
+    );
+
+  test("repeats its SYN far from the number that the peer may know", () => {
+    expect(open().sequence).toBe(SECONDARY_ISN);
+    expect(openAgain(ROLE.SECONDARY).sequence).toBe(SECONDARY_ISN);
+    for (let i = 0; i < 2; i++) {
+      const got = openAgain();
+      expect(got.sequence).toBe(MOVED);
+      expect(got.timestamps).toEqual({ value: add(SECONDARY_TSVAL, 1000), echo: 0 });
+      expect(got.checksumRight).toBe(true);
+    }
+  });
+
+  test("a peer that knows nothing accepts it, in numbers that are put right from then on", () => {
+    open();
+    openAgain();
+    const accepted = toGuest({
+      sequence: 9_000,
+      acknowledgment: add(MOVED, 1),
+      flags: tcp.SYN | tcp.ACK,
+      options: stamps(50, add(SECONDARY_TSVAL, 1000)),
+    });
+    expect(accepted.acknowledgment).toBe(add(SECONDARY_ISN, 1));
+    expect(accepted.timestamps).toEqual({ value: 50, echo: add(SECONDARY_TSVAL, 1000) });
+    expect(fromGuest({ sequence: add(SECONDARY_ISN, 1) }, ROLE.SOLO).sequence).toBe(add(MOVED, 1));
+  });
+
+  test("a peer that knows the old primary's SYN says so, and is reset by the guest in its own numbers", () => {
+    open();
+    openAgain();
+    const refused = toGuest({ sequence: 9_001, acknowledgment: primary(1) });
+    // Not what the guest has sent, so it answers with a RST at this place (RFC 9293, 3.5.2).
+    const { acknowledgment } = refused;
+    expect(acknowledgment).not.toBe(add(SECONDARY_ISN, 1));
+    expect(fromGuest({ sequence: acknowledgment, flags: tcp.RST }, ROLE.SOLO).sequence).toBe(primary(1));
+  });
+
+  test("an answer to the old primary's SYN that arrives before the guest repeats its own is put right", () => {
+    open();
+    const got = toGuest({ sequence: 9_000, acknowledgment: primary(1), flags: tcp.SYN | tcp.ACK });
+    expect(got.acknowledgment).toBe(secondary(1));
+    expect(openAgain().sequence).toBe(PRIMARY_ISN);
+  });
+
+  test("a SYN|ACK that is repeated keeps its number: the client may not know any", () => {
+    const answer = { sequence: SECONDARY_ISN, acknowledgment: 1, flags: tcp.SYN | tcp.ACK };
+    fromGuest(answer);
+    expect(fromGuest(answer, ROLE.SOLO).sequence).toBe(SECONDARY_ISN);
+  });
+});
+
+describe("connections that have ended", () => {
+  /** Everything was seen at least a little while ago. */
+  const NOW = { closedForMs: -1_000, idleForMs: -1_000 };
+  const CLOSED_NOW = { closedForMs: -1_000, idleForMs: 3_600_000 };
+  const LATER = { closedForMs: 3_600_000, idleForMs: 3_600_000 };
+  const guestFin = () => fromGuest({ sequence: secondary(1), flags: tcp.FIN | tcp.ACK });
+  const clientFin = () => toGuest({ acknowledgment: primary(2), flags: tcp.FIN | tcp.ACK });
+
+  beforeEach(() => void passiveOpen());
+
+  test("are forgotten when both sides have sent FIN and the time is over", () => {
+    guestFin();
+    expect(plane.collectConnections(CLOSED_NOW)).toBe(0);
+    clientFin();
+    expect(plane.collectConnections(LATER)).toBe(0);
+    expect(plane.connectionCount()).toBe(1);
+    expect(plane.collectConnections(CLOSED_NOW)).toBe(1);
+    expect(plane.connectionCount()).toBe(0);
+    expect(plane.state.connectionsKept).toBe(false);
+  });
+
+  test("a client's FIN alone ends nothing", () => {
+    clientFin();
+    expect(plane.collectConnections(CLOSED_NOW)).toBe(0);
+    expect(plane.state.connectionsKept).toBe(true);
+  });
+
+  test("a RST of the guest's ends it", () => {
+    fromGuest({ sequence: secondary(1), flags: tcp.RST });
+    expect(plane.collectConnections(CLOSED_NOW)).toBe(1);
+  });
+
+  test("a RST of the client's ends it, unless the guest goes on", () => {
+    const reset = () => toGuest({ sequence: CLIENT_ISN + 1, flags: tcp.RST });
+    reset();
+    fromGuest({ sequence: secondary(1) });
+    expect(plane.collectConnections(CLOSED_NOW)).toBe(0);
+    reset();
+    toGuest({ acknowledgment: primary(1) });
+    expect(plane.collectConnections(CLOSED_NOW)).toBe(1);
+  });
+
+  test("silence ends it after a longer time", () => {
+    expect(plane.collectConnections(CLOSED_NOW)).toBe(0);
+    expect(plane.collectConnections(NOW)).toBe(1);
+  });
+
+  test("a handshake that was never completed ends it", () => {
+    fromGuest({ clientPort: 9, sequence: SECONDARY_ISN, flags: tcp.SYN | tcp.ACK });
+    expect(plane.connectionCount()).toBe(2);
+    expect(plane.collectConnections(CLOSED_NOW)).toBe(1);
+    expect(plane.connectionCount()).toBe(1);
+  });
+
+  test("the others stay, and are put right as before", () => {
+    guestFin();
+    clientFin();
+    passiveOpen({ version: 6 });
+    expect(plane.collectConnections(CLOSED_NOW)).toBe(1);
+    expect(fromGuest({ version: 6, sequence: secondary(7) }).sequence).toBe(primary(7));
+    expect(fromGuest({ sequence: secondary(7) }).sequence).toBe(secondary(7));
+  });
+
+  test("make room in a full map", () => {
+    for (let port = 1; port <= 15; port++) {
+      fromGuest({ clientPort: port, sequence: SECONDARY_ISN, flags: tcp.SYN | tcp.ACK });
+    }
+    const open = () => fromGuest({ clientPort: 99, sequence: SECONDARY_ISN, flags: tcp.SYN | tcp.ACK });
+    expect(counted(plane, () => void open())).toEqual({ forwarded: 1, connection_full: 1 });
+    expect(plane.collectConnections(CLOSED_NOW)).toBe(15);
+    expect(counted(plane, () => void open())).toEqual({ forwarded: 1 });
+  });
+
+  test("the age of an inherited one counts from when it was handed over", () => {
+    const exported = plane.exportConnections();
+    // Long ago, on the clock of a host that was started long before this one.
+    new DataView(exported.buffer).setBigUint64(CONNECTION_KEY_BYTES + CONNECTION.last_seen_ns, 1n, true);
+    plane.importConnections(exported);
+    expect(plane.collectConnections({ closedForMs: 60_000, idleForMs: 60_000 })).toBe(0);
+    expect(plane.collectConnections(NOW)).toBe(1);
   });
 });
 

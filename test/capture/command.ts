@@ -4,13 +4,6 @@ import type { CaptureReport } from "../../src/capture/report.ts";
 
 const repository = join(import.meta.dir, "../..");
 
-/** The command on its own: what src/cli/main.ts does with it. */
-const PROGRAM = `
-  import { Command } from "commander";
-  import { compareCommand } from "./src/cli/compare.ts";
-  await new Command("colo-agent").addCommand(compareCommand()).parseAsync(["bun", "colo-agent", ...process.argv.slice(1)]);
-`;
-
 export interface CommandResult {
   status: number;
   stdout: string;
@@ -20,7 +13,7 @@ export interface CommandResult {
 }
 
 export async function compareCommandLine(...args: string[]): Promise<CommandResult> {
-  const child = Bun.spawn([process.execPath, "-e", PROGRAM, "--", "compare", ...args], {
+  const child = Bun.spawn([process.execPath, "src/cli/main.ts", "compare", ...args], {
     cwd: repository,
     stdout: "pipe",
     stderr: "pipe",

@@ -1,4 +1,7 @@
-/** A TCP connection between guest and client as frames, with the numbers and the segmentation that the test wants. */
+/**
+ * A TCP connection between guest and client as frames, with the numbers and the segmentation that the test
+ * wants.
+ */
 import {
   ACK,
   CLIENT,

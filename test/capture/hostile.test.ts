@@ -1,6 +1,7 @@
 /**
- * Frames with bytes changed at random, dropped, repeated and moved: whatever is in a capture, it is the same as itself, every frame
- * is accounted for, and nothing but a report comes of it. COLO_CAPTURE_SEED=n runs one seed alone.
+ * Frames with bytes changed at random, dropped, repeated and moved: whatever is in a capture, it is the same
+ * as itself, every frame is accounted for, and nothing but a report comes of it. COLO_CAPTURE_SEED=n runs one
+ * seed alone.
  */
 import { afterAll, expect, test } from "bun:test";
 import { icmp, udp } from "../compare/frames.ts";
@@ -83,7 +84,8 @@ function hostileFrames(seed: number, keepNumbers = false): Uint8Array[] {
 }
 
 test.each(seeds)("seed %d: a capture is the same as itself", (seed) => {
-  // Not where the numbers of several connections are mixed: there is no highest acknowledgement, and one place has several bytes.
+  // Not where the numbers of several connections are mixed: there is no highest acknowledgement, and one
+  // place has several bytes.
   const frames = hostileFrames(seed, true);
   expect(compare(frames, frames).divergences).toEqual([]);
 });

@@ -1,6 +1,7 @@
 /**
- * The same conversation of two real TCP stacks twice, captured by tcpdump: initial sequence numbers, segments, acknowledgements and their
- * timing are what the kernel makes of it, once with large segments (segmentation offload), once with small ones.
+ * The same conversation of two real TCP stacks twice, captured by tcpdump: initial sequence numbers,
+ * segments, acknowledgements and their timing are what the kernel makes of it, once with large segments
+ * (segmentation offload), once with small ones.
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { join } from "node:path";
@@ -30,7 +31,10 @@ function start(namespace: string, ...command: string[]) {
   return child;
 }
 
-/** Waits until the output has this text. Reads it to its end: a process whose pipe is closed early ends when it writes. */
+/**
+ * Waits until the output has this text. Reads it to its end: a process whose pipe is closed early ends when
+ * it writes.
+ */
 function says(output: ReadableStream<Uint8Array>, text: string): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   const read = async () => {

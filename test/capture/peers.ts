@@ -1,6 +1,6 @@
 /**
- * One end of a TCP connection in a namespace, ends with the connection: bun peers.ts client, bun peers.ts server CHANGED_BYTE (-1 for
- * none). And one datagram that nobody answers: bun peers.ts mark.
+ * One end of a TCP connection in a namespace, ends with the connection: bun peers.ts client, bun peers.ts
+ * server CHANGED_BYTE (-1 for none). And one datagram that nobody answers: bun peers.ts mark.
  */
 import { createSocket } from "node:dgram";
 import { connect, createServer, type Socket } from "node:net";

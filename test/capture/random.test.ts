@@ -1,7 +1,7 @@
 /**
- * Random connections as two machines would send them: other numbers, other segments, retransmissions, another order, connections
- * interleaved differently. Nothing must be reported; and one changed byte, or one missing tail, exactly as such. A failure names
- * its seed: COLO_CAPTURE_SEED=n runs that one alone.
+ * Random connections as two machines would send them: other numbers, other segments, retransmissions, another
+ * order, connections interleaved differently. Nothing must be reported; and one changed byte, or one missing
+ * tail, exactly as such. A failure names its seed: COLO_CAPTURE_SEED=n runs that one alone.
  */
 import { afterAll, expect, test } from "bun:test";
 import { udp } from "../compare/frames.ts";

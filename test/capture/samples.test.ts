@@ -104,7 +104,8 @@ test("pcapng of either byte order has the same packets", () => {
     };
     const report = verdict(big, little);
     if (typeof report === "string") {
-      // Several kinds of interface, frames cut off, none at all: refused in both byte orders for the same reason.
+      // Several kinds of interface, frames cut off, none at all: refused in both byte orders for the same
+      // reason.
       expect(verdict(little, big)).toBe(report);
       continue;
     }

@@ -1,6 +1,6 @@
 /**
- * Captures of real networks, as Debian packages ship them, and Scapy, which writes other versions of them. The packages are
- * unpacked into the cache folder, not installed.
+ * Captures of real networks, as Debian packages ship them, and Scapy, which writes other versions of them.
+ * The packages are unpacked into the cache folder, not installed.
  */
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -52,7 +52,10 @@ function unpack(name: keyof typeof PACKAGES): string {
 }
 
 export interface Samples {
-  /** The same packets once in big-endian and once in little-endian pcapng: folders with files of the same names. */
+  /**
+   * The same packets once in big-endian and once in little-endian pcapng: folders with files of the same
+   * names.
+   */
   bigEndian: string;
   littleEndian: string;
   /** Captures by name. */

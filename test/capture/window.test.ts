@@ -1,4 +1,6 @@
-/** Captures larger than the window, larger than memory should be, and captures that have nothing in common. */
+/**
+ * Captures larger than the window, larger than memory should be, and captures that have nothing in common.
+ */
 import { afterAll, describe, expect, test } from "bun:test";
 import { closeSync, openSync, statSync, writeSync } from "node:fs";
 import { FrameWindow } from "../../src/capture/frame_window.ts";
@@ -139,7 +141,10 @@ describe("memory", () => {
   const CONNECTION_BYTES = 8 * 1448 * 1400;
   const PAYLOAD_BYTES = CONNECTIONS * CONNECTION_BYTES;
 
-  /** A capture of more than 300 MB, written piece by piece: connections side by side, their bytes from one pattern. */
+  /**
+   * A capture of more than 300 MB, written piece by piece: connections side by side, their bytes from one
+   * pattern.
+   */
   function writeLarge(isn: number, segmentBytes: number, port: number): string {
     const path = folder.next();
     const fd = openSync(path, "w");

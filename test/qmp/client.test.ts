@@ -63,7 +63,7 @@ describe("with a real QEMU", () => {
     }
   }
 
-  beforeAll(start);
+  beforeAll(start, 60_000);
   afterAll(async () => {
     qemu.kill("SIGKILL");
     await qemu.exited;

@@ -30,7 +30,7 @@ afterAll(removeTestDirectory);
 let secondary: Side;
 beforeEach(async () => {
   secondary = await startSide("secondary", { guest: "bios" });
-});
+}, 60_000);
 afterEach(() => secondary.kill());
 
 async function failure(promise: Promise<unknown>): Promise<ColoProcedureError> {

@@ -27,7 +27,7 @@ let primary: Side;
 beforeAll(async () => {
   primary = await startSide("primary");
   await primary.untilWrites(5);
-});
+}, 180_000);
 // Not a claim: emulated guests on a busy machine take their time.
 setDefaultTimeout(180_000);
 afterAll(removeTestDirectory);

@@ -47,18 +47,13 @@ class Run {
         );
         return;
       }
-      const begun = Date.now();
       Bun.connect<Connection>({
         hostname: host,
         port,
         allowHalfOpen: true,
         data: connection,
         socket: handlers(),
-      }).catch((error: Error) =>
-        this.fail(
-          `connection ${i}: ${error.message} ${(error as NodeJS.ErrnoException).code} ${JSON.stringify(error)} ${Date.now() - begun}`,
-        ),
-      );
+      }).catch((error: Error) => this.fail(`connection ${i}: ${error.message}`));
     });
     say({ answer: "ready" });
     if (this.#task.mark === 0) this.noteReceived();

@@ -10,6 +10,7 @@
  */
 import { COMPARER_LIMITS } from "../../src/compare/comparer.ts";
 import { DataPath } from "../../src/datapath/handle.ts";
+import type { StatName } from "../../src/datapath/shared.ts";
 import type { DataPlane } from "../../src/ffi/data_plane.ts";
 import { ROLE } from "../../src/ffi/layout.ts";
 import { Arena, ifindex } from "../../src/ffi/libc.ts";
@@ -26,8 +27,9 @@ import {
   stopPlane,
   until,
 } from "../bpf/network.ts";
+import { ChecksumWatch } from "./checksum_watch.ts";
 import { Endpoint } from "./endpoint_process.ts";
-import { ALL_LOST, Loss } from "./loss.ts";
+import { ALL_LOST, Loss, type Place } from "./loss.ts";
 import { Random } from "./random.ts";
 import { CLIENT_ADDRESS, GUEST_ADDRESS, type Scenario } from "./scenario.ts";
 
@@ -48,11 +50,11 @@ const RUN_LIMIT_MS = 15_000;
 const RTO_MIN_US = 20_000;
 const RTO_MAX_MS = 1_000;
 
-export interface Outcome {
-  /** "checkpoint": the comparer asked for one before the failover, and these guests cannot have one. */
-  kind: "passed" | "checkpoint";
-  detail: string;
-}
+/**
+ * "checkpoint": the comparer asked for one before the failover, and these guests cannot have one. "passed", `underWay`:
+ * the client still had something to send or to get when the primary's host died.
+ */
+export type Outcome = { kind: "passed"; underWay: boolean } | { kind: "checkpoint"; why: string };
 
 interface Host {
   plane: DataPlane;
@@ -80,6 +82,7 @@ function announcement(): Uint8Array {
 export class Lane {
   readonly name: string;
   readonly client: Endpoint;
+  readonly checksums: ChecksumWatch;
   readonly #network: string;
   readonly #hosts: Host[] = [];
   readonly #loss: Loss;
@@ -100,68 +103,55 @@ export class Lane {
     this.#buildClient();
     for (const host of HOSTS) this.#buildHost(host, hosts[host], guests[host]!);
     this.client = new Endpoint(this.#network);
+    this.checksums = new ChecksumWatch(this.#network, "eth0");
   }
 
   async ready(): Promise<void> {
     for (const { path } of this.#hosts) await path.ready();
+    await this.checksums.ready();
   }
 
   /** @throws Error if a stream was not what it had to be, or ended, or stood still */
   async run(scenario: Scenario): Promise<Outcome> {
     this.runs++;
-    const dump = process.env.COLO_STACK_PCAP
-      ? [this.#network, ...this.#hosts.map(({ guest }) => guest.namespace)].map((ns) =>
-          Bun.spawn(
-            [
-              "ip",
-              "netns",
-              "exec",
-              ns,
-              "tcpdump",
-              "-U",
-              "-i",
-              "eth0",
-              "-w",
-              `${process.env.COLO_STACK_PCAP}/${ns}.pcap`,
-            ],
-            { stderr: "ignore" },
-          ),
-        )
-      : [];
-    if (dump.length) await Bun.sleep(300);
     try {
       await this.#prepare(scenario);
       await this.#connect(scenario);
       const early = await this.#until("mark of the client", () => this.client.said("mark"));
-      if (early !== undefined && process.env.COLO_STACK_DESCRIBE)
-        early.detail += `\n${await this.#describe()}`;
       if (early !== undefined) return early;
       await Bun.sleep(scenario.failoverDelayMs);
       const late = this.#needsCheckpoint();
       if (late !== undefined) return late;
+      const underWay = !this.client.said("done");
       await this.#failOver(scenario);
       const survivor = this.#hosts[1 - scenario.primary]!;
-      this.#divergences = [];
       const done = () => this.client.said("done") && survivor.guest.said("done");
       await this.#until("end of all connections", done, survivor);
-      return { kind: "passed", detail: "" };
+      return { kind: "passed", underWay };
     } finally {
       await this.#clear();
-      for (const d of dump) d.kill();
     }
   }
 
-  /** Segments with a wrong checksum that reached somebody's TCP, by namespace. */
-  checksumErrors(): Record<string, number> {
-    const result: Record<string, number> = {};
-    for (const namespace of [this.#network, ...this.#hosts.map(({ guest }) => guest.namespace)]) {
-      const errors = run("ip", "netns", "exec", namespace, "nstat", "-asz", "TcpInCsumErrors");
-      result[namespace] = Number(/TcpInCsumErrors\s+(\d+)/.exec(errors)![1]);
-    }
-    return result;
+  /** Segments with a wrong checksum that somebody's TCP got. */
+  checksumErrors(): number {
+    const errors = [this.client, ...this.#hosts.map(({ guest }) => guest)].map(({ namespace }) =>
+      run("ip", "netns", "exec", namespace, "nstat", "-asz", "TcpInCsumErrors"),
+    );
+    return errors.reduce((sum, text) => sum + Number(/TcpInCsumErrors\s+(\d+)/.exec(text)![1]), 0);
+  }
+
+  /** Over all runs. */
+  stat(name: StatName): number {
+    return this.#hosts.reduce((sum, { path }) => sum + path.shared.stat(name), 0);
+  }
+
+  dropped(place: Place): number {
+    return this.#loss.dropped(place);
   }
 
   async close(): Promise<void> {
+    await this.checksums.end();
     await this.client.end();
     for (const { guest, path, announcer } of this.#hosts) {
       announcer.close();
@@ -313,8 +303,8 @@ export class Lane {
   }
 
   #needsCheckpoint(): Outcome | undefined {
-    const detail = this.#divergences[0];
-    return detail === undefined ? undefined : { kind: "checkpoint", detail };
+    const why = this.#divergences[0];
+    return why === undefined ? undefined : { kind: "checkpoint", why };
   }
 
   /** Waits; before the failover also for a divergence. */
@@ -346,14 +336,7 @@ export class Lane {
       endpoint.tell({ order: "progress" });
       const progress = await endpoint.hear("progress", 1_000).catch((error: Error) => error.message);
       lines.push(`${endpoint.namespace}: ${JSON.stringify(progress)}`);
-      lines.push(run("ss", "-N", endpoint.namespace, "-Htinoa").trim().replaceAll(/ {2,}/g, "  "));
-      lines.push(
-        run("ip", "netns", "exec", endpoint.namespace, "nstat", "-as")
-          .trim()
-          .replaceAll(/ {2,}0.0|\n(?=.* 0 {2})/g, " ")
-          .replaceAll(/ +/g, " ")
-          .replaceAll(/\n/g, " "),
-      );
+      lines.push(run("ss", "-N", endpoint.namespace, "-Htino", "state", "connected").trim());
     }
     for (const { plane, name, path } of this.#hosts) {
       const counters = Object.entries(plane.counters()).filter(([, count]) => count > 0);
@@ -362,9 +345,6 @@ export class Lane {
           `${path.shared.stat("held_frames")} held, ${JSON.stringify(Object.fromEntries(counters))}`,
       );
     }
-    for (const host of this.#hosts)
-      lines.push(run("tc", "-n", host.name, "-s", "filter", "show", "dev", "tap0", "ingress"));
-    lines.push(run("bridge", "-n", this.#network, "fdb"));
     return lines.join("\n");
   }
 }

@@ -72,8 +72,8 @@ export function drawScenario(seed: number, run: number): Scenario {
     loss: {
       toGuest: drawLoss(random, 0.03),
       toClient: drawLoss(random, 0.03),
-      toSecondary: drawLoss(random, Number(process.env.ML ?? 0.005)),
-      toPrimary: drawLoss(random, Number(process.env.ML ?? 0.005)),
+      toSecondary: drawLoss(random, 0.005),
+      toPrimary: drawLoss(random, 0.005),
     },
     failoverDelayMs: random.chance(0.5) ? 0 : random.between(0, 30),
     takeoverDelayMs: random.between(0, 30),
@@ -99,7 +99,7 @@ function drawManner(random: Random): Manner {
     readPauseBytes: random.pick([1e9, 100_000, 20_000]),
     pauseMsMax: random.pick([1, 5, 20]),
     congestionControl: random.between(0, 5),
-    receiveBytes: random.pick([131_072, 131_072, 30_000]),
+    receiveBytes: random.pick([131_072, 131_072, 30_000, 8_000]),
     timestamps: 1,
     routeMtu: random.pick([1500, 1500, 1400, 1280, 800]),
     offloads: [

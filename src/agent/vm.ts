@@ -22,6 +22,11 @@ import { SecondaryDuty } from "./secondary.ts";
 const PIN_ROOT = "/sys/fs/bpf/colo-agent";
 /** Pause between attempts to protect a VM that runs alone while the peer offers a replica. */
 const PROTECT_RETRY_MS = 1_000;
+const COLLECT_INTERVAL_MS = 10_000;
+/** A closed connection may still retransmit its FIN: twice the maximum segment lifetime of Linux (TCP_TIMEWAIT_LEN). */
+const CONNECTION_CLOSED_FOR_MS = 120_000;
+/** As long as Linux's connection tracking keeps an established connection (nf_conntrack_tcp_timeout_established). */
+const CONNECTION_IDLE_FOR_MS = 5 * 24 * 3_600_000;
 
 export interface VmStatus {
   name: string;
@@ -44,6 +49,7 @@ export class VmAgent {
   #secondary: SecondaryDuty | undefined;
   #peerReady = false;
   #lastProtectMs = Number.NEGATIVE_INFINITY;
+  #lastCollectMs = performance.now();
 
   private constructor(readonly config: VmConfig) {}
 
@@ -139,6 +145,7 @@ export class VmAgent {
   tick(): void {
     this.#primary?.tick();
     this.#secondary?.tick();
+    this.#collectConnections();
     if (this.#primary !== undefined && this.#machine.phase === "alone" && this.#peerReady) {
       const now = performance.now();
       if (now - this.#lastProtectMs < PROTECT_RETRY_MS) return;
@@ -213,6 +220,17 @@ export class VmAgent {
     process.exitCode = 1;
     // A new agent adopts the VM; until then the kernel drops and the lease runs out.
     process.exit();
+  }
+
+  /** Forgets connections that have ended. */
+  #collectConnections(): void {
+    const now = performance.now();
+    if (now - this.#lastCollectMs < COLLECT_INTERVAL_MS) return;
+    this.#lastCollectMs = now;
+    this.#machine.dataPlane.collectConnections({
+      closedForMs: CONNECTION_CLOSED_FOR_MS,
+      idleForMs: CONNECTION_IDLE_FOR_MS,
+    });
   }
 
   #taken(epoch: number): void {

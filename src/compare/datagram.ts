@@ -152,7 +152,7 @@ export class DatagramFlows {
         for (let i = 0; i < ranges.length; i += 2) {
           const ignoredFrom = Math.min(datagram + ranges[i], end);
           if (!this.sameSpan(from, ignoredFrom)) return false;
-          from = Math.max(from, Math.min(datagram + ranges[i + 1], end));
+          from = Math.min(datagram + ranges[i + 1], end);
         }
       }
     }

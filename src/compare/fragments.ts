@@ -318,10 +318,7 @@ export class FragmentFlows {
     const record = pool.record[first];
     if (bytes !== AS_IS) {
       parseRecord(memory, record, datagram, bytes);
-      if (datagram.kind === KIND_DATAGRAM) {
-        datagram.meta = 0;
-        return count;
-      }
+      if (datagram.kind === KIND_DATAGRAM) return count;
       // A reset has no place in the stream that its pieces could have.
       if (datagram.kind === KIND_TCP && (datagram.flags & SEGMENT_RST) === 0) return count;
     }

@@ -52,6 +52,7 @@ export interface SegmentOptions {
   sequence?: number;
   acknowledgment?: number;
   flags?: number;
+  window?: number;
   options?: Bytes;
   payload?: Bytes;
   clientPort?: number;
@@ -106,6 +107,7 @@ export function segment({
   sequence = 1,
   acknowledgment = 0,
   flags = tcp.ACK,
+  window = 0x2000,
   options = [],
   payload = [],
   clientPort = CLIENT_PORT,
@@ -124,8 +126,7 @@ export function segment({
     ...be32(acknowledgment),
     words << 4,
     flags,
-    0x20,
-    0,
+    ...be16(window),
   ];
   const end = [0, 0, ...padded, ...payload];
   const bytes = start.length + 2 + end.length;

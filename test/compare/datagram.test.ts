@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { concat, ethernet, icmp, ip, tcp, text, udp } from "./frames.ts";
+import { concat, ethernet, icmp, ip, tcp, text, udp, udpDatagram } from "./frames.ts";
 import { Bench } from "./harness.ts";
 
 describe("datagrams", () => {
@@ -73,6 +73,13 @@ describe("datagrams", () => {
     bench.p(frame, { gso: { type: 5, size: 1400 } });
     bench.s(frame, { gso: { type: 5, size: 700 } });
     expect(bench.classes).toEqual(["length"]);
+
+    // Also of a datagram with bytes behind it, of which more is compared.
+    const other = new Bench();
+    const longer = ip(17, concat(udpDatagram(new Uint8Array(2800)), text("tail")));
+    other.p(longer, { gso: { type: 5, size: 1400 } });
+    other.s(longer, { gso: { type: 5, size: 700 } });
+    expect(other.classes).toEqual(["length"]);
   });
 });
 

@@ -225,6 +225,22 @@ for (const version of [4, 6] as const) {
           ],
         ],
         [
+          "behind the end, before it",
+          (id, mark) => [
+            piece(0, body(16, mark), true, id),
+            piece(3, body(8), true, id),
+            piece(2, body(8), false, id),
+          ],
+        ],
+        [
+          "two ends",
+          (id, mark) => [
+            piece(0, body(16, mark), true, id),
+            piece(3, body(8), false, id),
+            piece(4, body(8), false, id),
+          ],
+        ],
+        [
           "longer than a datagram",
           (id, mark) => [piece(0, body(16, mark), true, id), piece(8190, body(40), false, id)],
         ],
@@ -359,6 +375,40 @@ for (const version of [4, 6] as const) {
       send(narrow, "s", udpCut(body(60), [16], 1));
       expect(narrow.classes).toEqual(["overflow", "overflow"]);
       expect(narrow.comparer.stats.pendingFrames).toBe(0);
+    });
+
+    test("what was not tracked of their flow comes first", () => {
+      const bench = new Bench({ limits: { heldFramesPerFlowMax: 2 } });
+      const [a, b] = ["a", "b"].map((payload) => bench.p(udp(payload, options)));
+      const boundary = bench.nowNs;
+      const c = bench.p(udp("c", options));
+      expect(bench.classes).toEqual(["overflow"]);
+      bench.checkpoint(boundary);
+      expect(bench.released).toEqual([a, b]);
+      const later = send(bench, "p", udpCut(body(60), [16]));
+      bench.s(udp("c", options));
+      send(bench, "s", udpCut(body(60), [16]));
+      expect(bench.classes).toEqual(["overflow", "overflow"]);
+      bench.checkpoint();
+      expect(bench.released).toEqual([a, b, c, ...later]);
+    });
+
+    test("cut through by a checkpoint, and no flow left for the rest: it waits for the next one", () => {
+      const bench = new Bench({ limits: { flowsMax: 2 } });
+      const frames = udpCut(body(60), [16, 32]);
+      bench.p(frames[0]);
+      const boundary = bench.nowNs;
+      bench.p(frames[1]);
+      bench.p(frames[2]);
+      bench.checkpoint(boundary);
+      expect(bench.released).toEqual([0]);
+      bench.s(udp(body(60), options));
+      bench.s(udp(body(60).slice(8), options));
+      expect(bench.released).toEqual([0]);
+      bench.wait(300);
+      expect(bench.classes).toContain("missing_on_secondary");
+      bench.checkpoint();
+      expect(bench.released).toEqual([0, 1, 2]);
     });
 
     test("a flow that has diverged takes them until the checkpoint", () => {

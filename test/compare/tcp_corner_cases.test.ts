@@ -130,11 +130,18 @@ describe("urgent data", () => {
     const bench = opened();
     bench.p(urgent(0, "0", 1, { flags: URG | FIN }));
     bench.s(urgent(0, "0", 1, { flags: URG | FIN }));
-    bench.p(tcp({ seq: at(70_000), ack: client(9), flags: SYN }));
+    bench.p(tcp({ seq: at(-70_000), ack: client(9), flags: SYN }));
     bench.s(tcp({ seq: S + 1, ack: client(9), flags: SYN }));
     expect(bench.released).toHaveLength(3);
-    const probe = bench.p(tcp({ seq: at(70_001), ack: client(9), flags: URG, urgent: 0 }));
+    const probe = bench.p(tcp({ seq: at(-69_999), ack: client(9), flags: URG, urgent: 9 }));
     expect(bench.isReleased(probe)).toBe(false);
+    // Nor does a checkpoint know anything of the connection before.
+    const boundary = bench.nowNs - 1000;
+    bench.checkpoint(boundary);
+    bench.s(tcp({ seq: at(-69_999), ack: client(9) }));
+    expect(bench.isReleased(probe)).toBe(false);
+    bench.s(tcp({ seq: at(-69_999), ack: client(9), flags: URG, urgent: 9 }));
+    expect(bench.isReleased(probe)).toBe(true);
   });
 
   test("is forgotten long before the numbers come round", () => {
@@ -154,6 +161,15 @@ describe("urgent data", () => {
     expect(bench.isReleased(probe)).toBe(false);
     bench.s(urgent(5 * quarter + 1, "", 5 * quarter + 2));
     expect(bench.isReleased(probe)).toBe(true);
+  });
+
+  test("is forgotten without a checkpoint, too", () => {
+    const bench = opened();
+    bench.p(urgent(0, "0", 1));
+    bench.s(urgent(0, "0", 1));
+    bench.s(data(1.5 * 2 ** 30, ""));
+    const probe = bench.p(urgent(2.5 * 2 ** 30, "", 2.5 * 2 ** 30 + 1));
+    expect(bench.isReleased(probe)).toBe(false);
   });
 
   test("the pointer without the flag, and that of a SYN or RST, mean nothing", () => {

@@ -76,6 +76,31 @@ test("a frame that is refused is counted with its reason, those around it are se
   socket.close();
 });
 
+test("a frame may begin with something written for it, amid others that lie there whole", async () => {
+  const socket = openSocket();
+  const sent: Uint8Array[] = [];
+  for (let i = 0; i < 150; i++) {
+    const frame = segment({ sequence: i, payload: new Uint8Array(i).fill(i) });
+    if (i % 3 === 0) {
+      sent.push(queue(socket, NO_OFFLOAD, frame));
+      continue;
+    }
+    // Headers only, or headers and a payload that lies elsewhere.
+    const message = join(NO_OFFLOAD, frame);
+    const startBytes = i % 3 === 1 ? message.length : message.length - i;
+    for (let at = 0; at < startBytes; at++) socket.starts.setUint8(socket.startOffset + at, message[at]);
+    const rest = message.subarray(startBytes);
+    socket.queueWithStart(startBytes, rest.length > 0 ? arena.copy(rest) : 0, rest.length);
+    sent.push(message);
+  }
+  expect(socket.flush()).toBe(150);
+  for (const message of sent) {
+    expect(await until("frame", () => tap.read())).toEqual(Uint8Array.from(message));
+  }
+  expect(socket.failed).toBe(0);
+  socket.close();
+});
+
 test("an interface that is down refuses everything", () => {
   const socket = openSocket();
   ip(`-n ${NAMESPACE} link set tap0 down`);

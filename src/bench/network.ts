@@ -51,6 +51,11 @@ export class BenchNamespace {
     ip(`-n ${this.name} ${line}`);
   }
 
+  /** `tc` in this namespace. */
+  tc(line: string): void {
+    run("tc", "-n", this.name, ...line.split(" "));
+  }
+
   /** Runs `action` with this thread in the namespace; it must not be asynchronous. */
   run<T>(action: () => T): T {
     return inNamespace(this.name, action);

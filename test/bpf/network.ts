@@ -14,11 +14,23 @@ export function run(...command: string[]): string {
 
 export const ip = (line: string): string => run("ip", ...line.split(" "));
 
-/** Ends the namespaces of this prefix, those of an earlier run included; with them go their interfaces. */
+/**
+ * Ends the namespaces of this prefix, those of an earlier run included; with them go their interfaces, and the
+ * processes that a run which crashed has left there.
+ */
 export function removeNamespaces(prefix: string): void {
   for (const line of ip("netns list").split("\n")) {
     const name = line.split(" ")[0];
-    if (name.startsWith(prefix)) ip(`netns del ${name}`);
+    if (!name.startsWith(prefix)) continue;
+    for (const pid of ip(`netns pids ${name}`).trim().split("\n")) {
+      if (pid === "") continue;
+      try {
+        process.kill(Number(pid), "SIGKILL");
+      } catch {
+        // It has ended by itself.
+      }
+    }
+    ip(`netns del ${name}`);
   }
 }
 

@@ -19,6 +19,7 @@ export function audit(comparer: Comparer): void {
   equal("pendingFrames", stats.pendingFrames, secondary.used + early.length);
   equal("primaryAge", lengthOf(state.primaryAge, 0, primary.capacity), primary.used);
   equal("secondaryAge", lengthOf(state.secondaryAge, 0, secondary.capacity), secondary.used);
+  mark("primaryPatient", state.primaryAge, state.primaryPatient);
   mark("primaryUnexpired", state.primaryAge, state.primaryUnexpired);
   mark("secondaryUnexpired", state.secondaryAge, state.secondaryUnexpired);
   let live = 0;

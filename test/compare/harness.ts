@@ -1,4 +1,5 @@
 import { Comparer, type ComparerOptions, type Divergence } from "../../src/compare/comparer.ts";
+import type { FrameChange } from "../../src/compare/frame_change.ts";
 import { KIND_BYPASS, ParsedFrame, parseRecord, RECORD_HEADER_BYTES } from "../../src/compare/parse.ts";
 
 /**
@@ -91,6 +92,19 @@ export function memcmpOf(primary: Records, secondary: Records): (a: number, b: n
 
 export const MS = 1e6;
 
+/** What was sent of a primary frame that was not sent as it is. */
+export interface Departure {
+  slot: number;
+  /** The frame is released with it, not only a part of it sent. */
+  last: boolean;
+  silent: boolean;
+  sequence: number;
+  payload: Uint8Array;
+  fin: boolean;
+  acknowledgement: number;
+  window: number;
+}
+
 /**
  * A comparer with two rings and a record of what it did. Slots count up from 0 on each side. Time is given in
  * ms and moves on by 1 µs with each frame. A record that is given back is spoilt at once, so that nothing can
@@ -103,6 +117,8 @@ export class Bench {
   readonly released: number[] = [];
   readonly finished: number[] = [];
   readonly divergences: Divergence[] = [];
+  /** In the order of sending: slots of frames released as they are, and what was sent otherwise. */
+  readonly departures: (number | Departure)[] = [];
   /** The frames that each divergence points to. */
   readonly evidence: { primary?: Uint8Array; secondary?: Uint8Array }[] = [];
   nowNs = 1000 * MS;
@@ -114,8 +130,9 @@ export class Bench {
   private readonly primaryOffsets: number[] = [];
   private readonly secondaryOffsets: number[] = [];
 
-  constructor(options: Partial<ComparerOptions> & { bytes?: number } = {}) {
-    const { bytes = 1 << 20, ...rest } = options;
+  /** With `parts`, the sink takes parts of frames. */
+  constructor(options: Partial<ComparerOptions> & { bytes?: number; parts?: boolean } = {}) {
+    const { bytes = 1 << 20, parts = false, ...rest } = options;
     this.primary = new Records(bytes, PRIMARY_BASE);
     this.secondary = new Records(bytes, SECONDARY_BASE);
     this.epoch = options.epoch ?? 0;
@@ -126,8 +143,11 @@ export class Bench {
       seed: 1,
       ...rest,
       sink: {
-        release: (slot) => {
+        ...(parts ? { part: (slot, change) => this.depart(slot, change, false) } : {}),
+        release: (slot, change) => {
           if (this.wasReleased.has(slot)) throw new Error(`primary slot ${slot} was released twice`);
+          if (change === null) this.departures.push(slot);
+          else this.depart(slot, change, true);
           this.wasReleased.add(slot);
           this.released.push(slot);
           this.primary.spoil(this.primaryOffsets[slot]);
@@ -197,6 +217,13 @@ export class Bench {
     return this.divergences.map((divergence) => divergence.class);
   }
 
+  private depart(slot: number, change: FrameChange, last: boolean): void {
+    const { silent, sequence, payload, payloadBytes, fin, acknowledgement, window } = change;
+    this.checkInside("primary", this.primaryOffsets, this.wasReleased, payload, payloadBytes, slot);
+    const bytes = this.primary.bytes.slice(payload, payload + payloadBytes);
+    this.departures.push({ slot, last, silent, sequence, payload: bytes, fin, acknowledgement, window });
+  }
+
   /** memcmp that refuses to look at anything but frames that have not been given back. */
   private guardedMemcmp(): (a: number, b: number, n: number) => number {
     const memcmp = memcmpOf(this.primary, this.secondary);
@@ -213,17 +240,16 @@ export class Bench {
     gone: Set<number>,
     from: number,
     n: number,
+    only: number = -1,
   ): void {
-    let slot = 0;
+    let slot = Math.max(0, only);
     for (let step = 2 ** Math.floor(Math.log2(offsets.length)); step >= 1; step /= 2) {
-      if (slot + step < offsets.length && offsets[slot + step] <= from) slot += step;
+      if (only < 0 && slot + step < offsets.length && offsets[slot + step] <= from) slot += step;
     }
     const frame = offsets[slot] + 64;
     const end = frame + this[side].view.getUint32(offsets[slot] + 8, true);
     if (from < frame || from + n > end || gone.has(slot)) {
-      throw new Error(
-        `memcmp of ${from} to ${from + n} is outside of the ${side}'s frame ${slot}, ${frame} to ${end}`,
-      );
+      throw new Error(`${from} to ${from + n} is outside of the ${side}'s frame ${slot}, ${frame} to ${end}`);
     }
   }
 

@@ -8,7 +8,7 @@
  * at the last checkpoint.
  */
 import { FIN, fragmentsOf, RST, SYN, tcp, udp } from "./frames.ts";
-import { Bench } from "./harness.ts";
+import { Bench, type Departure } from "./harness.ts";
 
 export interface SimulationOptions {
   seed: number;
@@ -18,6 +18,8 @@ export interface SimulationOptions {
    * itself.
    */
   hostile: boolean;
+  /** Segments may be sent in parts. */
+  parts: boolean;
 }
 
 export class Random {
@@ -95,7 +97,17 @@ interface TcpOracle {
   coveredSent: number;
   coveredReceived: number;
   /** For each connection: what the secondary has sent in this epoch. */
-  produced: Map<number, { bytes: Map<number, number>; received: number; resets: Map<number, number> }>;
+  produced: Map<number, Produced>;
+  /** For each connection: the highest right edge of a window that was released, relative to the client's number. */
+  releasedEdges: Map<number, number>;
+}
+
+interface Produced {
+  bytes: Map<number, number>;
+  received: number;
+  /** Highest right edge of a window. */
+  edge: number;
+  resets: Map<number, number>;
 }
 
 interface UdpFlow {
@@ -129,6 +141,7 @@ type Sent =
       from: number;
       to: number;
       received: number;
+      window: number;
       acknowledges: boolean;
       reset: boolean;
       bytes: Map<number, number>;
@@ -173,10 +186,21 @@ export class Simulation {
   private datagrams = 0;
   checkpoints = 0;
   fragments = 0;
+  parts = 0;
+  /** Of frames that have begun to leave in parts: the positions that have left. */
+  private readonly departed = new Map<number, Set<number>>();
 
   constructor(private readonly options: SimulationOptions) {
     this.random = new Random(options.seed);
-    this.bench = new Bench({ epoch: this.epoch, bytes: 4 << 20, seed: options.seed });
+    this.bench = new Bench({
+      epoch: this.epoch,
+      bytes: 4 << 20,
+      seed: options.seed,
+      parts: options.parts,
+      partAfterNs: options.parts ? 20e6 : Number.POSITIVE_INFINITY,
+      // Without losses everything comes in the end, but this is not about time.
+      ...(options.hostile ? {} : { maxWaitNs: options.parts ? 1e15 : 200e6 }),
+    });
     const flows = 1 + this.random.below(3);
     for (let i = 0; i < flows; i++) this.tcpFlows.push(this.makeFlow(80 + i));
     for (let i = 0; i < 2; i++) {
@@ -232,6 +256,7 @@ export class Simulation {
       coveredSent: 0,
       coveredReceived: 0,
       produced: new Map(),
+      releasedEdges: new Map(),
     };
     if (this.options.hostile && random.chance(0.4)) {
       // The agent was started in the middle of the connection: the first checkpoint made both equal.
@@ -274,7 +299,8 @@ export class Simulation {
   private passTime(): void {
     const { bench, random } = this;
     bench.nowNs += random.below(150) * 1e6;
-    if (random.chance(0.5) && this.options.hostile) bench.comparer.expire(bench.nowNs);
+    const { hostile, parts } = this.options;
+    if (random.chance(0.5) && (hostile || parts)) bench.comparer.expire(bench.nowNs);
   }
 
   private speak(primary: boolean): void {
@@ -398,6 +424,7 @@ export class Simulation {
     }
     // Only the secondary's SYN travels with its own number; the programs rewrite everything else.
     const isn = syn ? progress.isn : connection.primaryIsn;
+    const window = 3000 + random.below(4000);
     const flags = (syn ? SYN : 0) | (fin ? FIN : 0) | (reset ? RST : 0);
     const frame = tcp({
       version: flow.version,
@@ -406,7 +433,7 @@ export class Simulation {
       ...(acknowledges ? { ack: (connection.clientIsn + progress.received) >>> 0 } : {}),
       flags,
       payload: Uint8Array.from(payload),
-      window: random.below(65536),
+      window,
       padding: random.chance(0.2) ? random.below(20) : 0,
       ttl: random.below(256),
     });
@@ -417,6 +444,7 @@ export class Simulation {
       from,
       to,
       received: progress.received,
+      window,
       acknowledges,
       reset,
       bytes,
@@ -438,6 +466,7 @@ export class Simulation {
     }
     const datagram = this.datagrams++;
     const frames = fragmentsOf(frame, 1 + random.below(3), datagram & 0xffff, (n) => random.below(n));
+    if (frames.length === 1) return this.sendFrame(primary, frame, sent, opens);
     let arrived = true;
     for (const { frame: fragment, from, to } of frames) {
       const text = `${from} ${Buffer.from(fragment.slice(-(to - from))).toString("hex")}`;
@@ -509,7 +538,7 @@ export class Simulation {
     const { produced } = this.tcpFlows[sent.flow].oracle;
     let entry = produced.get(sent.connection);
     if (entry === undefined) {
-      entry = { bytes: new Map(), received: -1, resets: new Map() };
+      entry = { bytes: new Map(), received: -1, edge: -1, resets: new Map() };
       produced.set(sent.connection, entry);
     }
     for (const [at, value] of sent.bytes) entry.bytes.set(at, value);
@@ -518,6 +547,9 @@ export class Simulation {
       entry.resets.set(sent.from, Math.max(entry.resets.get(sent.from) ?? -1, received));
     }
     if (sent.acknowledges) entry.received = Math.max(entry.received, sent.received);
+    if (sent.acknowledges && !sent.reset && sent.piece === undefined) {
+      entry.edge = Math.max(entry.edge, sent.received + sent.window);
+    }
   }
 
   private moveCheckpoint(): void {
@@ -629,7 +661,8 @@ export class Simulation {
       progress.received = connection.clientBytes + 1;
       const end = connection.reset ? last : last + 1;
       if (progress.sent < end) this.segment(index, primary, progress.sent, end, false);
-      else this.segment(index, primary, end, end, false);
+      // What is not in fragments says what window is open.
+      this.segment(index, primary, end, end, false);
       if (connection.reset && !progress.resetSent) this.sendReset(index, primary);
       if (progress.connection + 1 === flow.connections.length) return;
       this.nextConnection(index, primary);
@@ -639,8 +672,10 @@ export class Simulation {
   /** Looks at everything released since the last call. */
   private verify(): void {
     const { bench } = this;
-    for (; this.checkedReleases < bench.released.length; this.checkedReleases++) {
-      this.verifyRelease(bench.released[this.checkedReleases]);
+    for (; this.checkedReleases < bench.departures.length; this.checkedReleases++) {
+      const departure = bench.departures[this.checkedReleases];
+      if (typeof departure === "number") this.verifyRelease(departure, this.sent[departure].sent);
+      else this.verifyDeparture(departure);
     }
     for (; this.checkedDivergences < bench.divergences.length; this.checkedDivergences++) {
       const divergence = bench.divergences[this.checkedDivergences];
@@ -657,10 +692,45 @@ export class Simulation {
     }
   }
 
-  private verifyRelease(slot: number): void {
-    const { sent, timeNs, epoch } = this.sent[slot];
+  /** Something that was sent otherwise than the primary had sent it. */
+  private verifyDeparture(departure: Departure): void {
+    const { slot, last, silent, sequence, payload, fin } = departure;
+    const { sent } = this.sent[slot];
+    if (sent.kind !== "tcp") throw new Error(`slot ${slot} is a datagram and was changed`);
+    const { primaryIsn, clientIsn } = this.tcpFlows[sent.flow].connections[sent.connection];
+    const left = this.departed.get(slot) ?? new Set();
+    this.departed.set(slot, left);
+    if (!last) this.parts++;
+    if (!silent) {
+      const from = (sequence - primaryIsn) >>> 0;
+      const positions = sent.from === 0 ? [0] : [];
+      for (let i = 0; i < payload.length; i++) {
+        const at = from + positions.length + i;
+        if (sent.bytes.get(at) !== payload[i])
+          throw new Error(`slot ${slot}: ${payload[i]} left as position ${at}`);
+      }
+      const end = from + positions.length + payload.length;
+      for (let at = from + positions.length; at < end; at++) positions.push(at);
+      if (fin) positions.push(end);
+      for (const at of positions) left.add(at);
+      const received = (departure.acknowledgement - clientIsn) >>> 0;
+      if (sent.acknowledges && received > sent.received) {
+        throw new Error(`slot ${slot}: acknowledges ${received}, the primary only ${sent.received}`);
+      }
+      const bytes = new Map([...sent.bytes].filter(([at]) => positions.includes(at)));
+      this.verifyRelease(slot, { ...sent, bytes, received, window: departure.window });
+    }
+    if (!last) return;
+    for (const at of sent.bytes.keys()) {
+      if (!left.has(at)) throw new Error(`slot ${slot}: position ${at} has not left`);
+    }
+  }
+
+  private verifyRelease(slot: number, sent: Sent): void {
+    const { timeNs, epoch } = this.sent[slot];
     const isWhole = sent.piece === undefined;
-    if (isWhole) {
+    // What was sent again may overtake others when it has waited for long.
+    if (isWhole && !this.options.parts) {
       // Fragments take their place when their datagram is complete, and some are compared by themselves.
       const name = `${sent.kind} ${sent.flow}`;
       const before = this.lastReleased.get(name) ?? -1;
@@ -696,8 +766,21 @@ export class Simulation {
     this.verifyTcp(slot, sent);
   }
 
+  /** No window beyond the secondary's may be released, but one that was released before. */
+  private verifyWindow(slot: number, sent: Extract<Sent, { kind: "tcp" }>, oracle: TcpOracle): void {
+    if (sent.piece !== undefined) return;
+    const edge = sent.received + sent.window;
+    const released = oracle.releasedEdges.get(sent.connection) ?? -1;
+    const limit = Math.max(released, oracle.produced.get(sent.connection)?.edge ?? -1);
+    if (edge > limit) throw new Error(`slot ${slot}: window up to ${edge}, the secondary's up to ${limit}`);
+    oracle.releasedEdges.set(sent.connection, Math.max(released, edge));
+  }
+
   private verifyTcp(slot: number, sent: Extract<Sent, { kind: "tcp" }>): void {
     const { oracle } = this.tcpFlows[sent.flow];
+    if (!this.options.hostile && this.options.parts && sent.acknowledges && !sent.reset) {
+      this.verifyWindow(slot, sent, oracle);
+    }
     if (sent.connection < oracle.coveredConnection) return;
     const covered = sent.connection === oracle.coveredConnection;
     const entry = oracle.produced.get(sent.connection);

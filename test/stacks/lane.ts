@@ -45,7 +45,7 @@ const TUNNELS = ["tunnel_a", "tunnel_b"] as const;
  */
 const MAX_WAIT_MS = 2_500;
 /** A connection that makes no headway for so long never will. */
-const RUN_LIMIT_MS = 15_000;
+const RUN_LIMIT_MS = 60_000;
 /** Keeps repetitions short: the links are fast. Microseconds and milliseconds. */
 const RTO_MIN_US = 20_000;
 const RTO_MAX_MS = 1_000;

@@ -216,7 +216,9 @@ export class VmAgent {
   }
 
   onDataPathFailed(message: string): void {
-    this.#machine.log.error("the data path failed; the VM's output stays held", { message });
+    const machine: Machine | undefined = this.#machine; // it can fail before the VM is adopted
+    if (machine === undefined) throw new Error(`the data path failed: ${message}`);
+    machine.log.error("the data path failed; the VM's output stays held", { message });
     process.exitCode = 1;
     // A new agent adopts the VM; until then the kernel drops and the lease runs out.
     process.exit();

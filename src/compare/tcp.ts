@@ -68,7 +68,7 @@ const SAME_OPENING_BYTES = 65_536;
  * After a checkpoint both stacks are equal. What the primary had sent before it is covered, so `verified` is
  * the highest end and `secondaryAck` the highest acknowledgement that was released, without a floor.
  *
- * What a segment says beyond that, or before it is complete: see TcpTerms.
+ * What a segment says beyond that, or before it is complete: see TcpTerms. Urgent data: see TcpUrgent.
  *
  * Limits, on purpose: options after the SYN, ECN and PSH may differ. A retransmission
  * below `verified` is not compared again: both stacks send it from the buffer whose bytes were compared the

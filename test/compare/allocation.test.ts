@@ -2,7 +2,7 @@ import { heapStats } from "bun:jsc";
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { Comparer } from "../../src/compare/comparer.ts";
 import { Mapping, memcmp } from "../../src/ffi/libc.ts";
-import { ACK, tcp, udp } from "./frames.ts";
+import { ACK, fragments, tcp, udp, udpDatagram } from "./frames.ts";
 
 /**
  * The way of a packet, on real memory with the C library's memcmp: rounds of what many flows send in steady
@@ -11,7 +11,9 @@ import { ACK, tcp, udp } from "./frames.ts";
 const FLOWS = 64;
 const STRIDE = 2048;
 const PAYLOAD = 1000;
-const FRAMES_PER_ROUND = FLOWS * 6;
+/** TCP data, TCP acknowledgement, UDP, UDP in two fragments. */
+const RECORDS = 5;
+const FRAMES_PER_ROUND = FLOWS * RECORDS * 2;
 
 interface Side {
   mapping: Mapping;
@@ -22,8 +24,9 @@ interface Side {
 
 let sides: Side[] = [];
 
-function sideOf(): Side {
-  const mapping = new Mapping(FLOWS * 3 * STRIDE);
+/** The datagrams in fragments are cut at `cut`. */
+function sideOf(cut: number): Side {
+  const mapping = new Mapping(FLOWS * RECORDS * STRIDE);
   const bytes = new Uint8Array(mapping.buffer);
   const view = new DataView(mapping.buffer);
   for (let flow = 0; flow < FLOWS; flow++) {
@@ -33,9 +36,13 @@ function sideOf(): Side {
       tcp({ version, sourcePort: port, seq: 1, ack: 1, payload: new Uint8Array(PAYLOAD).fill(flow) }),
       tcp({ version, sourcePort: port, seq: 1, ack: 1 }),
       udp(new Uint8Array(PAYLOAD).fill(flow), { version, sourcePort: port }),
+      ...fragments(17, udpDatagram(new Uint8Array(PAYLOAD), { sourcePort: port }), [cut], {
+        version,
+        identification: flow,
+      }),
     ];
     for (const [i, frame] of frames.entries()) {
-      const record = (flow * 3 + i) * STRIDE;
+      const record = (flow * RECORDS + i) * STRIDE;
       view.setUint32(record + 8, frame.length, true);
       bytes.set(frame, record + 64);
     }
@@ -44,7 +51,7 @@ function sideOf(): Side {
 }
 
 beforeAll(() => {
-  sides = [sideOf(), sideOf()];
+  sides = [sideOf(256), sideOf(504)];
 });
 
 afterAll(() => {
@@ -89,8 +96,8 @@ test("steady state allocates nothing for a packet", () => {
     timeNs += 1000;
     for (let flow = 0; flow < FLOWS; flow++) {
       const tcpAt = 64 + 14 + (flow % 2 === 0 ? 20 : 40);
-      for (let i = 0; i < 3; i++) {
-        const record = (flow * 3 + i) * STRIDE;
+      for (let i = 0; i < RECORDS; i++) {
+        const record = (flow * RECORDS + i) * STRIDE;
         touch(primary, record, i < 2 ? tcpAt : 0);
         touch(secondary, record, i < 2 ? tcpAt : 0);
         // Now one side is first, now the other.
@@ -129,9 +136,9 @@ test("steady state allocates nothing for a packet", () => {
   expect(kept.length).toBe(200 * FRAMES_PER_ROUND);
   expect(diverged).toBe("");
   expect(comparer.stats.heldFrames).toBe(0);
-  expect(released).toBe(1500 * FLOWS * 3);
-  expect(finished).toBe(1500 * FLOWS * 3);
-  expect(comparer.stats.comparedBytes).toBe(1500 * FLOWS * 2 * PAYLOAD);
+  expect(released).toBe(1500 * FLOWS * RECORDS);
+  expect(finished).toBe(1500 * FLOWS * RECORDS);
+  expect(comparer.stats.comparedBytes).toBe(1500 * FLOWS * 3 * PAYLOAD);
   expect(control).toBeGreaterThan(8);
   expect(steady).toBeLessThan(control / 20);
 });

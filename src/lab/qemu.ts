@@ -203,8 +203,7 @@ export async function startQemu(options: LabQemuOptions, timeoutMs = 20_000): Pr
   for (const path of [paths.qmp, paths.qmpSpare, paths.pidFile]) rmSync(path, { force: true });
   if (options.role === "secondary" && options.diskPath !== undefined) await createOverlays(options, paths);
 
-  // Under TCG only, and only where checkpoints are loaded: throwing translations away costs the guest some speed.
-  const needsPlugin = options.role === "secondary" && (options.accelerator ?? "tcg") === "tcg";
+  const needsPlugin = (options.accelerator ?? "tcg") === "tcg";
   const command = qemuCommand(needsPlugin ? { plugin: tcgCheckpointPlugin(), ...options } : options);
   const log = openSync(paths.log, "a");
   let exit: string | undefined;

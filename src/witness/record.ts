@@ -16,6 +16,8 @@ export const vmRecord = z.strictObject({
   revision: z.number().int().min(0),
   /** Counts changes of holder. */
   term: z.number().int().min(0),
+  /** Counts attempts to protect the VM: the replica that may take over is the one that this attempt has made. */
+  generation: z.number().int().min(0).default(0),
   holder: z.string().min(1),
   replicaValid: z.boolean(),
 });

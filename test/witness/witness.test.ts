@@ -25,7 +25,7 @@ afterEach(async () => {
   rmSync(directory, { recursive: true, force: true });
 });
 
-const record = (holder: string, replicaValid = false) => ({ term: 1, holder, replicaValid });
+const record = (holder: string, replicaValid = false) => ({ term: 1, generation: 0, holder, replicaValid });
 
 describe("witness", () => {
   test("a record is made once, and changed only from the revision it has", async () => {

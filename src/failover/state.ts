@@ -1,0 +1,210 @@
+/** What the failover decisions know, are told and ask for; decide.ts decides. No clocks, no I/O, plain data only. */
+import type { VmRecord, VmRecordUpdate } from "../witness/record.ts";
+
+/**
+ * starting -> alone | waiting
+ * holder:   alone -> protecting -> protected -> going_alone -> alone
+ *           protected -> handing_over -> stopped
+ * other:    waiting -> incoming -> standby -> taking_over -> alone
+ * stopped: this agent does nothing more for the VM; its output is dropped in the kernel.
+ */
+export type Phase =
+  | "starting"
+  | "alone"
+  | "protecting"
+  | "protected"
+  | "going_alone"
+  | "handing_over"
+  | "waiting"
+  | "incoming"
+  | "standby"
+  | "taking_over"
+  | "stopped";
+
+export interface Settings {
+  readonly self: string;
+  readonly peer: string;
+  /** Counts only while there is no record, or no arbiter. */
+  readonly configuredRole: "primary" | "secondary";
+  /** false: `none`, so nobody is ever promoted without an administrator. */
+  readonly arbiter: boolean;
+  /** Silence after which the peer counts as lost. */
+  readonly timeoutMs: number;
+  /** The kernel drops the holder's output this long after the heartbeat that was last answered had been sent. */
+  readonly leaseMs: number;
+  /** Added to the lease before a takeover: clocks of different rates, scheduling. */
+  readonly marginMs: number;
+  /** Pause before the arbiter is asked again. */
+  readonly arbiterRetryMs: number;
+  /** Pause between attempts to protect. */
+  readonly protectRetryMs: number;
+  /** Whether a takeover runs the fence command first, and whether it must succeed. */
+  readonly fence: "none" | "try" | "required";
+}
+
+/** Networks that carry heartbeats: the replication link, and the one that the VM's clients use. */
+export type Path = "control" | "client";
+
+/** What is to stand in the arbiter's record. */
+export type Goal =
+  /** Nobody holds the VM yet: this agent does, alone. */
+  | "first"
+  /** This agent goes on alone; the replica is out of date from now on. */
+  | "invalid"
+  /** The replica of this generation may take over. */
+  | "valid"
+  /** This agent is the holder now. */
+  | "take";
+
+export interface State {
+  readonly settings: Settings;
+  phase: Phase;
+  /** When the phase began. */
+  sinceMs: number;
+  /** Why the phase is what it is, where that is not plain. */
+  reason: string | undefined;
+  /** The arbiter's record as last seen. */
+  record: VmRecord | undefined;
+  /**
+   * What prolongs the kernel's lease: each completed round of the agent ("self"), only heartbeats that the secondary has
+   * answered ("peer"), or nothing.
+   */
+  leaseFrom: "none" | "self" | "peer";
+  /** Counts attempts to protect, over both hosts; names the replica that an attempt makes. */
+  generation: number;
+  /** Holder: when the newest heartbeat that was answered had been sent. Other: when a heartbeat was last answered. */
+  lastAnswerMs: number;
+  /** When something was last heard of the peer's agent, by path. */
+  heardMs: Record<Path, number>;
+  /** The peer's agent closed the control connection, or its kernel did: the host lives, the agent does not. */
+  controlClosed: boolean;
+  /** The peer's QEMU waits to become a replica. */
+  peerReady: boolean;
+  ownUplink: boolean;
+  peerUplink: boolean;
+  /** "copying": the procedure runs; "answer": waits for the first answered heartbeat. */
+  protecting: "copying" | "answer" | undefined;
+  /** The frames of a protection that ends may be held, so that going alone has to release them. */
+  goingAlone: "probing" | "recording" | "leaving" | undefined;
+  /** The secondary sees the primary as lost. */
+  claim: { reason: string; sinceMs: number; fence: "none" | "running" | "done" } | undefined;
+  /** The holder has said that its VM is gone and that it lets nothing pass any more. */
+  givenUp: boolean;
+  /** A write that makes this agent the holder may be on its way: no heartbeat is answered any more. */
+  committed: boolean;
+  goal: Goal | undefined;
+  /** The arbiter is being asked; answers with another number are of no interest. */
+  call: number | undefined;
+  nextCall: number;
+  retryAtMs: number;
+  protectAtMs: number;
+  /** The administrator wants no protection, until then (CLOCK_BOOTTIME) or, with Infinity, until told otherwise. */
+  unprotectedUntilMs: number;
+  /** Why the VM ends, when it ends in an orderly way. */
+  shutdown: string | undefined;
+}
+
+export type ArbiterResult =
+  | { kind: "record"; record: VmRecord | undefined }
+  | { kind: "swapped"; record: VmRecord }
+  | { kind: "conflict"; record: VmRecord | undefined }
+  | { kind: "unreachable"; reason: string };
+
+export type Event =
+  /** The agent has taken its QEMU and its tap over and keeps them blocked. */
+  | { type: "started" }
+  /** A round of the agent's main loop is complete: all its parts have answered. */
+  | { type: "round" }
+  | { type: "arbiter"; call: number; result: ArbiterResult }
+  /** The peer, which holds the VM, asks for its lease to be prolonged. */
+  | { type: "heartbeat"; path: Path; generation: number }
+  | { type: "heartbeat_answered"; path: Path; sentMs: number; generation: number; accepted: boolean }
+  /** What the peer said of itself along with a heartbeat or an answer. */
+  | { type: "peer_seen"; path: Path; ready: boolean; uplink: boolean }
+  | { type: "control_closed" }
+  | { type: "peer_gave_up"; generation: number; reason: string }
+  | { type: "replica_lost"; generation: number; reason: string }
+  | { type: "abandoned"; generation: number; reason: string }
+  /** Results of procedures. */
+  | { type: "alone" }
+  | { type: "primed"; generation: number }
+  | { type: "protection_failed"; generation: number; entered: boolean; reason: string }
+  | { type: "prepare"; generation: number }
+  | { type: "prepare_failed"; reason: string }
+  | { type: "entered"; generation: number }
+  | { type: "promoted" }
+  | { type: "promotion_failed"; reason: string }
+  | { type: "fenced"; ok: boolean; output: string }
+  | { type: "handed_over" }
+  | { type: "hand_over_failed"; reason: string }
+  /** This host's QEMU. */
+  | { type: "qemu_answers" }
+  | { type: "qemu_gone"; reason: string }
+  | { type: "qemu_slow"; reason: string }
+  | { type: "shutdown"; reason: string }
+  | { type: "pair_broken"; reason: string }
+  | { type: "disk_error"; disk: "own" | "replica"; reason: string }
+  | { type: "uplink"; up: boolean }
+  /** The administrator. */
+  | { type: "fail_over_wanted"; reason: string }
+  | { type: "unprotect_wanted"; untilMs: number }
+  | { type: "protect_wanted" }
+  | { type: "promote_wanted" };
+
+export type Action =
+  | { type: "read_record"; call: number }
+  | { type: "swap_record"; call: number; expectedRevision: number; record: VmRecordUpdate }
+  /** Frames may leave until then (CLOCK_BOOTTIME), unless they may for longer already. */
+  | { type: "extend_lease"; untilMs: number }
+  /** Nothing of the VM leaves or reaches it; the lease ends now. */
+  | { type: "block" }
+  | { type: "answer_heartbeat"; accepted: boolean }
+  /** Let everything through, get QEMU out of COLO; ends in `alone`. */
+  | { type: "run_alone" }
+  /** Ask QEMU for a sign of life, cutting connections it may hang on; ends in `qemu_answers` or `qemu_gone`. */
+  | { type: "probe_qemu" }
+  | { type: "protect"; generation: number }
+  | { type: "begin_checkpoints" }
+  /** Ends protection's procedures and checkpoints, whatever they are at. */
+  | { type: "end_protection"; reason: string }
+  | { type: "hand_over" }
+  | { type: "prepare_replica" }
+  | { type: "follow" }
+  | { type: "fence" }
+  | { type: "promote"; reason: string }
+  | { type: "tell_peer"; what: "give_up" | "replica_lost" | "abandon"; generation: number; reason: string };
+
+export interface Decision {
+  state: State;
+  actions: Action[];
+}
+
+export function initialState(settings: Settings, nowMs: number): State {
+  return {
+    settings,
+    phase: "starting",
+    sinceMs: nowMs,
+    reason: undefined,
+    record: undefined,
+    leaseFrom: "none",
+    generation: 0,
+    lastAnswerMs: nowMs,
+    heardMs: { control: nowMs, client: Number.NEGATIVE_INFINITY },
+    controlClosed: false,
+    peerReady: false,
+    ownUplink: true,
+    peerUplink: true,
+    protecting: undefined,
+    goingAlone: undefined,
+    claim: undefined,
+    givenUp: false,
+    committed: false,
+    goal: undefined,
+    call: undefined,
+    nextCall: 1,
+    retryAtMs: 0,
+    protectAtMs: 0,
+    unprotectedUntilMs: Number.NEGATIVE_INFINITY,
+    shutdown: undefined,
+  };
+}

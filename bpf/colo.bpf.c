@@ -33,6 +33,8 @@ int from_vm(struct __sk_buff *skb)
 		return hold(skb, state);
 	case COLO_ROLE_SECONDARY:
 		return forward(skb, state);
+	case COLO_ROLE_SUCCESSOR:
+		return succeed(skb, state);
 	default:
 		return drop(COLO_COUNT_DROPPED_BLOCKED);
 	}
@@ -61,6 +63,8 @@ int to_vm(struct __sk_buff *skb)
 		return mirror(skb, state);
 	case COLO_ROLE_SECONDARY:
 		return to_secondary(skb);
+	case COLO_ROLE_SUCCESSOR:
+		return to_successor(skb, state);
 	default:
 		return drop(COLO_COUNT_INPUT_BLOCKED);
 	}
@@ -79,6 +83,7 @@ int from_tunnel(struct __sk_buff *skb)
 	case COLO_ROLE_PRIMARY:
 		return collect(skb, state, epoch);
 	case COLO_ROLE_SECONDARY:
+	case COLO_ROLE_SUCCESSOR:
 		return deliver(skb, state);
 	default:
 		return drop(COLO_COUNT_DELIVER_REJECTED);

@@ -14,6 +14,7 @@ enum colo_role {
 	COLO_ROLE_SOLO = 1,	 /* the VM runs alone: frames pass in the kernel while the lease holds */
 	COLO_ROLE_PRIMARY = 2,	 /* output is held in a ring, input is mirrored to the secondary */
 	COLO_ROLE_SECONDARY = 3, /* output goes to the primary's comparer only, input is what the primary mirrors */
+	COLO_ROLE_SUCCESSOR = 4, /* a secondary that is being handed the VM: held without a lease, alone with one */
 };
 
 /* One element, index 0, memory-mapped by the agent (BPF_F_MMAPABLE). */

@@ -3,6 +3,7 @@
 #ifndef COLO_INPUT_H
 #define COLO_INPUT_H
 
+#include "output.h"
 #include "record.h"
 #include "rewrite.h"
 #include "tunnel.h"
@@ -13,7 +14,7 @@ static __always_inline int to_solo(struct __sk_buff *skb, struct colo_state *sta
 		skb->mark = 0;
 		count(COLO_COUNT_REPLAYED);
 	}
-	if (rewrite_to_guest(skb, state))
+	if (rewrite_to_guest(skb, state, false))
 		return drop(COLO_COUNT_INPUT_BLOCKED);
 	count(COLO_COUNT_INPUT_SOLO);
 	return TC_ACT_OK;
@@ -41,7 +42,7 @@ static __always_inline int mirror(struct __sk_buff *skb, struct colo_state *stat
 	} else if (READ_STATE(state, divert_input)) {
 		return divert(skb, state);
 	}
-	if (rewrite_to_guest(skb, state))
+	if (rewrite_to_guest(skb, state, false))
 		return drop(COLO_COUNT_DIVERT_FAILED);
 	/* The tunnel key stays on the frame; the tap drops it before sending (net/core/dev.c, IFF_XMIT_DST_RELEASE). */
 	if (address_to_peer(skb, state) || bpf_clone_redirect(skb, settings.tunnel_ifindex, 0))
@@ -60,10 +61,18 @@ static __always_inline int to_secondary(struct __sk_buff *skb)
 	return TC_ACT_OK;
 }
 
+/* While the VM is handed over its input comes from the old primary still, or from the network already. */
+static __always_inline int to_successor(struct __sk_buff *skb, struct colo_state *state)
+{
+	if (skb->mark == settings.deliver_mark || !lease_holds(state))
+		return to_secondary(skb);
+	return to_solo(skb, state);
+}
+
 /* On the secondary's host: a mirrored frame arrives. */
 static __always_inline int deliver(struct __sk_buff *skb, struct colo_state *state)
 {
-	if (rewrite_to_guest(skb, state))
+	if (rewrite_to_guest(skb, state, true))
 		return drop(COLO_COUNT_DELIVER_REJECTED);
 	skb->mark = settings.deliver_mark;
 	count(COLO_COUNT_DELIVERED);

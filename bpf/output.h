@@ -36,7 +36,7 @@ static __always_inline int pass_rewritten(struct __sk_buff *skb, struct colo_sta
 static __always_inline int release(struct __sk_buff *skb, struct colo_state *state, __u32 role)
 {
 	skb->mark = 0;
-	if (role != COLO_ROLE_PRIMARY && role != COLO_ROLE_SOLO)
+	if (role != COLO_ROLE_PRIMARY && role != COLO_ROLE_SOLO && role != COLO_ROLE_SUCCESSOR)
 		return drop(COLO_COUNT_DROPPED_BLOCKED);
 	return pass_rewritten(skb, state, COLO_COUNT_PASSED_RELEASED);
 }
@@ -59,6 +59,12 @@ static __always_inline int hold(struct __sk_buff *skb, struct colo_state *state)
 	default:
 		return drop(COLO_COUNT_HOLD_FAILED);
 	}
+}
+
+/* What the VM sends while it is handed over: it waits until the lease is this host's, and then needs nobody's word any more. */
+static __always_inline int succeed(struct __sk_buff *skb, struct colo_state *state)
+{
+	return lease_holds(state) ? pass_rewritten(skb, state, COLO_COUNT_PASSED_SOLO) : hold(skb, state);
 }
 
 /* The secondary's frame goes to the primary's comparer and nowhere else. */

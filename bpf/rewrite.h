@@ -194,8 +194,11 @@ static __noinline int rewrite_from_guest(struct __sk_buff *skb, struct colo_stat
 	return 0;
 }
 
-/* A frame of the client, before it reaches the guest. 0, or negative if it has to be dropped. */
-static __noinline int rewrite_to_guest(struct __sk_buff *skb, struct colo_state *state)
+/*
+ * A frame of the client, before it reaches the guest; mirrored: the primary's host has put right already what the VM had from an earlier
+ * takeover. 0, or negative if it has to be dropped.
+ */
+static __noinline int rewrite_to_guest(struct __sk_buff *skb, struct colo_state *state, bool mirrored)
 {
 	struct segment segment = {};
 	struct colo_connection *connection;
@@ -208,7 +211,7 @@ static __noinline int rewrite_to_guest(struct __sk_buff *skb, struct colo_state 
 		return 0;
 	touch_connection(connection, &segment, TO_GUEST);
 	/* Without ACK neither the acknowledgment nor TSecr means anything (RFC 9293, 3.1; RFC 7323, 3.2). */
-	if (!(segment.tcp.flags & TCP_ACK) || !counts_here(state, connection))
+	if (!(segment.tcp.flags & TCP_ACK) || (mirrored && connection->flags & COLO_CONNECTION_INHERITED))
 		return 0;
 	if (!(connection->flags & COLO_CONNECTION_KNOWN))
 		learn_offsets(skb, connection, &segment);

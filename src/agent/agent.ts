@@ -1,20 +1,28 @@
 /** The agent of one host: its VMs, its peer, heartbeats and the HTTP interface. */
-import { rmSync } from "node:fs";
+import { chmodSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Server } from "bun";
 import { divergenceRoutes } from "../divergence/routes.ts";
 import { DivergenceStore } from "../divergence/store.ts";
+import type { Path } from "../failover/state.ts";
 import { WitnessClient } from "../witness/client.ts";
 import { serveApi } from "./api.ts";
+import { ClientPath } from "./client_path.ts";
 import { bootMs } from "./clock.ts";
 import type { Config } from "./config.ts";
 import { PeerClient, PeerServer, PeerUnreachableError } from "./control_channel.ts";
 import type { Logger } from "./log.ts";
 import { AgentMetrics } from "./metrics.ts";
 import { disableDelayedAck } from "./netdev.ts";
-import { type HeartbeatAnswer, Peer, type PeerRequests, type PeerRequestType } from "./peer_api.ts";
+import {
+  type HeartbeatAnswer,
+  type HeartbeatRequest,
+  Peer,
+  type PeerRequests,
+  type PeerRequestType,
+} from "./peer_api.ts";
 import { VERSION } from "./version.ts";
-import { VmAgent } from "./vm.ts";
+import { isOperatorCommand, VmAgent } from "./vm.ts";
 
 export class HostAgent {
   readonly #vms = new Map<string, VmAgent>();
@@ -24,7 +32,8 @@ export class HostAgent {
   readonly #metrics = new AgentMetrics(VERSION);
   readonly #divergences: DivergenceStore;
   readonly #apis: Server<undefined>[] = [];
-  #timer: Timer | undefined;
+  #clientPath: ClientPath | undefined;
+  #closed = false;
 
   private constructor(
     private readonly config: Config,
@@ -37,7 +46,7 @@ export class HostAgent {
       log,
     );
     this.#client = new PeerClient(config.peer.control, config.agent.control.host, log, () => {
-      for (const vm of this.#vms.values()) vm.peerDown();
+      for (const vm of this.#vms.values()) vm.controlClosed();
     });
     this.#peer = new Peer(this.#client);
     this.#divergences = new DivergenceStore({
@@ -55,6 +64,17 @@ export class HostAgent {
       }
       const arbiter = config.witness === undefined ? undefined : new WitnessClient(config.witness.url);
       await agent.#server.listen();
+      if (config.client_path !== undefined) {
+        agent.#clientPath = await ClientPath.open(
+          config.client_path,
+          {
+            asked: (request) => agent.#answerHeartbeat("client", request),
+            answered: (sentMs, asked, answer) =>
+              agent.#heartbeatAnswered("client", sentMs, asked.vms, answer),
+          },
+          log,
+        );
+      }
       for (const vm of config.vm) {
         const parts = {
           arbiter,
@@ -76,9 +96,11 @@ export class HostAgent {
       if (socket !== undefined) {
         rmSync(socket, { force: true }); // left behind by an agent that was killed
         const overSocket = divergenceRoutes(agent.#divergences);
-        agent.#apis.push(serveApi({ socket }, { ...sources, divergences: overSocket }));
+        const command = agent.#command.bind(agent);
+        agent.#apis.push(serveApi({ socket }, { ...sources, divergences: overSocket, command }));
+        chmodSync(socket, 0o600);
       }
-      agent.#timer = setInterval(() => agent.#tick(), config.heartbeat.interval_ms);
+      void agent.#loop();
       return agent;
     } catch (error) {
       await agent.close();
@@ -97,22 +119,35 @@ export class HostAgent {
   }
 
   async close(): Promise<void> {
-    clearInterval(this.#timer);
+    this.#closed = true;
     for (const api of this.#apis) await api.stop(true);
     this.#client.close();
+    this.#clientPath?.close();
     this.#server.close();
     for (const vm of this.#vms.values()) await vm.close();
     this.#divergences.close();
   }
 
-  #tick(): void {
-    if (this.#client.connected) void this.#sendHeartbeat();
-    for (const vm of this.#vms.values()) vm.tick();
+  /**
+   * The agent's main loop. All that keeps a VM sending comes from a completed round of it, so that an agent that is stuck
+   * anywhere stops sending.
+   */
+  async #loop(): Promise<void> {
+    const { interval_ms } = this.config.heartbeat;
+    while (!this.#closed) {
+      const begun = performance.now();
+      for (const vm of this.#vms.values()) vm.round();
+      void this.#sendHeartbeats();
+      await Bun.sleep(Math.max(1, begun + interval_ms - performance.now()));
+    }
   }
 
-  async #sendHeartbeat(): Promise<void> {
+  async #sendHeartbeats(): Promise<void> {
     const sentMs = bootMs();
-    const vms = [...this.#vms.values()].map((vm) => vm.heartbeat).filter((beat) => beat !== undefined);
+    const vms: HeartbeatRequest["vms"] = {};
+    for (const [name, vm] of this.#vms) vms[name] = vm.heartbeat;
+    this.#clientPath?.ask({ vms }, sentMs);
+    if (!this.#client.connected) return;
     let answer: HeartbeatAnswer;
     try {
       answer = await this.#peer.ask("heartbeat", { vms }, this.config.heartbeat.timeout_ms);
@@ -120,26 +155,42 @@ export class HostAgent {
       if (!(error instanceof PeerUnreachableError)) this.log.warn("heartbeat", { error });
       return;
     }
-    const asked = new Set(vms.map((vm) => vm.name));
+    this.#heartbeatAnswered("control", sentMs, vms, answer);
+  }
+
+  #heartbeatAnswered(
+    path: Path,
+    sentMs: number,
+    asked: HeartbeatRequest["vms"],
+    answer: HeartbeatAnswer,
+  ): void {
     for (const [name, vm] of this.#vms) {
       const about = answer.vms[name];
       if (about === undefined) continue;
-      // An answer about a VM that was not asked about says only whether the peer is ready.
-      if (asked.has(name)) vm.onHeartbeatAnswer(sentMs, about);
-      else vm.onPeerReady(about.ready);
+      vm.peerSeen(path, about);
+      const generation = asked[name]?.generation;
+      if (generation !== undefined) vm.heartbeatAnswered(path, sentMs, generation, about.accepted === true);
     }
   }
 
-  #answerHeartbeat(request: PeerRequests["heartbeat"][0]): HeartbeatAnswer {
-    const accepted = new Set<string>();
-    for (const { name } of request.vms) {
-      if (this.#vms.get(name)?.onHeartbeat()) accepted.add(name);
-    }
-    const vms: HeartbeatAnswer["vms"] = {};
+  #answerHeartbeat(path: Path, request: HeartbeatRequest): HeartbeatAnswer {
+    const answer: HeartbeatAnswer = { vms: {} };
     for (const [name, vm] of this.#vms) {
-      vms[name] = { accepted: accepted.has(name), ready: vm.ready, phase: vm.phase };
+      const asked = request.vms[name];
+      if (asked !== undefined) vm.peerSeen(path, asked);
+      const { ready, uplink } = vm.heartbeat;
+      answer.vms[name] = { ready, uplink };
+      if (asked?.generation !== undefined)
+        answer.vms[name].accepted = vm.heartbeatCame(path, asked.generation);
     }
-    return { vms };
+    return answer;
+  }
+
+  #command(name: string, command: string, forMs: number | undefined): string {
+    const vm = this.#vm(name);
+    if (!isOperatorCommand(command)) throw new Error(`there is no command ${command}`);
+    vm.command(command, forMs);
+    return vm.status().words.now;
   }
 
   #vm(name: string): VmAgent {
@@ -152,49 +203,48 @@ export class HostAgent {
   async #answer(type: PeerRequestType, raw: unknown): Promise<unknown> {
     switch (type) {
       case "heartbeat":
-        return this.#answerHeartbeat(raw as PeerRequests["heartbeat"][0]);
+        return this.#answerHeartbeat("control", raw as PeerRequests["heartbeat"][0]);
       case "prepare_secondary": {
-        const body = raw as PeerRequests["prepare_secondary"][0];
-        return this.#vm(body.vm).asSecondary.prepare();
+        const { vm, generation } = raw as PeerRequests["prepare_secondary"][0];
+        return this.#vm(vm).prepareReplica(generation);
       }
       case "enter_secondary": {
-        const body = raw as PeerRequests["enter_secondary"][0];
-        this.#vm(body.vm).asSecondary.enter(
-          body.epoch,
-          body.mirroredFrames,
-          Buffer.from(body.connections, "base64"),
-        );
-        return {};
-      }
-      case "abandon": {
-        const body = raw as PeerRequests["abandon"][0];
-        this.#vm(body.vm).asSecondary.abandon(body.reason);
+        const { vm, generation, connections, ...entry } = raw as PeerRequests["enter_secondary"][0];
+        this.#vm(vm).enterReplica(generation, { ...entry, connections: Buffer.from(connections, "base64") });
         return {};
       }
       case "drain_input": {
         const body = raw as PeerRequests["drain_input"][0];
-        return {
-          drained: await this.#vm(body.vm).asSecondary.drainInput(body.mirroredFrames, body.timeoutMs),
-        };
+        return { drained: await this.#vm(body.vm).secondary.drainInput(body.mirroredFrames, body.timeoutMs) };
       }
       case "loaded": {
-        const body = raw as PeerRequests["loaded"][0];
-        this.#vm(body.vm).asPrimary.peerLoaded(body.epoch);
-        return {};
-      }
-      case "replica_lost": {
-        const body = raw as PeerRequests["replica_lost"][0];
-        void this.#vm(body.vm).asPrimary.goAlone(body.reason);
+        const { vm, epoch } = raw as PeerRequests["loaded"][0];
+        this.#vm(vm).primary.peerLoaded(epoch);
         return {};
       }
       case "checkpoint_wanted": {
-        const body = raw as PeerRequests["checkpoint_wanted"][0];
-        this.#vm(body.vm).asPrimary.checkpointWanted(body.reason);
+        const { vm, reason } = raw as PeerRequests["checkpoint_wanted"][0];
+        this.#vm(vm).primary.checkpointWanted(reason);
+        return {};
+      }
+      case "succeed": {
+        const { vm, generation } = raw as PeerRequests["succeed"][0];
+        this.#vm(vm).succeed(generation);
+        return {};
+      }
+      case "abandon": {
+        const { vm, generation, reason } = raw as PeerRequests["abandon"][0];
+        this.#vm(vm).tell({ type: "abandoned", generation, reason });
+        return {};
+      }
+      case "replica_lost": {
+        const { vm, generation, reason } = raw as PeerRequests["replica_lost"][0];
+        this.#vm(vm).tell({ type: "replica_lost", generation, reason });
         return {};
       }
       case "give_up": {
-        const body = raw as PeerRequests["give_up"][0];
-        this.#vm(body.vm).asSecondary.giveUp(body.reason);
+        const { vm, generation, reason } = raw as PeerRequests["give_up"][0];
+        this.#vm(vm).tell({ type: "peer_gave_up", generation, reason });
         return {};
       }
       default:

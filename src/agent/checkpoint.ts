@@ -59,6 +59,8 @@ export class Checkpoints {
   #wake: (() => void) | undefined;
   #loaded: { resolve: (epoch: number) => void } | undefined;
   #lastEndMs = performance.now();
+  /** Waits for the checkpoint after which there is to be none. */
+  #last: { resolve: () => void; reject: (error: Error) => void } | undefined;
   #running: Promise<void> | undefined;
 
   constructor(parts: CheckpointParts, epoch: number) {
@@ -86,6 +88,14 @@ export class Checkpoints {
     this.#wake?.();
   }
 
+  /** Makes one more checkpoint, the last one; resolves when it is over. What asks for another is not heard. */
+  async last(cause: CheckpointCause): Promise<void> {
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    this.#last = { resolve, reject };
+    this.request(cause);
+    await promise;
+  }
+
   /** The secondary's agent reports that its VM has loaded the state and runs in `epoch`. */
   peerLoaded(epoch: number): void {
     this.#loaded?.resolve(epoch);
@@ -94,6 +104,7 @@ export class Checkpoints {
   /** Ends everything at once; a checkpoint under way is given up. */
   async stop(): Promise<void> {
     this.#abort.abort(new Error("checkpoints were ended"));
+    this.#last?.reject(new Error("checkpoints were ended"));
     this.#wake?.();
     await this.#running?.catch(() => undefined);
   }
@@ -107,9 +118,14 @@ export class Checkpoints {
         const rest = this.#lastEndMs + config.min_interval_ms - performance.now();
         if (rest > 0) await Bun.sleep(rest);
         if (this.#abort.signal.aborted) return;
+        const last = this.#last;
         await this.#run(cause);
+        if (last === undefined) continue;
+        last.resolve();
+        return;
       }
     } catch (error) {
+      this.#last?.reject(error as Error);
       if (!this.#abort.signal.aborted) onBroken((error as Error).message);
     }
   }

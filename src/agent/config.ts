@@ -86,6 +86,10 @@ const vm = z.strictObject({
     .default(64 << 20),
   /** TCP connections of a secondary, or of a VM that took over, that are rewritten at a time. */
   connections_max: z.number().int().min(64).max(4_000_000).default(65_536),
+  /** The interface to the VM's clients; without a carrier there the VM is handed over to a host that has one. */
+  uplink: interfaceName.optional(),
+  /** For so long QEMU may leave a question open before it counts as hung, in milliseconds. */
+  qemu_timeout_ms: milliseconds(100, 600_000).default(1_000),
   /** Traffic that is released at once and not compared, one rule a line (src/compare/rules.ts). */
   passthrough: z.array(z.string()).default([]),
   /** Byte ranges of UDP payloads that are not compared, one rule a line. */
@@ -111,6 +115,16 @@ const schema = z.strictObject({
     name: identifier,
     control: endpoint,
   }),
+  /** Heartbeats over the clients' network too. */
+  client_path: z
+    .strictObject({
+      /** This host's address there, and the peer's. */
+      local: endpoint,
+      peer: endpoint,
+      /** The key that signs them, the same on both hosts. */
+      key_file: z.string().startsWith("/", "must be an absolute path"),
+    })
+    .optional(),
   witness: z
     .strictObject({
       /** Base address of the arbiter, e.g. http://198.18.0.1:7300. */

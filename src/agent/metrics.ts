@@ -1,8 +1,8 @@
 /** Prometheus metrics of one agent (prom-client). docs/metrics.md lists them for readers. */
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import { HOLD_BUCKETS_SECONDS, type SharedBlock } from "../datapath/shared.ts";
+import type { Phase } from "../failover/state.ts";
 import type { CheckpointReport } from "./checkpoint.ts";
-import type { Phase } from "./machine.ts";
 
 const PAUSE_BUCKETS_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
 const FAILOVER_BUCKETS_SECONDS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30];
@@ -32,6 +32,7 @@ export function roleOf(phase: Phase): (typeof ROLES)[number] {
     case "protecting":
     case "protected":
     case "going_alone":
+    case "handing_over":
       return "primary";
     case "incoming":
     case "standby":

@@ -1,14 +1,22 @@
 /** What the two agents ask of each other (control_channel.ts carries it). */
 import type { PeerClient } from "./control_channel.ts";
 
+/** What an agent says of itself for one VM, in heartbeats and in their answers. */
+export interface About {
+  /** Its QEMU waits to become a replica. */
+  ready: boolean;
+  /** The clients' network is there. */
+  uplink: boolean;
+}
+
 export interface HeartbeatRequest {
-  /** VMs that the sender holds and whose replica is valid, with the record's term. */
-  vms: { name: string; term: number }[];
+  /** By VM; `generation` where the sender's lease depends on the answer: it names the replica that is asked. */
+  vms: Record<string, About & { generation?: number | undefined }>;
 }
 
 export interface HeartbeatAnswer {
-  /** Per VM of the receiver: whether the sender's lease goes on, and whether the receiver could be its secondary. */
-  vms: Record<string, { accepted: boolean; ready: boolean; phase: string }>;
+  /** By VM; `accepted` where a generation was given: the sender's lease goes on. */
+  vms: Record<string, About & { accepted?: boolean }>;
 }
 
 export interface SecondaryAddresses {
@@ -21,27 +29,29 @@ export interface SecondaryAddresses {
 export interface PeerRequests {
   heartbeat: [HeartbeatRequest, HeartbeatAnswer];
   /** Primary to secondary: get QEMU ready for the incoming migration. */
-  prepare_secondary: [{ vm: string }, SecondaryAddresses];
+  prepare_secondary: [{ vm: string; generation: number }, SecondaryAddresses];
   /**
    * Primary to secondary: from now on your tap takes mirrored frames only. `connections` (base64 of
    * DataPlane.exportConnections) are those that need rewriting because the VM once took over.
    */
   enter_secondary: [
-    { vm: string; epoch: number; mirroredFrames: number; connections: string },
+    { vm: string; generation: number; epoch: number; mirroredFrames: number; connections: string },
     Record<string, never>,
   ];
-  /** Primary to secondary: protecting failed; forget it. */
-  abandon: [{ vm: string; reason: string }, Record<string, never>];
+  /** Primary to secondary: this replica is of no use any more; forget it. */
+  abandon: [{ vm: string; generation: number; reason: string }, Record<string, never>];
+  /** Primary to secondary: hold what your VM sends from now on, the VM is about to be yours. */
+  succeed: [{ vm: string; generation: number }, Record<string, never>];
   /** Primary to secondary: has your VM read everything that was mirrored? */
   drain_input: [{ vm: string; mirroredFrames: number; timeoutMs: number }, { drained: boolean }];
   /** Secondary to primary: the checkpoint is loaded, the VM runs in this epoch. */
   loaded: [{ vm: string; epoch: number }, Record<string, never>];
   /** Secondary to primary: this replica is of no use any more. */
-  replica_lost: [{ vm: string; reason: string }, Record<string, never>];
+  replica_lost: [{ vm: string; generation: number; reason: string }, Record<string, never>];
   /** Secondary to primary: output was lost here, which only a checkpoint makes up for. */
   checkpoint_wanted: [{ vm: string; reason: string }, Record<string, never>];
   /** Primary to secondary: my VM is gone and nothing of it leaves this host any more. */
-  give_up: [{ vm: string; reason: string }, Record<string, never>];
+  give_up: [{ vm: string; generation: number; reason: string }, Record<string, never>];
 }
 
 export type PeerRequestType = keyof PeerRequests;

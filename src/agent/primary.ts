@@ -1,56 +1,54 @@
 /**
- * The duties of the agent that holds a VM: let it run alone, protect it, make its checkpoints, go on alone when the
- * replica is lost.
+ * What the holder of a VM does: let it run alone, protect it, make its checkpoints, hand it over. When, is decided by
+ * src/failover/decide.ts; nothing here changes who may send.
  */
-
 import type { ReportedDivergence } from "../divergence/recorder.ts";
 import { ROLE } from "../ffi/layout.ts";
-import { type PrimaryDisk, primaryFailover, startProtection } from "../qmp/colo.ts";
-import { AuthorityLostError } from "./authority.ts";
+import { primaryFailover, startProtection } from "../qmp/colo.ts";
+import { MIGRATION_ENDED, migrationStatus, yank } from "../qmp/vm.ts";
 import { type CheckpointCause, Checkpoints } from "./checkpoint.ts";
-import { bootMs } from "./clock.ts";
-import { leaseDeadlineMs } from "./decision.ts";
 import { TapQueue } from "./input_barrier.ts";
 import { LOSSES_ON_PRIMARY, lostFrames } from "./losses.ts";
-import { dropLease, extendLease, extendOwnLease, isIn, type Machine, setPhase } from "./machine.ts";
-import type { SecondaryAddresses } from "./peer_api.ts";
+import { diskOption, type Machine, NO_EXPORT } from "./machine.ts";
 
 const PREPARE_TIMEOUT_MS = 20_000;
 const ENTER_TIMEOUT_MS = 5_000;
 const TELL_TIMEOUT_MS = 1_000;
 /** The first checkpoints copy all memory with both VMs stopped; before they are done the replica cannot take over. */
 const PRIMING_CHECKPOINTS = 2;
-const QEMU_ANSWER_TIMEOUT_MS = 2_000;
-const SHUTDOWN_RECORD_TIMEOUT_MS = 10_000;
+const PROBE_TIMEOUT_MS = 2_000;
+/** Frames of the secondary that are under way have arrived by then; the link is a LAN. */
+const HAND_OVER_QUIET_MS = 3;
+const HAND_OVER_LIMIT_MS = 100;
 
-/** For steps that only remove the disk's nodes. */
-const NO_EXPORT = { host: "", port: 0, exportName: "" };
+export class ProtectionError extends Error {
+  override name = "ProtectionError";
 
-type LeaseSource = "self" | "peer" | "none";
+  constructor(
+    /** The data plane had been set to hold: what it holds has to be released. */
+    readonly entered: boolean,
+    cause: unknown,
+  ) {
+    super((cause as Error).message, { cause });
+  }
+}
 
-export class PrimaryDuty {
+export class Primary {
   readonly #machine: Machine;
-  readonly #abort = new AbortController();
-  /** Ends the attempt to protect that is under way: it must not write "replica valid" any more. */
-  #protection = new AbortController();
+  readonly #onBroken: (reason: string) => void;
   readonly #tapQueue: TapQueue;
-  #lease: LeaseSource = "none";
+  #protection = new AbortController();
   #checkpoints: Checkpoints | undefined;
   #epoch: number;
-  #lastAnswerMs = 0;
-  /** The data plane is set to hold and mirror. */
-  #entered = false;
-  #answered: (() => void) | undefined;
-  /** Of {@link LOSSES_ON_PRIMARY}, as last seen. */
-  #lostFrames = 0;
+  #lostFrames: number;
   #unlisten: (() => void) | undefined;
-  /** Why the VM ends, when it ends in an orderly way. */
-  #shutdown: string | undefined;
 
-  constructor(machine: Machine, epoch: number) {
+  /** `onBroken`: the pair has come apart, seen from this side. */
+  constructor(machine: Machine, onBroken: (reason: string) => void) {
     this.#machine = machine;
-    this.#epoch = epoch;
+    this.#onBroken = onBroken;
     const { dataPlane } = machine;
+    this.#epoch = dataPlane.state.epoch;
     this.#lostFrames = lostFrames(dataPlane.counters(), LOSSES_ON_PRIMARY);
     this.#tapQueue = new TapQueue(machine.config.tap, () => {
       const counters = dataPlane.counters();
@@ -62,57 +60,145 @@ export class PrimaryDuty {
     return this.#checkpoints?.epoch ?? this.#epoch;
   }
 
-  /** Milliseconds since the secondary last answered a heartbeat; undefined while it does not matter. */
-  heartbeatAgeMs(): number | undefined {
-    return this.#lease === "peer" ? bootMs() - this.#lastAnswerMs : undefined;
-  }
-
-  /** Whether heartbeats are to be sent for this VM. */
-  get wantsHeartbeat(): boolean {
-    return this.#lease === "peer";
-  }
-
-  /** The VM runs alone, with nobody to take over. The record must say so already. */
-  async runAlone(): Promise<void> {
-    this.#lease = "self";
-    extendOwnLease(this.#machine);
-    await this.#passAlone(); // an earlier agent may have left held and diverted frames behind
-    setPhase(this.#machine, "alone");
+  /** The VM has become this agent's by a takeover; it runs in `epoch`. */
+  continueFrom(epoch: number): void {
+    this.#epoch = epoch;
   }
 
   /**
-   * Adopts a VM whose earlier agent died: a QEMU that is still in COLO leaves it, since nobody knows any more what was
-   * compared. The record must say already that the VM runs alone.
+   * Lets the VM run alone: releases what is held, puts diverted input back, gets QEMU out of COLO or of a migration. The
+   * record must say already that there is no replica. Also right after a crash of an earlier agent, at any point of anything.
    */
-  async adopt(migrationStatus: string): Promise<void> {
-    if (migrationStatus === "colo") {
-      this.#machine.log.warn("QEMU is in COLO with nobody in charge; the VM goes on alone");
-      await primaryFailover(this.#machine.qmp, this.#diskOption(NO_EXPORT));
+  async runAlone(): Promise<void> {
+    const { qmp, config, divergences, log } = this.#machine;
+    const released = await this.#passAlone();
+    divergences.ended("released: the VM runs alone");
+    if (!MIGRATION_ENDED.has((await migrationStatus(qmp)).status)) {
+      try {
+        await primaryFailover(qmp, diskOption(config, NO_EXPORT));
+      } catch (error) {
+        log.error("QEMU did not leave COLO cleanly", { error });
+      }
     }
-    await this.runAlone();
+    log.info("the VM runs alone", { released });
   }
 
-  /** Called every heartbeat interval. */
-  tick(): void {
-    this.#watchLosses();
-    if (this.#lease === "self") extendOwnLease(this.#machine);
-    if (this.#lease !== "peer") return;
-    const silentMs = bootMs() - this.#lastAnswerMs;
-    if (silentMs > this.#machine.heartbeat.timeout_ms) {
-      void this.goAlone(`the secondary's agent has not answered for ${Math.round(silentMs)} ms`);
+  /**
+   * Asks QEMU for a sign of life. Out of band first: a hung secondary can block the main loop, and cutting the connections to it
+   * gets it free. Throws when QEMU answers neither.
+   */
+  async probe(): Promise<void> {
+    const { qmp, config } = this.#machine;
+    const { disk } = diskOption(config, NO_EXPORT);
+    await yank(
+      qmp,
+      [{ type: "migration" }, ...(disk ? [{ type: "block-node", "node-name": disk.nbdNode } as const] : [])],
+      PROBE_TIMEOUT_MS,
+    );
+    await qmp.execute("query-status", undefined, { timeoutMs: PROBE_TIMEOUT_MS });
+  }
+
+  /**
+   * Makes the running VM a replicated one; resolves when the replica is complete, checkpoints not running yet.
+   * @throws ProtectionError; QEMU runs alone as before, and where `entered` is set the data plane still holds
+   */
+  async protect(generation: number): Promise<void> {
+    const machine = this.#machine;
+    const { config, peer, qmp, dataPlane, dataPath, log } = machine;
+    this.#protection = new AbortController();
+    const { signal } = this.#protection;
+    let entered = false;
+    try {
+      const body = { vm: config.name, generation };
+      const addresses = await peer.ask("prepare_secondary", body, PREPARE_TIMEOUT_MS);
+      const epoch = this.#epoch + 1;
+      await startProtection(
+        qmp,
+        {
+          migrateHost: addresses.migrate.host,
+          migratePort: addresses.migrate.port,
+          ...diskOption(config, addresses.nbd),
+          signal,
+        },
+        {
+          onStep: (step) => log.info("protecting", { step }),
+          onStopped: async () => {
+            entered = true;
+            dataPlane.state.divertInput = true;
+            dataPlane.state.epoch = epoch;
+            await dataPath.start(epoch);
+            dataPlane.state.role = ROLE.PRIMARY;
+            await peer.ask(
+              "enter_secondary",
+              {
+                vm: config.name,
+                generation,
+                epoch,
+                mirroredFrames: dataPlane.counters().mirrored,
+                connections: Buffer.from(dataPlane.exportConnections()).toString("base64"),
+              },
+              ENTER_TIMEOUT_MS,
+            );
+          },
+          onUndo: async () => {
+            await this.#passAlone();
+            entered = false;
+          },
+        },
+      );
+      this.#epoch = epoch;
+      this.#listen();
+      const checkpoints = this.#newCheckpoints(epoch);
+      this.#checkpoints = checkpoints;
+      for (let i = 0; i < PRIMING_CHECKPOINTS; i++) await checkpoints.runOnce("prime");
+      signal.throwIfAborted();
+    } catch (error) {
+      throw new ProtectionError(entered, error);
     }
   }
 
-  /** The secondary has answered the heartbeat sent at `sentMs` (CLOCK_BOOTTIME). */
-  heartbeatAnswered(sentMs: number, accepted: boolean): void {
-    if (this.#lease !== "peer") return;
-    if (!accepted) {
-      void this.goAlone("the secondary's agent says that it is not this VM's replica");
-      return;
+  /** From now on checkpoints are made as they are needed. */
+  beginCheckpoints(): void {
+    this.#checkpoints?.begin();
+  }
+
+  /** Ends an attempt to protect and all checkpoints, whatever they are at. What is held stays held. */
+  endProtection(reason: string): void {
+    this.#protection.abort(new Error(reason));
+    this.#unlisten?.();
+    this.#unlisten = undefined;
+    const checkpoints = this.#checkpoints;
+    if (checkpoints === undefined) return;
+    this.#epoch = checkpoints.epoch;
+    this.#checkpoints = undefined;
+    void checkpoints.stop();
+  }
+
+  /**
+   * Brings both VMs to the same point and lets the secondary hold its own output from there on; resolves when all that it had
+   * sent before has been released here. The VM can still go on on this host if the hand-over is not completed.
+   */
+  async handOver(generation: number): Promise<void> {
+    const { peer, config, dataPlane, dataPath, log } = this.#machine;
+    const checkpoints = this.#checkpoints;
+    if (checkpoints === undefined) throw new Error("the VM is not protected");
+    await checkpoints.last("requested");
+    await peer.ask("succeed", { vm: config.name, generation }, TELL_TIMEOUT_MS);
+    const begun = performance.now();
+    let collected = -1;
+    for (let quietMs = 0; quietMs < HAND_OVER_QUIET_MS; ) {
+      await Bun.sleep(1);
+      const now = dataPlane.counters().collected;
+      const settled = now === collected && dataPath.shared.stat("secondary_pending_frames") === 0;
+      quietMs = settled ? quietMs + 1 : 0;
+      collected = now;
+      if (performance.now() - begun > HAND_OVER_LIMIT_MS) {
+        log.warn("the two VMs did not come together for the hand-over; TCP sends again what was held", {
+          pending: dataPath.shared.stat("secondary_pending_frames"),
+        });
+        return;
+      }
     }
-    this.#lastAnswerMs = Math.max(this.#lastAnswerMs, sentMs);
-    extendLease(this.#machine, leaseDeadlineMs(sentMs, this.#machine.heartbeat.lease_ms));
-    this.#answered?.();
   }
 
   diverged(divergence: ReportedDivergence, epoch: number): void {
@@ -144,7 +230,7 @@ export class PrimaryDuty {
   }
 
   /** Frames that a program had to drop or could not copy are counted there; each such loss ends in a checkpoint. */
-  #watchLosses(): void {
+  watchLosses(): void {
     if (this.#checkpoints === undefined) return;
     const lost = lostFrames(this.#machine.dataPlane.counters(), LOSSES_ON_PRIMARY);
     if (lost > this.#lostFrames)
@@ -154,172 +240,6 @@ export class PrimaryDuty {
 
   peerLoaded(epoch: number): void {
     this.#checkpoints?.peerLoaded(epoch);
-  }
-
-  /**
-   * Makes the running VM a protected one. On failure everything is undone and the VM runs alone as before.
-   * Resolves when protected, rejects with the reason.
-   */
-  async protect(): Promise<void> {
-    const machine = this.#machine;
-    const { config, peer, qmp, dataPlane, dataPath, log } = machine;
-    setPhase(machine, "protecting");
-    this.#protection = new AbortController();
-    const { signal } = this.#protection;
-    this.#entered = false;
-    try {
-      const addresses = await peer.ask("prepare_secondary", { vm: config.name }, PREPARE_TIMEOUT_MS);
-      const epoch = this.#epoch + 1;
-      await startProtection(
-        qmp,
-        {
-          migrateHost: addresses.migrate.host,
-          migratePort: addresses.migrate.port,
-          ...this.#diskOption(addresses.nbd),
-          signal: AbortSignal.any([this.#abort.signal, signal]),
-        },
-        {
-          onStep: (step) => log.info("protecting", { step }),
-          onStopped: async () => {
-            this.#entered = true;
-            dataPlane.state.divertInput = true;
-            dataPlane.state.epoch = epoch;
-            await dataPath.start(epoch);
-            dataPlane.state.role = ROLE.PRIMARY;
-            await peer.ask(
-              "enter_secondary",
-              {
-                vm: config.name,
-                epoch,
-                mirroredFrames: dataPlane.counters().mirrored,
-                connections: Buffer.from(dataPlane.exportConnections()).toString("base64"),
-              },
-              ENTER_TIMEOUT_MS,
-            );
-          },
-          onUndo: async () => void (await this.#passAlone()),
-        },
-      );
-      this.#epoch = epoch;
-      this.#listen();
-      const checkpoints = this.#newCheckpoints(epoch);
-      this.#checkpoints = checkpoints;
-      for (let i = 0; i < PRIMING_CHECKPOINTS; i++) await checkpoints.runOnce("prime");
-      signal.throwIfAborted();
-      await this.#leaseFromPeer();
-      await machine.authority.writeReplicaValid(true, AbortSignal.any([this.#abort.signal, signal]));
-      signal.throwIfAborted();
-      setPhase(machine, "protected");
-      checkpoints.begin();
-      log.info("protected", { epoch: checkpoints.epoch });
-    } catch (error) {
-      const reason = (error as Error).message;
-      if (machine.phase !== "protecting") throw error; // going alone or stopped already
-      log.warn("could not protect the VM", { reason });
-      await peer.ask("abandon", { vm: config.name, reason }, TELL_TIMEOUT_MS).catch(() => undefined);
-      if (this.#entered) await this.goAlone(reason);
-      else setPhase(machine, "alone", reason);
-      throw error;
-    }
-  }
-
-  /** The replica is lost: record it, release what is held, go on without it. */
-  async goAlone(reason: string): Promise<void> {
-    const machine = this.#machine;
-    if (machine.phase !== "protected" && machine.phase !== "protecting") return;
-    const begun = performance.now();
-    setPhase(machine, "going_alone", reason);
-    this.#protection.abort(new Error(reason));
-    this.#unlisten?.();
-    const checkpoints = this.#checkpoints;
-    if (checkpoints !== undefined) {
-      this.#epoch = checkpoints.epoch;
-      this.#checkpoints = undefined;
-      void checkpoints.stop();
-    }
-    try {
-      // A QEMU that is gone must not be recorded as the one that goes on: the replica is the last one left. Asked out of
-      // band, since a hung secondary can block QEMU's main loop.
-      await machine.qmp.execute("query-yank", undefined, {
-        oob: machine.qmp.oob,
-        timeoutMs: QEMU_ANSWER_TIMEOUT_MS,
-      });
-    } catch (error) {
-      await this.qemuLost((error as Error).message);
-      return;
-    }
-    try {
-      await machine.authority.writeReplicaValid(false, this.#abort.signal);
-    } catch (error) {
-      if (!isIn(machine, "going_alone")) return; // stopped meanwhile
-      if (!(error instanceof AuthorityLostError)) throw error;
-      this.stop(error.message);
-      return;
-    }
-    if (!isIn(machine, "going_alone")) return;
-    this.#lease = "self";
-    extendOwnLease(machine);
-    const released = await this.#passAlone();
-    machine.divergences.ended("released: the VM runs alone");
-    try {
-      await primaryFailover(machine.qmp, this.#diskOption(NO_EXPORT));
-    } catch (error) {
-      machine.log.error("QEMU did not leave COLO cleanly", { error });
-    }
-    if (!isIn(machine, "going_alone")) return;
-    const tookMs = performance.now() - begun;
-    machine.metrics.failovers.inc({ survivor: "primary" });
-    machine.metrics.failoverSeconds.observe(tookMs / 1000);
-    machine.log.info("the VM goes on alone", { reason, released, tookMs });
-    setPhase(machine, "alone", reason);
-  }
-
-  /** The local QEMU is gone. Whatever was held is not released; the secondary may take over at once. */
-  async qemuLost(reason: string): Promise<void> {
-    const machine = this.#machine;
-    if (machine.phase === "stopped") return;
-    const wasProtected = this.#lease === "peer" || machine.phase === "going_alone";
-    if (this.#shutdown !== undefined) {
-      await this.#ended(wasProtected, this.#shutdown);
-      return;
-    }
-    this.stop(`QEMU is gone: ${reason}`);
-    if (!wasProtected) return;
-    try {
-      await machine.peer.ask("give_up", { vm: machine.config.name, reason }, TELL_TIMEOUT_MS);
-    } catch (error) {
-      machine.log.warn("could not tell the secondary; it will take over when the lease has run out", {
-        error,
-      });
-    }
-  }
-
-  /** The VM was shut down in an orderly way: the replica must not bring it to life again. */
-  async #ended(wasProtected: boolean, reason: string): Promise<void> {
-    const { authority, peer, config, log } = this.#machine;
-    this.stop(reason);
-    if (!wasProtected) return;
-    try {
-      await authority.writeReplicaValid(false, AbortSignal.timeout(SHUTDOWN_RECORD_TIMEOUT_MS));
-      await peer.ask("abandon", { vm: config.name, reason }, TELL_TIMEOUT_MS);
-    } catch (error) {
-      log.warn("could not record the end of the VM", { error });
-    }
-  }
-
-  /** Nothing of this VM leaves this host any more. */
-  stop(reason: string): void {
-    const { dataPlane } = this.#machine;
-    this.#lease = "none";
-    this.#machine.divergences.ended(`not released: ${reason}`);
-    dataPlane.state.role = ROLE.BLOCKED;
-    dropLease(this.#machine);
-    this.#unlisten?.();
-    void this.#checkpoints?.stop();
-    this.#checkpoints = undefined;
-    this.#abort.abort(new Error(reason));
-    this.#protection.abort(new Error(reason));
-    setPhase(this.#machine, "stopped", reason);
   }
 
   #newCheckpoints(epoch: number): Checkpoints {
@@ -344,42 +264,19 @@ export class PrimaryDuty {
           machine.metrics.observeCheckpoint(report);
           machine.divergences.checkpointed(report);
         },
-        onBroken: (reason) => void this.goAlone(reason),
+        onBroken: this.#onBroken,
       },
       epoch,
     );
-  }
-
-  /** From now on only the secondary's answers keep the VM sending. Resolves after the first. */
-  #leaseFromPeer(): Promise<void> {
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const timeoutMs = this.#machine.heartbeat.timeout_ms;
-    const timer = setTimeout(
-      () => reject(new Error(`the secondary's agent did not answer a heartbeat within ${timeoutMs} ms`)),
-      timeoutMs,
-    );
-    this.#lastAnswerMs = bootMs();
-    this.#lease = "peer";
-    this.#answered = () => {
-      clearTimeout(timer);
-      this.#answered = undefined;
-      resolve();
-    };
-    return promise;
   }
 
   #listen(): void {
     // COLO ends by itself only when something is wrong. Its reason is not to be trusted (reference: racy).
     const { qmp } = this.#machine;
     const ends = [
-      qmp.on("COLO_EXIT", () => {
-        if (this.#shutdown === undefined) void this.goAlone("QEMU has left COLO");
-      }),
+      qmp.on("COLO_EXIT", () => this.#onBroken("QEMU has left COLO")),
       // A reset from outside reaches the primary only; the checkpoint makes the secondary follow.
       qmp.on("RESET", () => this.#checkpoints?.request("requested")),
-      qmp.on("SHUTDOWN", (event) => {
-        this.#shutdown = `the VM was shut down (${String(event.data.reason)})`;
-      }),
     ];
     this.#unlisten = () => {
       for (const end of ends) end();
@@ -389,27 +286,10 @@ export class PrimaryDuty {
   /** Lets everything through that is held or diverted, and from now on everything. Returns what had been held. */
   async #passAlone(): Promise<number> {
     const { dataPlane, dataPath } = this.#machine;
-    this.#entered = false;
     let released = await dataPath.releaseAlone();
     dataPlane.state.role = ROLE.SOLO;
     released += await dataPath.releaseAlone(); // what was held while the role changed
     await dataPath.replayInput();
     return released;
-  }
-
-  /** The disk's nodes in QEMU; `export_` tells where the secondary's copy is. */
-  #diskOption(export_: SecondaryAddresses["nbd"]): { disk?: PrimaryDisk } {
-    const { disk } = this.#machine.config;
-    if (disk === false || export_ === undefined) return {};
-    return {
-      disk: {
-        quorumNode: disk.quorum_node,
-        replicationNode: "colo-replication0",
-        nbdNode: "colo-nbd0",
-        nbdHost: export_.host,
-        nbdPort: export_.port,
-        exportName: export_.exportName,
-      },
-    };
   }
 }

@@ -1,27 +1,44 @@
-/** One VM on this host: adopts its QEMU and its tap, finds out its role and passes events to the duty in charge. */
+/** One VM on this host: tells src/failover/decide.ts what happens and carries out what it decides. */
 import { existsSync } from "node:fs";
 import { DataPath } from "../datapath/handle.ts";
-import { DivergenceRecorder } from "../divergence/recorder.ts";
+import { DivergenceRecorder, type ReportedDivergence } from "../divergence/recorder.ts";
 import type { DivergenceStore } from "../divergence/store.ts";
+import { decide, isHolder, nextDeadlineMs } from "../failover/decide.ts";
+import { describe, type VmInWords } from "../failover/describe.ts";
+import {
+  type Action,
+  type ArbiterResult,
+  type Event,
+  initialState,
+  type Path,
+  type Phase,
+  type Settings,
+  type State,
+} from "../failover/state.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
 import { ROLE } from "../ffi/layout.ts";
 import { checkQemu } from "../qmp/check.ts";
 import { QmpClient } from "../qmp/client.ts";
 import type { Arbiter } from "../witness/client.ts";
-import { Authority } from "./authority.ts";
+import { bootMs } from "./clock.ts";
 import type { Config, VmConfig } from "./config.ts";
-import { decideInitialRole } from "./decision.ts";
 import type { Logger } from "./log.ts";
-import { type Machine, type Phase, setPhase } from "./machine.ts";
+import { block, extendLease, type Machine } from "./machine.ts";
 import { type AgentMetrics, roleOf } from "./metrics.ts";
 import { ensureDevices, type VmDevices } from "./netdev.ts";
-import type { Peer } from "./peer_api.ts";
-import { PrimaryDuty } from "./primary.ts";
-import { SecondaryDuty } from "./secondary.ts";
+import type { Peer, SecondaryAddresses } from "./peer_api.ts";
+import { Primary, type ProtectionError } from "./primary.ts";
+import { QemuWatch } from "./qemu_watch.ts";
+import { type Entry, Secondary } from "./secondary.ts";
+import { hasCarrier } from "./uplink.ts";
 
 const PIN_ROOT = "/sys/fs/bpf/colo-agent";
+const ARBITER_RETRY_MS = 300;
 /** Pause between attempts to protect a VM that runs alone while the peer offers a replica. */
 const PROTECT_RETRY_MS = 1_000;
+const TELL_TIMEOUT_MS = 1_000;
+/** By then the network has learnt from the VM's own frames where it is now. */
+const RETIRE_MS = 1_000;
 const COLLECT_INTERVAL_MS = 10_000;
 /** A closed connection may still retransmit its FIN: twice the maximum segment lifetime of Linux (TCP_TIMEWAIT_LEN). */
 const CONNECTION_CLOSED_FOR_MS = 120_000;
@@ -34,8 +51,11 @@ export interface VmStatus {
   role: string;
   protected: boolean;
   reason: string | undefined;
+  /** Sentences for people: who is primary, since when, why, and what would happen if either side died now. */
+  words: VmInWords;
   epoch: number;
   term: number | undefined;
+  generation: number;
   tap: string;
   qmp: string;
   heartbeatAgeMs: number | undefined;
@@ -43,15 +63,39 @@ export interface VmStatus {
   counters: Record<string, number>;
 }
 
+const OPERATOR_COMMANDS = ["failover", "unprotect", "pause", "protect", "promote"] as const;
+export type OperatorCommand = (typeof OPERATOR_COMMANDS)[number];
+
+export function isOperatorCommand(word: string): word is OperatorCommand {
+  return (OPERATOR_COMMANDS as readonly string[]).includes(word);
+}
+
 export class VmAgent {
   #machine!: Machine;
-  #primary: PrimaryDuty | undefined;
-  #secondary: SecondaryDuty | undefined;
-  #peerReady = false;
-  #lastProtectMs = Number.NEGATIVE_INFINITY;
+  #state: State;
+  #primary!: Primary;
+  #secondary!: Secondary;
+  #qemuWatch!: QemuWatch;
+  readonly #events: Event[] = [];
+  #deciding = false;
+  #deadline: Timer | undefined;
+  /** The data path has not answered since the last round. */
+  #roundOpen = false;
+  /** The last round was complete. */
+  #living = false;
+  /** What the peer's request is about that the decision under way may carry out. */
+  #entry: Entry | undefined;
+  #prepared: Promise<SecondaryAddresses> | undefined;
   #lastCollectMs = performance.now();
+  #closed = false;
 
-  private constructor(readonly config: VmConfig) {}
+  private constructor(
+    readonly config: VmConfig,
+    settings: Settings,
+    private readonly arbiter: Arbiter | undefined,
+  ) {
+    this.#state = initialState(settings, bootMs());
+  }
 
   /**
    * Adopts the VM. Everything that can be wrong with the configuration is found before the tap's traffic is touched.
@@ -69,7 +113,7 @@ export class VmAgent {
       objectPath: string;
     },
   ): Promise<VmAgent> {
-    const vm = new VmAgent(config);
+    const vm = new VmAgent(config, settingsOf(config, agent, parts.arbiter !== undefined), parts.arbiter);
     const log = parts.log.child({ vm: config.name });
     if (!existsSync(config.qmp)) {
       throw new Error(
@@ -81,8 +125,6 @@ export class VmAgent {
     try {
       const facts = await checkQemu(qmp);
       log.info("QEMU", { version: facts.version, verdict: facts.verdict.sentence });
-      const authority = new Authority(config.name, agent.agent.name, parts.arbiter, log);
-      const record = await authority.refresh();
       const devices = await ensureDevices({
         tap: config.tap,
         tunnelId: config.tunnel_id,
@@ -97,28 +139,19 @@ export class VmAgent {
       await dataPath.ready();
       vm.#machine = {
         config,
-        heartbeat: agent.heartbeat,
         qmp,
         dataPlane,
         dataPath,
-        authority,
         peer: parts.peer,
         replicationAddress: agent.agent.control.host,
         log,
         metrics: parts.metrics.vm(config.name, () => vm.#reading()),
         divergences: new DivergenceRecorder(parts.divergences, config.name),
-        phase: "starting",
-        reason: undefined,
       };
-      const role = decideInitialRole(record, agent.agent.name, config.initial_role);
-      if (role === "primary") {
-        await authority.writeReplicaValid(false, AbortSignal.timeout(60_000));
-        vm.#primary = new PrimaryDuty(vm.#machine, dataPlane.state.epoch);
-        await vm.#primary.adopt(facts.migrationStatus);
-      } else {
-        vm.#secondary = new SecondaryDuty(vm.#machine, (epoch) => vm.#taken(epoch));
-        setPhase(vm.#machine, "waiting");
-      }
+      vm.#primary = new Primary(vm.#machine, (reason) => vm.#tell({ type: "pair_broken", reason }));
+      vm.#secondary = new Secondary(vm.#machine);
+      vm.#qemuWatch = new QemuWatch(qmp, config, (event) => vm.#tell(event));
+      vm.#tell({ type: "started" });
       return vm;
     } catch (error) {
       qmp.close();
@@ -128,74 +161,137 @@ export class VmAgent {
   }
 
   get phase(): Phase {
-    return this.#machine.phase;
+    return this.#state.phase;
   }
 
-  /** The VM and the term to send in heartbeats; undefined when there is nothing to keep alive. */
-  get heartbeat(): { name: string; term: number } | undefined {
-    if (!this.#primary?.wantsHeartbeat) return undefined;
-    return { name: this.config.name, term: this.#machine.authority.record?.term ?? 0 };
+  /** What is to be said of this VM in heartbeats; `generation` names the replica that is to stand by. */
+  get heartbeat(): { generation: number | undefined; ready: boolean; uplink: boolean } {
+    const { leaseFrom, generation, phase, ownUplink } = this.#state;
+    const beats = leaseFrom === "peer" || phase === "protecting";
+    return {
+      generation: beats && this.#living ? generation : undefined,
+      ready: phase === "waiting",
+      uplink: ownUplink,
+    };
   }
 
-  /** Whether this host's QEMU waits for a primary. */
-  get ready(): boolean {
-    return this.#machine.phase === "waiting";
+  /**
+   * A round of the agent's main loop. It is complete, and renews the lease, only if the data path has answered since the
+   * last one.
+   */
+  round(): void {
+    this.#living = !this.#roundOpen;
+    if (!this.#living) return;
+    this.#watch();
+    this.#tell({ type: "round" });
+    this.#roundOpen = true;
+    this.#machine.dataPath.ping().then(
+      () => {
+        this.#roundOpen = false;
+      },
+      () => undefined, // reported by the data path itself
+    );
   }
 
-  tick(): void {
-    this.#primary?.tick();
-    this.#secondary?.tick();
-    this.#collectConnections();
-    if (this.#primary !== undefined && this.#machine.phase === "alone" && this.#peerReady) {
-      const now = performance.now();
-      if (now - this.#lastProtectMs < PROTECT_RETRY_MS) return;
-      this.#lastProtectMs = now;
-      this.#primary.protect().catch(() => undefined); // logged there; tried again
-    }
+  peerSeen(path: Path, about: { ready: boolean; uplink: boolean }): void {
+    this.#tell({ type: "peer_seen", path, ready: about.ready, uplink: about.uplink });
   }
 
-  /** The peer's heartbeat for this VM, which it holds. */
-  onHeartbeat(): boolean {
-    return this.#secondary?.heartbeat() ?? false;
+  /** The peer's heartbeat for this VM; whether it is answered with "yes". */
+  heartbeatCame(path: Path, generation: number): boolean {
+    let accepted = false;
+    this.#decide({ type: "heartbeat", path, generation }, (action) => {
+      if (action.type === "answer_heartbeat") accepted = action.accepted;
+    });
+    return accepted;
   }
 
-  /** The peer's answer about this VM. */
-  onHeartbeatAnswer(sentMs: number, answer: { accepted: boolean; ready: boolean }): void {
-    this.#peerReady = answer.ready;
-    this.#primary?.heartbeatAnswered(sentMs, answer.accepted);
+  heartbeatAnswered(path: Path, sentMs: number, generation: number, accepted: boolean): void {
+    this.#tell({ type: "heartbeat_answered", path, sentMs, generation, accepted });
   }
 
-  onPeerReady(ready: boolean): void {
-    this.#peerReady = ready;
+  controlClosed(): void {
+    this.#tell({ type: "control_closed" });
   }
 
-  peerDown(): void {
-    this.#peerReady = false;
-    this.#secondary?.peerDown();
-    void this.#primary?.goAlone("the connection to the secondary's agent closed");
+  /** The primary's request: get a replica ready. Throws when this host has none to offer. */
+  async prepareReplica(generation: number): Promise<SecondaryAddresses> {
+    const { phase } = this.#state;
+    this.#tell({ type: "prepare", generation });
+    if (this.#prepared === undefined)
+      throw new Error(`this host has no replica to offer for VM ${this.config.name}: it is ${phase}`);
+    const prepared = this.#prepared;
+    this.#prepared = undefined;
+    return prepared;
   }
 
-  get asSecondary(): SecondaryDuty {
-    if (this.#secondary === undefined)
-      throw new Error(`this host holds VM ${this.config.name}; it is no secondary`);
+  /** The primary's request: follow it from here. */
+  enterReplica(generation: number, entry: Entry): void {
+    this.#entry = entry;
+    this.#tell({ type: "entered", generation });
+    if (this.#entry === undefined) return;
+    this.#entry = undefined;
+    throw new Error(
+      `this host expects no such primary of VM ${this.config.name}: it is ${this.#state.phase}`,
+    );
+  }
+
+  tell(event: Extract<Event, { type: "replica_lost" | "abandoned" | "peer_gave_up" }>): void {
+    this.#tell(event);
+  }
+
+  /** The primary's request: hold what the replica sends, it is about to be the VM. */
+  succeed(generation: number): void {
+    const { phase, generation: own } = this.#state;
+    if (phase !== "standby" || generation !== own)
+      throw new Error(`this host keeps no such replica of VM ${this.config.name}: it is ${phase}`);
+    this.#secondary.succeed();
+  }
+
+  get secondary(): Secondary {
     return this.#secondary;
   }
 
-  get asPrimary(): PrimaryDuty {
-    if (this.#primary === undefined) throw new Error(`this host does not hold VM ${this.config.name}`);
+  get primary(): Primary {
     return this.#primary;
+  }
+
+  /** Carries out an administrator's command. Throws an Error whose message says why it cannot be. */
+  command(command: OperatorCommand, forMs: number | undefined): void {
+    const refusal = refusalOf(command, this.#state);
+    if (refusal !== undefined) throw new Error(`VM ${this.config.name}: ${refusal}`);
+    switch (command) {
+      case "failover":
+        this.#tell({ type: "fail_over_wanted", reason: "handed over by the administrator" });
+        break;
+      case "unprotect":
+        this.#tell({ type: "unprotect_wanted", untilMs: Number.POSITIVE_INFINITY });
+        break;
+      case "pause":
+        this.#tell({ type: "unprotect_wanted", untilMs: bootMs() + (forMs ?? Number.POSITIVE_INFINITY) });
+        break;
+      case "protect":
+        this.#tell({ type: "protect_wanted" });
+        break;
+      case "promote":
+        this.#tell({ type: "promote_wanted" });
+        break;
+    }
   }
 
   status(): VmStatus {
     const reading = this.#reading();
+    const state = this.#state;
     return {
       name: this.config.name,
       phase: reading.phase,
       role: roleOf(reading.phase),
       protected: reading.phase === "protected",
-      reason: this.#machine.reason,
+      reason: state.reason,
+      words: describe(state, bootMs()),
       epoch: reading.epoch,
-      term: this.#machine.authority.record?.term,
+      term: state.record?.term,
+      generation: state.generation,
       tap: this.config.tap,
       qmp: this.config.qmp,
       heartbeatAgeMs: reading.heartbeatAgeMs,
@@ -206,13 +302,15 @@ export class VmAgent {
 
   /** Ends the agent's part; filters stay, so that nothing unverified leaves without it. */
   async close(): Promise<void> {
+    this.#closed = true;
+    clearTimeout(this.#deadline);
     await this.#machine.dataPath.close();
     this.#machine.qmp.close();
     this.#machine.dataPlane.close();
   }
 
-  onDiverged(...args: Parameters<PrimaryDuty["diverged"]>): void {
-    this.#primary?.diverged(...args);
+  onDiverged(divergence: ReportedDivergence, epoch: number): void {
+    this.#primary.diverged(divergence, epoch);
   }
 
   onDataPathFailed(message: string): void {
@@ -222,6 +320,191 @@ export class VmAgent {
     process.exitCode = 1;
     // A new agent adopts the VM; until then the kernel drops and the lease runs out.
     process.exit();
+  }
+
+  /** Tells the decisions what has happened; what happens while they are carried out is told next. */
+  #tell(event: Event): void {
+    this.#events.push(event);
+    if (this.#deciding || this.#closed) return;
+    this.#deciding = true;
+    try {
+      for (let next = this.#events.shift(); next !== undefined; next = this.#events.shift()) {
+        this.#decide(next, (action) => this.#perform(action));
+      }
+    } finally {
+      this.#deciding = false;
+    }
+    this.#armDeadline();
+  }
+
+  #decide(event: Event, perform: (action: Action) => void): void {
+    const before = this.#state;
+    const { state, actions } = decide(before, event, bootMs());
+    this.#state = state;
+    if (state.phase !== before.phase) this.#phaseChanged(before, state, event);
+    for (const action of actions) perform(action);
+  }
+
+  #phaseChanged(before: State, after: State, event: Event): void {
+    const { log, metrics } = this.#machine;
+    log.info("phase", { from: before.phase, to: after.phase, on: event.type, reason: after.reason });
+    if (after.phase !== "alone") return;
+    const survivor =
+      before.phase === "taking_over" ? "secondary" : before.phase === "going_alone" ? "primary" : undefined;
+    if (survivor === undefined) return;
+    const tookMs = bootMs() - (before.claim?.sinceMs ?? before.sinceMs);
+    metrics.failovers.inc({ survivor });
+    metrics.failoverSeconds.observe(tookMs / 1000);
+    log.info("failover", { survivor, tookMs, reason: after.reason });
+  }
+
+  #armDeadline(): void {
+    clearTimeout(this.#deadline);
+    const leftMs = nextDeadlineMs(this.#state) - bootMs();
+    if (!Number.isFinite(leftMs)) return;
+    this.#deadline = setTimeout(() => this.#tell({ type: "deadline" }), Math.max(1, Math.ceil(leftMs)));
+  }
+
+  #perform(action: Action): void {
+    const machine = this.#machine;
+    const { config, log } = machine;
+    switch (action.type) {
+      case "read_record":
+        this.#askArbiter(action.call, async (arbiter) => ({
+          kind: "record",
+          record: await arbiter.read(config.name),
+        }));
+        break;
+      case "swap_record":
+        this.#askArbiter(action.call, async (arbiter) => {
+          const result = await arbiter.compareAndSwap(config.name, action.expectedRevision, action.record);
+          return result.swapped
+            ? { kind: "swapped", record: result.record }
+            : { kind: "conflict", record: result.current };
+        });
+        break;
+      case "extend_lease":
+        extendLease(machine, action.untilMs);
+        break;
+      case "block":
+        block(machine);
+        this.#secondary.stop();
+        machine.divergences.ended(`not released: ${this.#state.reason}`);
+        break;
+      case "retire":
+        machine.dataPlane.state.leaseDeadlineNs = 0n;
+        machine.divergences.ended("handed over");
+        setTimeout(() => {
+          if (this.#state.phase === "stopped" && !this.#closed) block(machine);
+        }, RETIRE_MS);
+        break;
+      case "run_alone":
+        this.#run(
+          this.#primary.runAlone(),
+          () => ({ type: "alone" }),
+          () => ({ type: "alone" }),
+        );
+        break;
+      case "probe_qemu":
+        this.#run(
+          this.#primary.probe(),
+          () => ({ type: "qemu_answers" }),
+          (reason) => ({ type: "qemu_silent", reason: `QEMU does not answer: ${reason}` }),
+        );
+        break;
+      case "protect":
+        this.#protect(action.generation);
+        break;
+      case "begin_checkpoints":
+        this.#primary.beginCheckpoints();
+        break;
+      case "end_protection":
+        this.#primary.endProtection(action.reason);
+        break;
+      case "hand_over":
+        this.#run(
+          this.#primary.handOver(this.#state.generation),
+          () => ({ type: "handed_over" }),
+          (reason) => ({ type: "hand_over_failed", reason }),
+        );
+        break;
+      case "prepare_replica":
+        this.#prepared = this.#secondary.prepare();
+        this.#prepared.catch((error: Error) =>
+          this.#tell({ type: "prepare_failed", reason: `preparing QEMU failed: ${error.message}` }),
+        );
+        break;
+      case "follow":
+        if (this.#entry !== undefined) this.#secondary.follow(this.#entry);
+        this.#entry = undefined;
+        break;
+      case "promote":
+        log.warn("this host takes the VM over", { reason: action.reason });
+        this.#run(
+          this.#secondary.promote().then(() => this.#primary.continueFrom(this.#secondary.epoch)),
+          () => ({ type: "promoted" }),
+          (reason) => ({ type: "promotion_failed", reason }),
+        );
+        break;
+      case "tell_peer": {
+        const { what, generation, reason } = action;
+        machine.peer
+          .ask(what, { vm: config.name, generation, reason }, TELL_TIMEOUT_MS)
+          .catch((error) => log.warn("could not tell the peer", { what, error }));
+        break;
+      }
+      case "fence":
+      case "answer_heartbeat":
+        break; // the heartbeat's own way: heartbeatCame()
+    }
+  }
+
+  /** A procedure whose end is an event. */
+  #run(procedure: Promise<unknown>, done: () => Event, failed: (reason: string) => Event): void {
+    procedure.then(
+      () => this.#tell(done()),
+      (error: Error) => {
+        this.#machine.log.warn("a procedure failed", { error });
+        this.#tell(failed(error.message));
+      },
+    );
+  }
+
+  #protect(generation: number): void {
+    this.#primary.protect(generation).then(
+      () => this.#tell({ type: "primed", generation }),
+      (error: ProtectionError) => {
+        this.#machine.log.warn("could not protect the VM", { reason: error.message });
+        this.#primary.endProtection(error.message);
+        const { entered, message } = error;
+        this.#tell({ type: "protection_failed", generation, entered, reason: message });
+      },
+    );
+  }
+
+  #askArbiter(call: number, ask: (arbiter: Arbiter) => Promise<ArbiterResult>): void {
+    if (this.arbiter === undefined) return;
+    ask(this.arbiter).then(
+      (result) => this.#tell({ type: "arbiter", call, result }),
+      (error: Error) => {
+        this.#machine.log.warn("the arbiter does not answer; it is asked again", { error });
+        this.#tell({ type: "arbiter", call, result: { kind: "unreachable", reason: error.message } });
+      },
+    );
+  }
+
+  /** What has to be looked at, since nobody tells. */
+  #watch(): void {
+    const { phase, leaseFrom, ownUplink } = this.#state;
+    this.#primary.watchLosses();
+    if (phase === "standby") this.#secondary.watchLosses();
+    this.#qemuWatch.look(leaseFrom === "peer" ? "primary" : phase === "standby" ? "secondary" : undefined);
+    const { uplink } = this.config;
+    if (uplink !== undefined) {
+      const up = hasCarrier(uplink);
+      if (up !== ownUplink) this.#tell({ type: "uplink", up });
+    }
+    this.#collectConnections();
   }
 
   /** Forgets connections that have ended. */
@@ -235,28 +518,56 @@ export class VmAgent {
     });
   }
 
-  #taken(epoch: number): void {
-    this.#secondary = undefined;
-    this.#primary = new PrimaryDuty(this.#machine, epoch);
-    void this.#primary.runAlone();
-  }
-
   #qemuClosed(reason: string): void {
-    if (this.#machine === undefined) return;
+    if (this.#machine === undefined || this.#closed) return;
     this.#machine.log.error("QEMU is gone", { reason });
-    void this.#primary?.qemuLost(reason);
-    void this.#secondary?.qemuLost(reason);
+    this.#tell({ type: "qemu_gone", reason });
   }
 
   #reading() {
-    const machine = this.#machine;
+    const { dataPath, dataPlane } = this.#machine;
+    const { phase, leaseFrom, lastAnswerMs } = this.#state;
+    const beats = leaseFrom === "peer" || phase === "standby";
     return {
-      phase: machine.phase,
-      epoch: this.#primary?.epoch ?? this.#secondary?.epoch ?? 0,
-      heartbeatAgeMs: this.#primary?.heartbeatAgeMs() ?? this.#secondary?.heartbeatAgeMs(),
-      shared: machine.dataPath.shared,
-      counters: machine.dataPlane.counters(),
+      phase,
+      epoch: isHolder(this.#state) ? this.#primary.epoch : this.#secondary.epoch,
+      heartbeatAgeMs: beats ? bootMs() - lastAnswerMs : undefined,
+      shared: dataPath.shared,
+      counters: dataPlane.counters(),
     };
+  }
+}
+
+function settingsOf(config: VmConfig, agent: Config, arbiter: boolean): Settings {
+  return {
+    self: agent.agent.name,
+    peer: agent.peer.name,
+    configuredRole: config.initial_role,
+    arbiter,
+    timeoutMs: agent.heartbeat.timeout_ms,
+    leaseMs: agent.heartbeat.lease_ms,
+    marginMs: agent.heartbeat.margin_ms,
+    arbiterRetryMs: ARBITER_RETRY_MS,
+    protectRetryMs: PROTECT_RETRY_MS,
+    fence: "none",
+  };
+}
+
+function refusalOf(command: OperatorCommand, state: State): string | undefined {
+  const { phase, settings } = state;
+  switch (command) {
+    case "failover":
+      if (phase === "protected" && settings.arbiter) return undefined;
+      return settings.arbiter
+        ? `only a protected VM can be handed over, and this host says "${phase}"; ask the agent of the host that runs it`
+        : "a hand-over needs an arbiter; configure one";
+    case "promote":
+      if (settings.arbiter) return "the arbiter decides who takes over; promote is for a pair without one";
+      return phase === "standby" ? undefined : `there is no complete replica here, this host says "${phase}"`;
+    default:
+      return isHolder(state)
+        ? undefined
+        : `this host does not run it ("${phase}"); ask the agent of ${settings.peer}`;
   }
 }
 

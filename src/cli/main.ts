@@ -8,6 +8,7 @@ import { demoCommand } from "./demo.ts";
 import { divergencesCommand } from "./divergences.ts";
 import { explainCommand } from "./explain.ts";
 import { labCommand } from "./lab.ts";
+import { operatorCommands } from "./operate.ts";
 import { runCommand } from "./run.ts";
 import { statusCommand } from "./status.ts";
 import { witnessCommand } from "./witness.ts";
@@ -20,6 +21,7 @@ const program = new Command("colo-agent")
 for (const command of [
   runCommand(),
   statusCommand(),
+  ...operatorCommands(),
   divergencesCommand(),
   explainCommand(),
   compareCommand(),

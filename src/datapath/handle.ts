@@ -77,6 +77,11 @@ export class DataPath {
     return this.#command(Command.ReplayInput);
   }
 
+  /** Resolves when the data path has looked at its commands: it lives. */
+  ping(): Promise<number> {
+    return this.#command(Command.None);
+  }
+
   async close(): Promise<void> {
     if (this.#ended === undefined) await this.#command(Command.Quit).catch(() => undefined);
     this.#ended ??= new Error("the data path was closed");

@@ -41,7 +41,9 @@ export function nextDeadlineMs(s: State): number {
   if (s.phase === "standby" && s.claim?.fence === "none") {
     next = Math.min(next, s.givenUp ? 0 : takeoverAtMs(s));
   }
-  if (s.leaseFrom === "peer") next = Math.min(next, s.lastAnswerMs + s.settings.timeoutMs);
+  if (s.leaseFrom === "peer") {
+    next = Math.min(next, Math.min(s.lastAnswerMs, s.heardMs.control) + s.settings.timeoutMs);
+  }
   return next;
 }
 
@@ -53,6 +55,9 @@ function apply(step: Step, event: Event): void {
       break;
     case "round":
       round(step);
+      break;
+    case "deadline":
+      overdue(step);
       break;
     case "arbiter":
       arbiterAnswered(step, event);
@@ -113,7 +118,7 @@ function apply(step: Step, event: Event): void {
       fenced(step, event);
       break;
     case "handed_over":
-      if (s.phase === "handing_over") holderGivesUp(step, s.reason ?? "handed over");
+      if (s.phase === "handing_over") holderGivesUp(step, s.reason ?? "handed over", "retire");
       break;
     case "hand_over_failed":
       if (s.phase === "handing_over") goAlone(step, `the hand-over failed: ${event.reason}`);
@@ -123,6 +128,9 @@ function apply(step: Step, event: Event): void {
       break;
     case "qemu_gone":
       qemuGone(step, event.reason);
+      break;
+    case "qemu_silent":
+      qemuSilent(step, event.reason);
       break;
     case "qemu_slow":
       // The main loop hangs, the out-of-band monitor answers: on the secondary or the replication link more often than not.
@@ -196,13 +204,21 @@ function startFrom(step: Step, record: VmRecord | undefined): void {
 
 // --- time ----------------------------------------------------------------------------------------------------------------
 
-/** `round`: renews what a living agent renews, and notices what has not happened in time. */
+/** `round`: renews what a living agent renews. A timer alone never does: it can run while the rest of the agent hangs. */
 function round(step: Step): void {
   const { s, now, actions } = step;
+  if (s.leaseFrom === "self") actions.push({ type: "extend_lease", untilMs: now + s.settings.leaseMs });
+  overdue(step);
+}
+
+/** `overdue`: notices what has not happened in time. */
+function overdue(step: Step): void {
+  const { s, now } = step;
   const { settings } = s;
-  if (s.leaseFrom === "self") actions.push({ type: "extend_lease", untilMs: now + settings.leaseMs });
   if (asksArbiter(s) && s.call === undefined && now >= s.retryAtMs) askArbiter(step);
-  if (s.leaseFrom === "peer" && now - s.lastAnswerMs > settings.timeoutMs) {
+  // Answers on the clients' network keep the lease up, but no replica: that needs the replication link.
+  const heardMs = Math.min(s.lastAnswerMs, s.heardMs.control);
+  if (s.leaseFrom === "peer" && now - heardMs > settings.timeoutMs) {
     goAlone(step, peerVerdict(s, now));
     return;
   }
@@ -259,11 +275,14 @@ function heartbeatAnswered(step: Step, event: Extract<Event, { type: "heartbeat_
 function protectionFailed(step: Step, event: Extract<Event, { type: "protection_failed" }>): void {
   const { s, actions } = step;
   if (s.phase !== "protecting" || event.generation !== s.generation) return;
-  actions.push({ type: "tell_peer", what: "abandon", generation: s.generation, reason: event.reason });
+  s.protecting = undefined;
   if (event.entered) {
-    goAlone(step, event.reason);
+    // The record has not called this replica valid, so nothing needs to be written before what is held may go.
+    enter(step, "going_alone", event.reason);
+    leaveReplica(step);
     return;
   }
+  actions.push({ type: "tell_peer", what: "abandon", generation: s.generation, reason: event.reason });
   s.protecting = undefined;
   retryProtectionLater(step);
   enter(step, "alone", event.reason);
@@ -306,15 +325,15 @@ function leaveReplica(step: Step): void {
 }
 
 /** `give up`: nothing leaves this host any more, so the secondary need not wait for the lease. */
-function holderGivesUp(step: Step, reason: string): void {
+function holderGivesUp(step: Step, reason: string, how: "block" | "retire" = "block"): void {
   const { s, actions } = step;
   const replicaMayBeValid = s.settings.arbiter && couldBeValid(s);
   const { generation } = s;
-  holderStops(step, reason);
+  holderStops(step, reason, how);
   if (replicaMayBeValid) actions.push({ type: "tell_peer", what: "give_up", generation, reason });
 }
 
-function holderStops(step: Step, reason: string): void {
+function holderStops(step: Step, reason: string, how: "block" | "retire" = "block"): void {
   const { s, actions } = step;
   s.leaseFrom = "none";
   s.protecting = undefined;
@@ -322,7 +341,7 @@ function holderStops(step: Step, reason: string): void {
   s.goal = undefined;
   s.call = undefined;
   s.claim = undefined;
-  actions.push({ type: "block" }, { type: "end_protection", reason });
+  actions.push({ type: how }, { type: "end_protection", reason });
   enter(step, "stopped", reason);
 }
 
@@ -349,6 +368,16 @@ function qemuGone(step: Step, reason: string): void {
   if (!wasValid) return;
   actions.push({ type: "tell_peer", what: "abandon", generation, reason: shutdown });
   if (s.settings.arbiter) pursue(step, "invalid");
+}
+
+/** `QEMU silent`: it may come back, so a VM that has nobody to take over is left as it is. */
+function qemuSilent(step: Step, reason: string): void {
+  const { s } = step;
+  if (s.phase === "standby" || s.phase === "incoming") {
+    replicaUseless(step, reason);
+    return;
+  }
+  if (isHolder(s) && couldBeValid(s)) holderGivesUp(step, reason);
 }
 
 function diskError(step: Step, event: Extract<Event, { type: "disk_error" }>): void {

@@ -115,6 +115,8 @@ export type Event =
   | { type: "started" }
   /** A round of the agent's main loop is complete: all its parts have answered. */
   | { type: "round" }
+  /** The moment that nextDeadlineMs() named has come, between two rounds. */
+  | { type: "deadline" }
   | { type: "arbiter"; call: number; result: ArbiterResult }
   /** The peer, which holds the VM, asks for its lease to be prolonged. */
   | { type: "heartbeat"; path: Path; generation: number }
@@ -140,6 +142,9 @@ export type Event =
   /** This host's QEMU. */
   | { type: "qemu_answers" }
   | { type: "qemu_gone"; reason: string }
+  /** Nothing of QEMU answers, but its process is there. */
+  | { type: "qemu_silent"; reason: string }
+  /** Its main loop does not answer, its out-of-band monitor does. */
   | { type: "qemu_slow"; reason: string }
   | { type: "shutdown"; reason: string }
   | { type: "pair_broken"; reason: string }
@@ -158,10 +163,12 @@ export type Action =
   | { type: "extend_lease"; untilMs: number }
   /** Nothing of the VM leaves or reaches it; the lease ends now. */
   | { type: "block" }
+  /** The lease ends now, but input is mirrored a moment longer, until the network sends it to the VM's new host. */
+  | { type: "retire" }
   | { type: "answer_heartbeat"; accepted: boolean }
   /** Let everything through, get QEMU out of COLO; ends in `alone`. */
   | { type: "run_alone" }
-  /** Ask QEMU for a sign of life, cutting connections it may hang on; ends in `qemu_answers` or `qemu_gone`. */
+  /** Ask QEMU for a sign of life, cutting connections it may hang on; ends in `qemu_answers`, `qemu_silent` or `qemu_gone`. */
   | { type: "probe_qemu" }
   | { type: "protect"; generation: number }
   | { type: "begin_checkpoints" }

@@ -3,7 +3,7 @@
  */
 
 /** enum colo_role: what the VM behind the tap is allowed to do. */
-export const ROLE = { BLOCKED: 0, SOLO: 1, PRIMARY: 2, SECONDARY: 3 } as const;
+export const ROLE = { BLOCKED: 0, SOLO: 1, PRIMARY: 2, SECONDARY: 3, SUCCESSOR: 4 } as const;
 export type Role = (typeof ROLE)[keyof typeof ROLE];
 
 /** enum colo_source: who sent a recorded frame. */

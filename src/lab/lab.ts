@@ -2,6 +2,7 @@
  * The two-host lab on one machine: network, witness, two QEMUs and two agents, kept in a directory so that separate
  * commands (up, status, down) can work on it. Nothing of it is a child of the command that started it.
  */
+import { randomBytes } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { VmStatus } from "../agent/vm.ts";
@@ -36,6 +37,7 @@ const PIN_ROOT = "/sys/fs/bpf/colo-agent";
 const VM_NAME = "vm1";
 const WITNESS_PORT = 7300;
 const CONTROL_PORT = 7400;
+const CLIENT_PATH_PORT = 7402;
 const API_PORT = 7401;
 const DISK_BYTES = 64 << 20;
 const START_TIMEOUT_MS = 60_000;
@@ -269,6 +271,7 @@ export class Lab {
     const { state } = this;
     const withAgents = options.proxy === "agent";
     if (withAgents) {
+      writeFileSync(join(this.directory, "heartbeat.key"), randomBytes(32), { mode: 0o600 });
       progress("witness");
       state.witness = startDetached(
         [
@@ -403,6 +406,11 @@ ${options.agentConfig ?? ""}
 name = "${this.state.name}-${other}"
 control = "${HOST_ADDRESSES[other].replication}:${CONTROL_PORT}"
 
+[client_path]
+local = "${lan}:${CLIENT_PATH_PORT}"
+peer = "${HOST_ADDRESSES[other].lan}:${CLIENT_PATH_PORT}"
+key_file = "${join(this.directory, "heartbeat.key")}"
+
 [witness]
 url = "http://${CLIENT_IPV4}:${WITNESS_PORT}"
 
@@ -410,6 +418,7 @@ url = "http://${CLIENT_IPV4}:${WITNESS_PORT}"
 name = "${VM_NAME}"
 tap = "${TAP}"
 qmp = "${join(this.directory, letter, "qmp.sock")}"
+uplink = "uplink"
 initial_role = "${letter === "a" ? "primary" : "secondary"}"
 disk = { quorum_node = "${LAB_NODES.quorum}", export_node = "${LAB_NODES.disk}" }
 ${options.vmConfig ?? ""}

@@ -1,0 +1,132 @@
+/**
+ * Heartbeats over the network that the VM's clients use, beside those on the replication link: what is heard here while the link is
+ * silent tells a cut link from a lost host. UDP datagrams, each signed with a key that both hosts share.
+ *
+ * Who records a datagram and sends it again gains nothing: an answer prolongs the lease from the time its question was sent, and questions
+ * have to be newer than those before.
+ */
+import { createHmac, randomUUID, timingSafeEqual } from "node:crypto";
+import { createSocket, type Socket } from "node:dgram";
+import { readFileSync, statSync } from "node:fs";
+import type { Logger } from "./log.ts";
+import type { HeartbeatAnswer, HeartbeatRequest } from "./peer_api.ts";
+
+const SIGNATURE_BYTES = 32;
+const KEY_BYTES_MIN = 16;
+
+interface Endpoint {
+  host: string;
+  port: number;
+}
+
+type Message = { session: string; sentMs: number } & (
+  | { ask: HeartbeatRequest }
+  | { answer: HeartbeatAnswer; asked: HeartbeatRequest }
+);
+
+export interface ClientPathEvents {
+  /** The peer asks. */
+  asked(request: HeartbeatRequest): HeartbeatAnswer;
+  /** The peer has answered what was asked at `sentMs` (CLOCK_BOOTTIME of this host). */
+  answered(sentMs: number, asked: HeartbeatRequest, answer: HeartbeatAnswer): void;
+}
+
+export class ClientPath {
+  readonly #session = randomUUID();
+  /** The newest question of the peer's present session. */
+  #newest: { session: string; sentMs: number } | undefined;
+
+  private constructor(
+    private readonly socket: Socket,
+    private readonly peer: Endpoint,
+    private readonly key: Buffer,
+    private readonly events: ClientPathEvents,
+    log: Logger,
+  ) {
+    socket.on("message", (datagram, from) => {
+      if (from.address === peer.host) this.#receive(datagram);
+    });
+    // ICMP errors of a peer that is not there; silence tells as much.
+    socket.on("error", (error) => log.debug("heartbeats on the clients' network", { error }));
+  }
+
+  /** Throws an Error that says what to do when the key or the address is of no use. */
+  static async open(
+    config: { local: Endpoint; peer: Endpoint; key_file: string },
+    events: ClientPathEvents,
+    log: Logger,
+  ): Promise<ClientPath> {
+    const key = readKey(config.key_file);
+    const socket = createSocket("udp4");
+    const { host, port } = config.local;
+    await new Promise<void>((resolve, reject) => {
+      socket.once("error", (error) =>
+        reject(
+          new Error(
+            `cannot bind client_path.local ${host}:${port}: ${error.message}; it must be an address of this host on the clients' network`,
+            { cause: error },
+          ),
+        ),
+      );
+      socket.bind(port, host, resolve);
+    });
+    socket.removeAllListeners("error");
+    return new ClientPath(socket, config.peer, key, events, log);
+  }
+
+  ask(request: HeartbeatRequest, sentMs: number): void {
+    this.#send({ session: this.#session, sentMs, ask: request });
+  }
+
+  close(): void {
+    this.socket.close();
+  }
+
+  #receive(datagram: Buffer): void {
+    const message = this.#open(datagram);
+    if (message === undefined) return;
+    if ("ask" in message) {
+      const { session, sentMs, ask } = message;
+      if (this.#newest?.session === session && sentMs <= this.#newest.sentMs) return;
+      this.#newest = { session, sentMs };
+      this.#send({ session, sentMs, answer: this.events.asked(ask), asked: ask });
+    } else if (message.session === this.#session) {
+      this.events.answered(message.sentMs, message.asked, message.answer);
+    }
+  }
+
+  #open(datagram: Buffer): Message | undefined {
+    if (datagram.length <= SIGNATURE_BYTES) return undefined;
+    const text = datagram.subarray(SIGNATURE_BYTES);
+    if (!timingSafeEqual(this.#sign(text), datagram.subarray(0, SIGNATURE_BYTES))) return undefined;
+    return JSON.parse(text.toString()) as Message;
+  }
+
+  #send(message: Message): void {
+    const text = Buffer.from(JSON.stringify(message));
+    this.socket.send(Buffer.concat([this.#sign(text), text]), this.peer.port, this.peer.host);
+  }
+
+  #sign(text: Buffer): Buffer {
+    return createHmac("sha256", this.key).update(text).digest();
+  }
+}
+
+function readKey(path: string): Buffer {
+  let key: Buffer;
+  try {
+    key = readFileSync(path);
+    if ((statSync(path).mode & 0o077) !== 0)
+      throw new Error("others than its owner can read it; chmod 600 it");
+  } catch (error) {
+    throw new Error(
+      `client_path.key_file ${path}: ${(error as Error).message} (make one with: head -c 32 /dev/urandom >${path}; the same on both hosts)`,
+      { cause: error },
+    );
+  }
+  if (key.length < KEY_BYTES_MIN)
+    throw new Error(
+      `client_path.key_file ${path}: has ${key.length} bytes, it needs ${KEY_BYTES_MIN} or more`,
+    );
+  return key;
+}

@@ -1,0 +1,94 @@
+/** The state in words, for people who have to decide something at night. */
+import { isHolder } from "./decide.ts";
+import type { State } from "./state.ts";
+import { judgePeer } from "./verdict.ts";
+
+export interface VmInWords {
+  /** Who runs the VM, since when, and why. */
+  now: string;
+  /** What would happen if this host died now. */
+  ifThisHostDies: string;
+  /** What would happen if the peer's host died now. */
+  ifPeerDies: string;
+}
+
+export function describe(s: State, nowMs: number): VmInWords {
+  const since = `for ${duration(nowMs - s.sinceMs)}`;
+  const why = s.reason === undefined ? "" : ` (${s.reason})`;
+  return { now: `${sentenceNow(s, since, nowMs)}${why}`, ...prospects(s) };
+}
+
+function sentenceNow(s: State, since: string, nowMs: number): string {
+  const { self, peer } = s.settings;
+  const waits = s.goal === undefined || s.call !== undefined ? "" : "; the arbiter does not answer";
+  switch (s.phase) {
+    case "starting":
+      return `${self} is finding out who runs the VM, ${since}${waits}`;
+    case "alone":
+      return `${self} runs the VM, unprotected ${since}${pause(s, nowMs)}`;
+    case "protecting":
+      return `${self} runs the VM and makes a replica on ${peer}, ${since}`;
+    case "protected":
+      return `${self} is the primary, protected by ${peer} ${since}`;
+    case "going_alone":
+      return `${self} runs the VM and is giving its replica up, ${since}; its output waits for that${waits}`;
+    case "handing_over":
+      return `${self} is handing the VM over to ${peer}, ${since}`;
+    case "waiting":
+      return `${self} does not run the VM; its QEMU has waited ${since} to become ${peer}'s replica`;
+    case "incoming":
+      return `${self} is receiving a replica from ${peer}, ${since}`;
+    case "standby":
+      return s.claim === undefined
+        ? `${self} is the secondary and follows ${peer}, ${since}; the peer is ${judgePeer(s, nowMs).replace("_", " ")}`
+        : `${self} is the secondary and waits until ${peer}'s lease has run out`;
+    case "taking_over":
+      return `${self} is taking the VM over from ${peer}, ${since}${waits}`;
+    case "stopped":
+      return `${self} does nothing for the VM and lets nothing of it pass, ${since}`;
+  }
+}
+
+function pause(s: State, nowMs: number): string {
+  if (s.unprotectedUntilMs <= nowMs) return "";
+  if (s.unprotectedUntilMs === Number.POSITIVE_INFINITY) return ", until `colo-agent protect`";
+  return `, protection goes on in ${duration(s.unprotectedUntilMs - nowMs)}`;
+}
+
+function prospects(s: State): Omit<VmInWords, "now"> {
+  const { peer, arbiter, leaseMs, marginMs } = s.settings;
+  const takeover = arbiter
+    ? `would take over ${leaseMs + marginMs} ms after the last heartbeat, with disk, memory and connections`
+    : "would not take over by itself, since there is no arbiter; an administrator can promote it";
+  switch (s.phase) {
+    case "protected":
+    case "handing_over":
+      return {
+        ifThisHostDies: `${peer} ${takeover}`,
+        ifPeerDies: "this host would go on alone, at once",
+      };
+    case "standby":
+      return {
+        ifThisHostDies: `${peer} would go on alone, at once`,
+        ifPeerDies: `this host ${takeover}`,
+      };
+    case "going_alone":
+      return {
+        ifThisHostDies: `${peer} may still take over, unless this host has recorded that it goes on alone`,
+        ifPeerDies: "this host would go on alone",
+      };
+    case "taking_over":
+      return { ifThisHostDies: "the VM would be lost", ifPeerDies: "nothing would change" };
+    default:
+      return isHolder(s)
+        ? { ifThisHostDies: "the VM would be lost: there is no replica", ifPeerDies: "nothing would change" }
+        : { ifThisHostDies: "nothing would change", ifPeerDies: "the VM would be lost if it runs there" };
+  }
+}
+
+function duration(ms: number): string {
+  const seconds = Math.max(0, Math.round(ms / 1000));
+  if (seconds < 120) return `${seconds} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 120 ? `${minutes} min` : `${Math.round(minutes / 60)} h`;
+}

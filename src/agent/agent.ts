@@ -2,9 +2,9 @@
 import { rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Server } from "bun";
+import { openArbiter } from "../arbiter/index.ts";
 import { divergenceRoutes } from "../divergence/routes.ts";
 import { DivergenceStore } from "../divergence/store.ts";
-import { WitnessClient } from "../witness/client.ts";
 import { serveApi } from "./api.ts";
 import { bootMs } from "./clock.ts";
 import type { Config } from "./config.ts";
@@ -50,10 +50,7 @@ export class HostAgent {
   static async start(config: Config, log: Logger, objectPath: string): Promise<HostAgent> {
     const agent = new HostAgent(config, log);
     try {
-      if (config.witness === undefined) {
-        log.warn("no witness is configured: this host never takes a VM over by itself");
-      }
-      const arbiter = config.witness === undefined ? undefined : new WitnessClient(config.witness.url);
+      const arbiter = await openArbiter(config, log);
       await agent.#server.listen();
       for (const vm of config.vm) {
         const parts = {

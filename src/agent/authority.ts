@@ -2,8 +2,12 @@
  * This agent's standing with the arbiter for one VM: the decisions of decision.ts, carried out by compare-and-swap.
  */
 
-import { type Arbiter, WitnessUnreachableError } from "../witness/client.ts";
-import type { VmRecord, VmRecordUpdate } from "../witness/record.ts";
+import {
+  type Arbiter,
+  ArbiterUnreachableError,
+  type VmRecord,
+  type VmRecordUpdate,
+} from "../arbiter/index.ts";
 import { decideReplicaValid, decideTakeover, type TakeoverFacts } from "./decision.ts";
 import type { Logger } from "./log.ts";
 
@@ -100,7 +104,7 @@ export class Authority {
       try {
         if (await attempt(this.arbiter!)) return;
       } catch (error) {
-        if (!(error instanceof WitnessUnreachableError)) throw error;
+        if (!(error instanceof ArbiterUnreachableError)) throw error;
         this.log.warn("the witness does not answer; trying again", { error });
         await Bun.sleep(RETRY_MS);
       }

@@ -4,6 +4,7 @@
  * docs/configuration.md is the reader's form of this schema.
  */
 import { z } from "zod";
+import { arbiterConfig } from "../arbiter/config.ts";
 import { parseRules } from "../compare/rules.ts";
 
 const port = z.number().int().min(1).max(65535);
@@ -111,12 +112,7 @@ const schema = z.strictObject({
     name: identifier,
     control: endpoint,
   }),
-  witness: z
-    .strictObject({
-      /** Base address of the arbiter, e.g. http://198.18.0.1:7300. */
-      url: z.url({ protocol: /^https?$/ }),
-    })
-    .optional(),
+  arbiter: arbiterConfig.default({ type: "none" }),
   heartbeat: z
     .strictObject({
       interval_ms: milliseconds(10, 10_000).default(100),
@@ -150,6 +146,11 @@ export function parseConfig(text: string, origin: string): Config {
     raw = Bun.TOML.parse(text);
   } catch (error) {
     throw new ConfigError(`${origin}: not valid TOML: ${(error as Error).message}`, { cause: error });
+  }
+  if (typeof raw === "object" && raw !== null && "witness" in raw) {
+    throw new ConfigError(
+      `${origin}: [witness] is now [arbiter]: write type = "witness" below it, beside url (docs/arbiters.md)`,
+    );
   }
   const result = schema.safeParse(raw);
   if (!result.success) {

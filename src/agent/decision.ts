@@ -10,7 +10,7 @@
  * on without those answers, the holder first changes the record to "replica invalid", from which nobody takes over.
  * Both changes are compare-and-swaps on the same revision, so only one of them happens.
  */
-import type { VmRecord, VmRecordUpdate } from "../witness/record.ts";
+import type { VmRecord, VmRecordUpdate } from "../arbiter/record.ts";
 
 export interface TakeoverFacts {
   record: VmRecord | undefined;
@@ -49,7 +49,7 @@ export function decideTakeover(facts: TakeoverFacts): TakeoverDecision {
   return {
     action: "take",
     expectedRevision: record.revision,
-    record: { term: record.term + 1, holder: self, replicaValid: false },
+    record: { term: record.term + 1, generation: record.generation, holder: self, replicaValid: false },
   };
 }
 
@@ -65,7 +65,11 @@ export function decideReplicaValid(
   replicaValid: boolean,
 ): HolderDecision {
   if (record === undefined) {
-    return { action: "write", expectedRevision: 0, record: { term: 1, holder: self, replicaValid } };
+    return {
+      action: "write",
+      expectedRevision: 0,
+      record: { term: 1, generation: 0, holder: self, replicaValid },
+    };
   }
   if (record.holder !== self) {
     return { action: "stop", reason: `${record.holder} has taken the VM over (term ${record.term})` };
@@ -76,7 +80,7 @@ export function decideReplicaValid(
   return {
     action: "write",
     expectedRevision: record.revision,
-    record: { term: record.term, holder: self, replicaValid },
+    record: { term: record.term, generation: record.generation, holder: self, replicaValid },
   };
 }
 

@@ -1,5 +1,6 @@
 /** One VM on this host: adopts its QEMU and its tap, finds out its role and passes events to the duty in charge. */
 import { existsSync } from "node:fs";
+import type { Arbiter } from "../arbiter/index.ts";
 import { DataPath } from "../datapath/handle.ts";
 import { DivergenceRecorder } from "../divergence/recorder.ts";
 import type { DivergenceStore } from "../divergence/store.ts";
@@ -7,7 +8,6 @@ import { DataPlane } from "../ffi/data_plane.ts";
 import { ROLE } from "../ffi/layout.ts";
 import { checkQemu } from "../qmp/check.ts";
 import { QmpClient } from "../qmp/client.ts";
-import type { Arbiter } from "../witness/client.ts";
 import { Authority } from "./authority.ts";
 import type { Config, VmConfig } from "./config.ts";
 import { decideInitialRole } from "./decision.ts";

@@ -5,6 +5,7 @@
 import { existsSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { VmStatus } from "../agent/vm.ts";
+import { makeCertificates } from "../arbiter/certificates.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
 import {
   guestCommandLine,
@@ -37,6 +38,7 @@ const VM_NAME = "vm1";
 const WITNESS_PORT = 7300;
 const CONTROL_PORT = 7400;
 const API_PORT = 7401;
+const CERTIFICATE_DAYS = 30;
 const DISK_BYTES = 64 << 20;
 const START_TIMEOUT_MS = 60_000;
 const PROTECT_TIMEOUT_MS = 180_000;
@@ -261,6 +263,10 @@ export class Lab {
     await Promise.all(victims.map((victim) => victim && endProcess(victim)));
   }
 
+  #certificate(file = ""): string {
+    return join(this.directory, "certificates", file);
+  }
+
   #save(): void {
     writeFileSync(join(this.directory, "state.json"), JSON.stringify(this.state, undefined, 2));
   }
@@ -270,11 +276,22 @@ export class Lab {
     const withAgents = options.proxy === "agent";
     if (withAgents) {
       progress("witness");
+      await makeCertificates({
+        directory: this.#certificate(),
+        requests: [
+          { name: "witness", addresses: [CLIENT_IPV4] },
+          ...LETTERS.map((letter) => ({ name: `${state.name}-${letter}`, addresses: [] })),
+        ],
+        days: CERTIFICATE_DAYS,
+      });
       state.witness = startDetached(
         [
           ...inNamespace(state.namespaces.client),
           ...colo("witness", "--listen", `${CLIENT_IPV4}:${WITNESS_PORT}`),
           ...["--directory", join(this.directory, "witness")],
+          ...["--tls-ca", this.#certificate("ca.pem")],
+          ...["--tls-certificate", this.#certificate("witness.pem")],
+          ...["--tls-key", this.#certificate("witness.key")],
         ],
         join(this.directory, "witness.log"),
       );
@@ -403,8 +420,12 @@ ${options.agentConfig ?? ""}
 name = "${this.state.name}-${other}"
 control = "${HOST_ADDRESSES[other].replication}:${CONTROL_PORT}"
 
-[witness]
-url = "http://${CLIENT_IPV4}:${WITNESS_PORT}"
+[arbiter]
+type = "witness"
+url = "https://${CLIENT_IPV4}:${WITNESS_PORT}"
+ca = "${this.#certificate("ca.pem")}"
+certificate = "${this.#certificate(`${this.state.name}-${letter}.pem`)}"
+key = "${this.#certificate(`${this.state.name}-${letter}.key`)}"
 
 [[vm]]
 name = "${VM_NAME}"

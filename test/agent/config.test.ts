@@ -37,7 +37,7 @@ describe("configuration", () => {
       disk: { quorum_node: "colo-disk0", export_node: "parent0", nbd_port: 7420 },
       checkpoint: { period_ms: 20_000, max_wait_ms: 250 },
     });
-    expect(config.witness).toBeUndefined();
+    expect(config.arbiter).toEqual({ type: "none" });
   });
 
   const mistakes: [string, string, RegExp][] = [

@@ -8,7 +8,7 @@ import {
 } from "../../src/agent/decision.ts";
 
 const facts: TakeoverFacts = {
-  record: { revision: 7, term: 3, holder: "a", replicaValid: true },
+  record: { revision: 7, term: 3, generation: 5, holder: "a", replicaValid: true },
   self: "b",
   nowMs: 10_000,
   lastAnswerMs: 8_000,
@@ -22,7 +22,7 @@ describe("takeover", () => {
     expect(decideTakeover(facts)).toEqual({
       action: "take",
       expectedRevision: 7,
-      record: { term: 4, holder: "b", replicaValid: false },
+      record: { term: 4, generation: 5, holder: "b", replicaValid: false },
     });
   });
 
@@ -58,7 +58,7 @@ describe("the holder's record", () => {
     expect(decideReplicaValid(undefined, "a", false)).toEqual({
       action: "write",
       expectedRevision: 0,
-      record: { term: 1, holder: "a", replicaValid: false },
+      record: { term: 1, generation: 0, holder: "a", replicaValid: false },
     });
   });
 

@@ -42,6 +42,9 @@ const RECORDS_MAX = 4096;
 /** Another process (a backup, an administrator's shell) may hold the file for this long. */
 const BUSY_TIMEOUT_MS = 1_000;
 
+/** SQLite lists every page it misses. */
+const DAMAGE_CHARACTERS_MAX = 200;
+
 /** A record of the time when each was a JSON file of its own. */
 const legacyRecord = z.strictObject({
   revision: z.number().int().min(1),
@@ -232,7 +235,7 @@ function syncDirectory(path: string): void {
 
 function damaged(path: string, what: string): Error {
   return new Error(
-    `${path} is damaged (${what}): stop both agents of each VM that this witness serves, move the file away, ` +
+    `${path} is damaged (${what.replace(/\s+/g, " ").slice(0, DAMAGE_CHARACTERS_MAX)}): stop both agents of each VM that this witness serves, move the file away, ` +
       "start the witness, and start first the agent on whose host the VM runs",
   );
 }

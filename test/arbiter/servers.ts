@@ -96,12 +96,19 @@ export function tlsPaths(workplace: Workplace, name: string) {
   return { ca: file("ca.pem"), certificate: file(`${name}.pem`), key: file(`${name}.key`) };
 }
 
-export function witness(workplace: Workplace, port: number, options: { tls: boolean }): ServerProcess {
+/** `under`: a command that runs it. */
+export function witness(
+  workplace: Workplace,
+  port: number,
+  options: { tls: boolean },
+  under: readonly string[] = [],
+): ServerProcess {
   const { ca, certificate, key } = tlsPaths(workplace, "server");
   const files = ["--tls-ca", ca, "--tls-certificate", certificate, "--tls-key", key];
   return workplace.server(
     "witness",
     [
+      ...under,
       ...[process.execPath, MAIN, "witness", "--listen", `127.0.0.1:${port}`],
       ...["--directory", workplace.path("witness")],
       ...(options.tls ? files : []),

@@ -62,3 +62,25 @@ unpack_suite() {
   rm -rf "$folder"
   "${command[@]}" --aptopt='Acquire::Check-Valid-Until "false"' "$suite" "$folder" "$mirror"
 }
+
+# unpack_program FOLDER PACKAGE PATH: unpacks one program of a package into a folder of the cache and asks for its
+# version; for packages that would also install and start a server.
+unpack_program() {
+  local folder=$1 package=$2 path=$3 new
+  rm -rf "$folder".new.*
+  new=$(mktemp -d "$folder.new.XXXXXX")
+  chmod 755 "$new"
+  (
+    cd "$new" || exit
+    # The lists may be missing or too old for what the mirror holds now.
+    apt_quiet download "$package" || {
+      apt_quiet update
+      apt_quiet download "$package"
+    }
+    dpkg-deb --fsys-tarfile "${package}"_*.deb | tar --extract "./$path"
+    rm "${package}"_*.deb
+  )
+  "$new/$path" --version
+  rm -rf "$folder"
+  mv -T "$new" "$folder"
+}

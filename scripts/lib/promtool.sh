@@ -9,21 +9,5 @@ promtool_is_there() {
 }
 
 unpack_promtool() {
-  local new
-  rm -rf "$cache"/promtool.new.*
-  new=$(mktemp -d "$cache/promtool.new.XXXXXX")
-  chmod 755 "$new"
-  (
-    cd "$new" || exit
-    # The lists may be missing or too old for what the mirror holds now.
-    apt_quiet download prometheus || {
-      apt_quiet update
-      apt_quiet download prometheus
-    }
-    dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract ./usr/bin/promtool
-    rm prometheus_*.deb
-  )
-  "$new/usr/bin/promtool" --version
-  rm -rf "$promtool_folder"
-  mv -T "$new" "$promtool_folder"
+  unpack_program "$promtool_folder" prometheus usr/bin/promtool
 }

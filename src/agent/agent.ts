@@ -2,15 +2,16 @@
 import { chmodSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Server } from "bun";
+import { openArbiter } from "../arbiter/index.ts";
 import { divergenceRoutes } from "../divergence/routes.ts";
 import { DivergenceStore } from "../divergence/store.ts";
 import type { Path } from "../failover/state.ts";
-import { WitnessClient } from "../witness/client.ts";
 import { serveApi } from "./api.ts";
 import { ClientPath } from "./client_path.ts";
 import { bootMs } from "./clock.ts";
 import type { Config } from "./config.ts";
 import { PeerClient, PeerServer, PeerUnreachableError } from "./control_channel.ts";
+import { checkFence } from "./fence.ts";
 import type { Logger } from "./log.ts";
 import { AgentMetrics } from "./metrics.ts";
 import { disableDelayedAck } from "./netdev.ts";
@@ -23,6 +24,7 @@ import {
 } from "./peer_api.ts";
 import { VERSION } from "./version.ts";
 import { isOperatorCommand, VmAgent } from "./vm.ts";
+import { openWatchdog, type Watchdog } from "./watchdog.ts";
 
 export class HostAgent {
   readonly #vms = new Map<string, VmAgent>();
@@ -33,6 +35,7 @@ export class HostAgent {
   readonly #divergences: DivergenceStore;
   readonly #apis: Server<undefined>[] = [];
   #clientPath: ClientPath | undefined;
+  #watchdog: Watchdog | undefined;
   #closed = false;
 
   private constructor(
@@ -59,10 +62,9 @@ export class HostAgent {
   static async start(config: Config, log: Logger, objectPath: string): Promise<HostAgent> {
     const agent = new HostAgent(config, log);
     try {
-      if (config.witness === undefined) {
-        log.warn("no witness is configured: this host never takes a VM over by itself");
-      }
-      const arbiter = config.witness === undefined ? undefined : new WitnessClient(config.witness.url);
+      const arbiter = await openArbiter(config, log);
+      if (config.fence !== undefined) checkFence(config.fence);
+      if (config.watchdog !== undefined) agent.#watchdog = openWatchdog(config.watchdog, log);
       await agent.#server.listen();
       if (config.client_path !== undefined) {
         agent.#clientPath = await ClientPath.open(
@@ -123,6 +125,7 @@ export class HostAgent {
     for (const api of this.#apis) await api.stop(true);
     this.#client.close();
     this.#clientPath?.close();
+    this.#watchdog?.close();
     this.#server.close();
     for (const vm of this.#vms.values()) await vm.close();
     this.#divergences.close();
@@ -137,6 +140,7 @@ export class HostAgent {
     while (!this.#closed) {
       const begun = performance.now();
       for (const vm of this.#vms.values()) vm.round();
+      this.#watchdog?.kick();
       void this.#sendHeartbeats();
       await Bun.sleep(Math.max(1, begun + interval_ms - performance.now()));
     }

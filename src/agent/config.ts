@@ -4,7 +4,11 @@
  * docs/configuration.md is the reader's form of this schema.
  */
 import { z } from "zod";
+import { arbiterConfig } from "../arbiter/config.ts";
 import { parseRules } from "../compare/rules.ts";
+import { fenceConfig } from "./fence.ts";
+import { timingMistakes } from "./timing.ts";
+import { watchdogConfig } from "./watchdog.ts";
 
 const port = z.number().int().min(1).max(65535);
 const milliseconds = (min: number, max: number) => z.number().int().min(min).max(max);
@@ -125,12 +129,7 @@ const schema = z.strictObject({
       key_file: z.string().startsWith("/", "must be an absolute path"),
     })
     .optional(),
-  witness: z
-    .strictObject({
-      /** Base address of the arbiter, e.g. http://198.18.0.1:7300. */
-      url: z.url({ protocol: /^https?$/ }),
-    })
-    .optional(),
+  arbiter: arbiterConfig.default({ type: "none" }),
   heartbeat: z
     .strictObject({
       interval_ms: milliseconds(10, 10_000).default(100),
@@ -140,10 +139,12 @@ const schema = z.strictObject({
       lease_ms: milliseconds(50, 600_000).default(1_000),
       /** Added to the lease before a takeover: clock rate differences and scheduling. */
       margin_ms: milliseconds(0, 60_000).default(200),
+      /** How much a host's clock may be too fast or too slow, in parts per million. */
+      clock_drift_ppm: z.number().int().min(0).max(100_000).default(500),
     })
-    .refine((h) => h.timeout_ms >= 2 * h.interval_ms, "timeout_ms must be at least twice interval_ms")
-    .refine((h) => h.lease_ms >= 3 * h.interval_ms, "lease_ms must be at least three times interval_ms")
-    .default({ interval_ms: 100, timeout_ms: 1_000, lease_ms: 1_000, margin_ms: 200 }),
+    .prefault({}),
+  fence: fenceConfig.optional(),
+  watchdog: watchdogConfig.optional(),
   vm: z.array(vm).min(1, "needs at least one [[vm]]"),
 });
 
@@ -165,6 +166,11 @@ export function parseConfig(text: string, origin: string): Config {
   } catch (error) {
     throw new ConfigError(`${origin}: not valid TOML: ${(error as Error).message}`, { cause: error });
   }
+  if (typeof raw === "object" && raw !== null && "witness" in raw) {
+    throw new ConfigError(
+      `${origin}: [witness] is now [arbiter]: write type = "witness" below it, beside url (docs/arbiters.md)`,
+    );
+  }
   const result = schema.safeParse(raw);
   if (!result.success) {
     const lines = result.error.issues.map((issue) => {
@@ -181,6 +187,21 @@ export function parseConfig(text: string, origin: string): Config {
     throw new ConfigError(
       `${origin}: agent.control and peer.control need IPv4 addresses of the replication link, such as 198.18.1.1:7400`,
     );
+  }
+  const mistakes = timingMistakes({
+    heartbeat: config.heartbeat,
+    ...(config.arbiter.type === "none"
+      ? {}
+      : {
+          arbiter: {
+            timeout_ms: config.arbiter.timeout_ms,
+            endpoints: config.arbiter.type === "etcd" ? config.arbiter.endpoints.length : 1,
+          },
+        }),
+    ...(config.watchdog === undefined ? {} : { watchdog: config.watchdog }),
+  });
+  if (mistakes.length > 0) {
+    throw new ConfigError(mistakes.map((mistake) => `${origin}: ${mistake}`).join("\n"));
   }
   if (config.agent.name === config.peer.name) {
     throw new ConfigError(

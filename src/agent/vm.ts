@@ -1,5 +1,6 @@
 /** One VM on this host: tells src/failover/decide.ts what happens and carries out what it decides. */
 import { existsSync } from "node:fs";
+import type { Arbiter } from "../arbiter/index.ts";
 import { DataPath } from "../datapath/handle.ts";
 import { DivergenceRecorder, type ReportedDivergence } from "../divergence/recorder.ts";
 import type { DivergenceStore } from "../divergence/store.ts";
@@ -19,9 +20,9 @@ import { DataPlane } from "../ffi/data_plane.ts";
 import { ROLE } from "../ffi/layout.ts";
 import { checkQemu } from "../qmp/check.ts";
 import { QmpClient } from "../qmp/client.ts";
-import type { Arbiter } from "../witness/client.ts";
 import { bootMs } from "./clock.ts";
 import type { Config, VmConfig } from "./config.ts";
+import { runFence } from "./fence.ts";
 import type { Logger } from "./log.ts";
 import { block, extendLease, type Machine } from "./machine.ts";
 import { type AgentMetrics, roleOf } from "./metrics.ts";
@@ -91,10 +92,10 @@ export class VmAgent {
 
   private constructor(
     readonly config: VmConfig,
-    settings: Settings,
+    private readonly agent: Config,
     private readonly arbiter: Arbiter | undefined,
   ) {
-    this.#state = initialState(settings, bootMs());
+    this.#state = initialState(settingsOf(config, agent, arbiter !== undefined), bootMs());
   }
 
   /**
@@ -113,7 +114,7 @@ export class VmAgent {
       objectPath: string;
     },
   ): Promise<VmAgent> {
-    const vm = new VmAgent(config, settingsOf(config, agent, parts.arbiter !== undefined), parts.arbiter);
+    const vm = new VmAgent(config, agent, parts.arbiter);
     const log = parts.log.child({ vm: config.name });
     if (!existsSync(config.qmp)) {
       throw new Error(
@@ -454,9 +455,27 @@ export class VmAgent {
         break;
       }
       case "fence":
+        this.#fence();
+        break;
       case "answer_heartbeat":
         break; // the heartbeat's own way: heartbeatCame()
     }
+  }
+
+  /** Turns the peer off, if the administrator has said how. */
+  #fence(): void {
+    const { fence, agent } = this.agent;
+    if (fence === undefined) return;
+    const facts = {
+      agent: agent.name,
+      peer: this.agent.peer.name,
+      vm: this.config.name,
+      term: (this.#state.record?.term ?? 0) + 1,
+    };
+    void runFence(fence, facts).then(({ ok, output, reason }) => {
+      this.#machine.log.warn("fence command", { ok, reason, output });
+      this.#tell({ type: "fenced", ok, output: reason ?? output });
+    });
   }
 
   /** A procedure whose end is an event. */
@@ -549,7 +568,7 @@ function settingsOf(config: VmConfig, agent: Config, arbiter: boolean): Settings
     marginMs: agent.heartbeat.margin_ms,
     arbiterRetryMs: ARBITER_RETRY_MS,
     protectRetryMs: PROTECT_RETRY_MS,
-    fence: "none",
+    fence: agent.fence === undefined ? "none" : agent.fence.required ? "required" : "try",
   };
 }
 

@@ -3,6 +3,7 @@
 import { Command } from "commander";
 import { VERSION } from "../agent/version.ts";
 import { benchCommand } from "./bench.ts";
+import { certificatesCommand } from "./certificates.ts";
 import { compareCommand } from "./compare.ts";
 import { demoCommand } from "./demo.ts";
 import { divergencesCommand } from "./divergences.ts";
@@ -26,6 +27,7 @@ for (const command of [
   explainCommand(),
   compareCommand(),
   witnessCommand(),
+  certificatesCommand(),
   labCommand(),
   demoCommand(),
   benchCommand(),

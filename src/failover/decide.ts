@@ -13,7 +13,7 @@
  *
  * Each transition is a function of its own, named as in docs/failover.md, which gives the reasons.
  */
-import type { VmRecord, VmRecordUpdate } from "../witness/record.ts";
+import type { VmRecord, VmRecordUpdate } from "../arbiter/record.ts";
 import type { Action, Decision, Event, Goal, Phase, State } from "./state.ts";
 import { peerVerdict } from "./verdict.ts";
 

@@ -1,6 +1,6 @@
 /**
  * Where the lab finds what scripts/setup has put on this machine: a QEMU that can do COLO, the guest's kernel and
- * initramfs, promtool, and the compiled BPF object. scripts/lib/ writes the same layout.
+ * initramfs, promtool, etcd, and the compiled BPF object. scripts/lib/ writes the same layout.
  *
  * Every function throws an Error that names the missing thing and says to run scripts/setup.
  */
@@ -96,4 +96,9 @@ export function bpfObject(): string {
 /** Path of promtool: the machine's own if it has one, else the one unpacked into the cache. */
 export function promtool(): string {
   return Bun.which("promtool") ?? present(join(cacheDirectory(), "promtool/usr/bin/promtool"), "promtool");
+}
+
+/** Path of etcd, which tests start: the machine's own if it has one, else the one unpacked into the cache. */
+export function etcdProgram(): string {
+  return Bun.which("etcd") ?? present(join(cacheDirectory(), "etcd/usr/bin/etcd"), "etcd");
 }

@@ -6,6 +6,7 @@ import { randomBytes } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { VmStatus } from "../agent/vm.ts";
+import { makeCertificates } from "../arbiter/certificates.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
 import {
   guestCommandLine,
@@ -39,6 +40,7 @@ const WITNESS_PORT = 7300;
 const CONTROL_PORT = 7400;
 const CLIENT_PATH_PORT = 7402;
 const API_PORT = 7401;
+const CERTIFICATE_DAYS = 30;
 const DISK_BYTES = 64 << 20;
 const START_TIMEOUT_MS = 60_000;
 const PROTECT_TIMEOUT_MS = 180_000;
@@ -263,6 +265,10 @@ export class Lab {
     await Promise.all(victims.map((victim) => victim && endProcess(victim)));
   }
 
+  #certificate(file = ""): string {
+    return join(this.directory, "certificates", file);
+  }
+
   #save(): void {
     writeFileSync(join(this.directory, "state.json"), JSON.stringify(this.state, undefined, 2));
   }
@@ -273,11 +279,22 @@ export class Lab {
     if (withAgents) {
       writeFileSync(join(this.directory, "heartbeat.key"), randomBytes(32), { mode: 0o600 });
       progress("witness");
+      await makeCertificates({
+        directory: this.#certificate(),
+        requests: [
+          { name: "witness", addresses: [CLIENT_IPV4] },
+          ...LETTERS.map((letter) => ({ name: `${state.name}-${letter}`, addresses: [] })),
+        ],
+        days: CERTIFICATE_DAYS,
+      });
       state.witness = startDetached(
         [
           ...inNamespace(state.namespaces.client),
           ...colo("witness", "--listen", `${CLIENT_IPV4}:${WITNESS_PORT}`),
           ...["--directory", join(this.directory, "witness")],
+          ...["--tls-ca", this.#certificate("ca.pem")],
+          ...["--tls-certificate", this.#certificate("witness.pem")],
+          ...["--tls-key", this.#certificate("witness.key")],
         ],
         join(this.directory, "witness.log"),
       );
@@ -411,8 +428,12 @@ local = "${lan}:${CLIENT_PATH_PORT}"
 peer = "${HOST_ADDRESSES[other].lan}:${CLIENT_PATH_PORT}"
 key_file = "${join(this.directory, "heartbeat.key")}"
 
-[witness]
-url = "http://${CLIENT_IPV4}:${WITNESS_PORT}"
+[arbiter]
+type = "witness"
+url = "https://${CLIENT_IPV4}:${WITNESS_PORT}"
+ca = "${this.#certificate("ca.pem")}"
+certificate = "${this.#certificate(`${this.state.name}-${letter}.pem`)}"
+key = "${this.#certificate(`${this.state.name}-${letter}.key`)}"
 
 [[vm]]
 name = "${VM_NAME}"

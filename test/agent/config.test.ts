@@ -29,7 +29,13 @@ function mistake(text: string): string {
 describe("configuration", () => {
   test("the shortest one gets the documented defaults", () => {
     const config = parseConfig(GOOD, "agent.toml");
-    expect(config.heartbeat).toEqual({ interval_ms: 100, timeout_ms: 1000, lease_ms: 1000, margin_ms: 200 });
+    expect(config.heartbeat).toEqual({
+      interval_ms: 100,
+      timeout_ms: 1000,
+      lease_ms: 1000,
+      margin_ms: 200,
+      clock_drift_ppm: 500,
+    });
     expect(config.vm[0]).toMatchObject({
       tunnel_id: 1,
       tunnel_port: 4790,
@@ -37,12 +43,12 @@ describe("configuration", () => {
       disk: { quorum_node: "colo-disk0", export_node: "parent0", nbd_port: 7420 },
       checkpoint: { period_ms: 20_000, max_wait_ms: 250 },
     });
-    expect(config.witness).toBeUndefined();
+    expect(config.arbiter).toEqual({ type: "none" });
   });
 
   const mistakes: [string, string, RegExp][] = [
     ["an unknown key", GOOD.replace("[peer]", 'colour = "red"\n[peer]'), /agent: Unrecognized key: "colour"/],
-    ["an unknown table", `${GOOD}\n[fence]\n`, /Unrecognized key: "fence"/],
+    ["an unknown table", `${GOOD}\n[fencing]\n`, /Unrecognized key: "fencing"/],
     ["no TOML", "[agent", /not valid TOML/],
     ["no VM", GOOD.slice(0, GOOD.indexOf("[[vm]]")), /vm: /],
     ["a long tap name", GOOD.replace("tap0", "a-name-of-16-chars"), /vm\.0\.tap: is longer than the 15/],
@@ -58,15 +64,78 @@ describe("configuration", () => {
     [
       "a lease that no heartbeat can keep",
       `${GOOD}\n[heartbeat]\nlease_ms = 200\n`,
-      /lease_ms must be at least three times/,
+      /set lease_ms to at least 300/,
     ],
-    ["a short timeout", `${GOOD}\n[heartbeat]\ntimeout_ms = 150\n`, /timeout_ms must be at least twice/],
+    ["a short timeout", `${GOOD}\n[heartbeat]\ntimeout_ms = 150\n`, /set timeout_ms to at least 200/],
     [
       "two VMs on one tap",
       `${GOOD}[[vm]]\nname = "vm2"\ntap = "tap0"\nqmp = "/q"\ninitial_role = "primary"\n`,
       /same tap/,
     ],
   ];
+  const witness = '[arbiter]\ntype = "witness"\n';
+  const etcd = '[arbiter]\ntype = "etcd"\n';
+  const files = 'ca = "/x/ca.pem"\ncertificate = "/x/a.pem"\nkey = "/x/a.key"\n';
+  mistakes.push(
+    [
+      "the old name of the arbiter",
+      `${GOOD}[witness]\nurl = "http://a:1"\n`,
+      /\[witness\] is now \[arbiter\]/,
+    ],
+    [
+      "an arbiter of no kind",
+      `${GOOD}[arbiter]\ntype = "raft"\n`,
+      /needs type = "witness", "etcd" or "none"/,
+    ],
+    ["an arbiter without an address", `${GOOD}${witness}`, /arbiter\.url/],
+    ["an open witness", `${GOOD}${witness}url = "http://192.0.2.3:7300"\n`, /not encrypted.*insecure = true/],
+    [
+      "a witness without keys",
+      `${GOOD}${witness}url = "https://192.0.2.3:7300"\n`,
+      /needs ca, certificate and key/,
+    ],
+    ["keys that are not used", `${GOOD}${witness}url = "http://127.0.0.1:7300"\n${files}`, /write https/],
+    [
+      "a certificate without its key",
+      `${GOOD}${witness}url = "https://192.0.2.3:7300"\nca = "/x/ca.pem"\ncertificate = "/x/a.pem"\n`,
+      /certificate and key go together/,
+    ],
+    ["an etcd without endpoints", `${GOOD}${etcd}endpoints = []\n`, /arbiter\.endpoints: needs at least one/],
+    [
+      "a user without a password",
+      `${GOOD}${etcd}endpoints = ["http://127.0.0.1:2379"]\nuser = "a"\n`,
+      /user and password_file go together/,
+    ],
+    [
+      "a slow arbiter",
+      `${GOOD}${witness}url = "http://127.0.0.1:7300"\ntimeout_ms = 5000\n`,
+      /set arbiter\.timeout_ms to at most 1200/,
+    ],
+    [
+      "a margin that clocks eat up",
+      `${GOOD}[heartbeat]\nclock_drift_ppm = 90000\n`,
+      /set margin_ms to at least 248/,
+    ],
+    [
+      "a fence without a path",
+      `${GOOD}[fence]\ncommand = ["off"]\n`,
+      /fence\.command: must begin with the absolute/,
+    ],
+    [
+      "a nervous watchdog",
+      `${GOOD}[watchdog]\ntimeout_s = 1\n[heartbeat]\nlease_ms = 1500\n`,
+      /timeout_s to at least 2/,
+    ],
+  );
+  test.each([
+    `${witness}url = "https://192.0.2.3:7300"\n${files}`,
+    `${witness}url = "http://127.0.0.1:7300"\n`,
+    `${witness}url = "http://192.0.2.3:7300"\ninsecure = true\n`,
+    `${etcd}endpoints = ["https://192.0.2.3:2379", "https://192.0.2.4:2379"]\nca = "/x/ca.pem"\n`,
+    '[fence]\ncommand = ["/usr/sbin/fence_ipmilan", "--action=off"]\n[watchdog]\n',
+  ])("good: %s", (text) => {
+    expect(parseConfig(`${GOOD}${text}`, "agent.toml").heartbeat.lease_ms).toBe(1000);
+  });
   mistakes.push(["a rule that is none", `${GOOD}passthrough = ["udp port ninety"]\n`, /vm vm1: .*ninety/]);
   for (const [what, text, message] of mistakes) {
     test(`${what} is told`, () => expect(mistake(text)).toMatch(message));

@@ -1,0 +1,119 @@
+/**
+ * Fencing: a command of the administrator's that turns the lost peer off (or cuts it from its network) before its VM
+ * is taken over. The kernel's lease already keeps a lost primary silent; fencing is for those who want to see it off.
+ */
+import { spawn } from "node:child_process";
+import { accessSync, constants } from "node:fs";
+import { z } from "zod";
+
+export const fenceConfig = z.strictObject({
+  /** Program and arguments. Status 0 means: the peer is off. */
+  command: z
+    .array(z.string())
+    .min(1, "needs a program")
+    .refine((words) => words[0]?.startsWith("/") ?? true, "must begin with the absolute path of a program"),
+  /** After this the command counts as failed and is killed with everything it has started. */
+  timeout_ms: z.number().int().min(100).max(600_000).default(30_000),
+  /** true: without the command's success nothing of this peer's is taken over. */
+  required: z.boolean().default(true),
+});
+
+export type FenceConfig = z.output<typeof fenceConfig>;
+
+/** What the command finds in its environment: COLO_AGENT, COLO_PEER, COLO_VM, COLO_TERM. */
+export interface FenceFacts {
+  /** This agent. */
+  agent: string;
+  /** The one to be turned off. */
+  peer: string;
+  vm: string;
+  /** Term that the takeover will have. */
+  term: number;
+}
+
+export interface FenceResult {
+  ok: boolean;
+  /** What it wrote to standard output and error, the end of it if that is long. */
+  output: string;
+  /** Why it is not ok. */
+  reason?: string;
+}
+
+const OUTPUT_CHARACTERS_MAX = 16_384;
+/** Time for output that is still on its way when the command has ended. */
+const OUTPUT_GRACE_MS = 200;
+
+/** Throws an Error when the command cannot be run, so that it is known before it is needed. */
+export function checkFence(config: FenceConfig): void {
+  const [program] = config.command;
+  try {
+    accessSync(program!, constants.X_OK);
+  } catch (error) {
+    throw new Error(`fence.command: ${program} cannot be run: ${(error as Error).message}`, { cause: error });
+  }
+}
+
+/** Runs the command in a process group of its own, to its end, its timeout or `signal`. Never throws. */
+export async function runFence(
+  config: FenceConfig,
+  facts: FenceFacts,
+  signal?: AbortSignal,
+): Promise<FenceResult> {
+  if (signal?.aborted) return { ok: false, output: "", reason: "not run: no longer wanted" };
+  const [program, ...args] = config.command;
+  let output = "";
+  return await new Promise((resolve) => {
+    const child = spawn(program!, args, {
+      detached: true, // setsid: its pid is the group's
+      stdio: ["ignore", "pipe", "pipe"],
+      env: {
+        ...process.env,
+        COLO_AGENT: facts.agent,
+        COLO_PEER: facts.peer,
+        COLO_VM: facts.vm,
+        COLO_TERM: String(facts.term),
+      },
+    });
+    let reason: string | undefined;
+    let grace: Timer | undefined;
+    const collect = (chunk: Buffer) => {
+      output = (output + chunk.toString("utf8")).slice(-OUTPUT_CHARACTERS_MAX);
+    };
+    child.stdout.on("data", collect);
+    child.stderr.on("data", collect);
+    const killGroup = () => {
+      if (child.pid === undefined) return;
+      try {
+        process.kill(-child.pid, "SIGKILL");
+      } catch {
+        // nothing of it is left
+      }
+    };
+    const stop = (why: string) => {
+      reason ??= why;
+      killGroup();
+    };
+    const timer = setTimeout(() => stop(`no end within ${config.timeout_ms} ms; killed`), config.timeout_ms);
+    const onAbort = () => stop("no longer wanted; killed");
+    signal?.addEventListener("abort", onAbort, { once: true });
+    const finish = () => {
+      clearTimeout(timer);
+      clearTimeout(grace);
+      signal?.removeEventListener("abort", onAbort);
+      resolve(reason === undefined ? { ok: true, output } : { ok: false, output, reason });
+    };
+    child.once("error", (error) => {
+      reason ??= `${program} cannot be run: ${error.message}`;
+      finish();
+    });
+    child.once("exit", (status, killedBy) => {
+      if (status !== 0) reason ??= status === null ? `ended by ${killedBy}` : `ended with status ${status}`;
+      // What it has left in the background may keep its output open for ever.
+      grace = setTimeout(() => {
+        killGroup();
+        finish();
+      }, OUTPUT_GRACE_MS);
+    });
+    child.once("close", finish);
+  });
+}

@@ -1,0 +1,112 @@
+/**
+ * The host's hardware watchdog: it resets the host when the agent's main loop no longer comes round. The kernel's lease
+ * silences a host whose agent hangs; the watchdog is for a host whose kernel hangs too.
+ */
+import { closeSync, openSync, writeSync } from "node:fs";
+import { z } from "zod";
+import {
+  setWatchdogTimeout,
+  WDIOF_MAGICCLOSE,
+  WDIOF_SETTIMEOUT,
+  watchdogSupport,
+  watchdogTimeout,
+} from "../ffi/watchdog.ts";
+import type { Logger } from "./log.ts";
+
+export const watchdogConfig = z.strictObject({
+  device: z.string().startsWith("/", "must be an absolute path").default("/dev/watchdog"),
+  /** The host is reset when the main loop has not come round for this long. */
+  timeout_s: z.number().int().min(1).max(3_600).default(10),
+  /** true: the agent does not start without it. */
+  required: z.boolean().default(true),
+});
+
+export type WatchdogConfig = z.output<typeof watchdogConfig>;
+
+/** Anything but 'V' is a sign of life; a 'V' right before closing disarms (Documentation/watchdog/watchdog-api.rst). */
+const ALIVE = new Uint8Array([0]);
+const DISARM = new TextEncoder().encode("V");
+
+export class Watchdog {
+  #fd: number | undefined;
+
+  /** Takes over an open device; {@link openWatchdog} is the usual way. */
+  constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  /** To be called once for each completed round of the main loop. Throws when the device does not take it. */
+  kick(): void {
+    if (this.#fd !== undefined) writeSync(this.#fd, ALIVE);
+  }
+
+  /** Orderly end: disarms, unless the driver is built or loaded with "nowayout". A crash must not call it. */
+  close(): void {
+    if (this.#fd === undefined) return;
+    const fd = this.#fd;
+    this.#fd = undefined;
+    try {
+      writeSync(fd, DISARM);
+    } finally {
+      closeSync(fd);
+    }
+  }
+}
+
+/**
+ * Opens and arms the device: from here on {@link Watchdog.kick} has to be called. Without `required`, undefined when
+ * there is none, with a warning. Throws an Error that says what is wrong.
+ */
+export function openWatchdog(config: WatchdogConfig, log: Logger): Watchdog | undefined {
+  try {
+    return arm(config, log);
+  } catch (error) {
+    if (config.required) throw error;
+    log.warn("there is no watchdog; a host whose kernel hangs is not reset", { error });
+    return undefined;
+  }
+}
+
+function arm({ device, timeout_s }: WatchdogConfig, log: Logger): Watchdog {
+  let fd: number;
+  try {
+    fd = openSync(device, "r+");
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    const advice =
+      code === "EBUSY"
+        ? "another program has it, such as systemd (RuntimeWatchdogSec) or the watchdog daemon: turn that off"
+        : code === "ENOENT"
+          ? "load the driver of the host's watchdog (or softdog), or set watchdog.required = false"
+          : (error as Error).message;
+    throw new Error(`cannot open the watchdog ${device}: ${advice}`, { cause: error });
+  }
+  const watchdog = new Watchdog(fd);
+  try {
+    const support = supportOf(fd, device);
+    const seconds =
+      support.options & WDIOF_SETTIMEOUT ? setWatchdogTimeout(fd, timeout_s) : watchdogTimeout(fd);
+    if (seconds !== timeout_s) {
+      throw new Error(
+        `the watchdog ${device} (${support.identity}) has a timeout of ${seconds} s and not of ${timeout_s} s: ` +
+          `set watchdog.timeout_s = ${seconds}, if that is not too long or too short`,
+      );
+    }
+    if ((support.options & WDIOF_MAGICCLOSE) === 0) {
+      log.warn("this watchdog cannot be disarmed: ending the agent resets the host", { device });
+    }
+    log.info("watchdog armed", { device, identity: support.identity, timeoutS: seconds });
+    return watchdog;
+  } catch (error) {
+    watchdog.close();
+    throw error;
+  }
+}
+
+function supportOf(fd: number, device: string) {
+  try {
+    return watchdogSupport(fd);
+  } catch (error) {
+    throw new Error(`${device} is not a watchdog: ${(error as Error).message}`, { cause: error });
+  }
+}

@@ -1,0 +1,76 @@
+/** The arbiter that the configuration names. */
+import { readFileSync } from "node:fs";
+import type { Config } from "../agent/config.ts";
+import type { Logger } from "../agent/log.ts";
+import type { Arbiter } from "./arbiter.ts";
+import type { ArbiterConfig, EtcdConfig } from "./config.ts";
+import { EtcdArbiter } from "./etcd.ts";
+import { readAuthority, readTls, type TlsFiles } from "./tls.ts";
+import { WitnessClient } from "./witness_client.ts";
+
+export {
+  type Arbiter,
+  ArbiterRefusedError,
+  ArbiterUnreachableError,
+  type SwapResult,
+} from "./arbiter.ts";
+export type { VmRecord, VmRecordUpdate } from "./record.ts";
+
+const EXPIRY_WARNING_MS = 30 * 86_400_000;
+
+/**
+ * Opens the arbiter, without asking it anything yet; undefined with type "none". Throws an Error when certificates do
+ * not fit.
+ */
+export async function openArbiter(config: Config, log: Logger): Promise<Arbiter | undefined> {
+  const { arbiter } = config;
+  if (arbiter.type === "none") {
+    log.warn(
+      'there is no arbiter ([arbiter] type = "none"): NO AUTOMATIC PROMOTION. When the primary is lost, this host ' +
+        "does not take its VMs over",
+    );
+    return undefined;
+  }
+  const agents = [config.agent.name, config.peer.name] as const;
+  const owner = arbiter.type === "witness" ? config.agent.name : undefined;
+  const tls = tlsOf(arbiter, owner, log);
+  if (tls === undefined) {
+    log.warn("the arbiter is asked over plain HTTP: whoever reaches it can take the VMs over", {
+      arbiter: arbiter.type,
+    });
+  }
+  const timeoutMs = arbiter.timeout_ms;
+  if (arbiter.type === "witness") return new WitnessClient({ url: arbiter.url, agents, tls, timeoutMs });
+  const { endpoints, prefix } = arbiter;
+  return new EtcdArbiter({ endpoints, prefix, agents, tls, credentials: credentialsOf(arbiter), timeoutMs });
+}
+
+function tlsOf(
+  arbiter: Exclude<ArbiterConfig, { type: "none" }>,
+  owner: string | undefined,
+  log: Logger,
+): TlsFiles | undefined {
+  const { ca, certificate, key } = arbiter;
+  if (ca === undefined) return undefined;
+  if (certificate === undefined || key === undefined) return { ca: readAuthority(ca) };
+  const files = readTls({ ca, certificate, key }, owner);
+  if (files.expiresMs < Date.now() + EXPIRY_WARNING_MS) {
+    log.warn(
+      "the certificate for the arbiter runs out soon: make a new one (colo-agent certificates --renew)",
+      {
+        certificate,
+        expires: new Date(files.expiresMs).toISOString(),
+      },
+    );
+  }
+  return files.tls;
+}
+
+function credentialsOf({ user, password_file }: EtcdConfig): { user: string; password: string } | undefined {
+  if (user === undefined || password_file === undefined) return undefined;
+  try {
+    return { user, password: readFileSync(password_file, "utf8").split("\n", 1)[0]!.trimEnd() };
+  } catch (error) {
+    throw new Error(`cannot read arbiter.password_file: ${(error as Error).message}`, { cause: error });
+  }
+}

@@ -1,0 +1,116 @@
+/**
+ * The watchdog. The test machines' kernel has no watchdog driver, not even softdog: what is written is read from a
+ * FIFO, the ioctls' numbers are compared with the kernel's header, and what is no watchdog is refused. Where the kernel
+ * has softdog, that is armed, kept alive and disarmed too.
+ */
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import {
+  closeSync,
+  constants,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  readSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createLogger } from "../../src/agent/log.ts";
+import { openWatchdog, Watchdog } from "../../src/agent/watchdog.ts";
+import {
+  WATCHDOG_INFO_BYTES,
+  WDIOC_GETSUPPORT,
+  WDIOC_GETTIMEOUT,
+  WDIOC_SETTIMEOUT,
+  WDIOF_MAGICCLOSE,
+  WDIOF_SETTIMEOUT,
+} from "../../src/ffi/watchdog.ts";
+
+const log = createLogger("error");
+let directory: string;
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), "colo-test-watchdog-"));
+});
+afterEach(() => rmSync(directory, { recursive: true, force: true }));
+
+const hasSoftdog =
+  Bun.spawnSync(["modprobe", "--dry-run", "softdog"]).exitCode === 0 && !existsSync("/dev/watchdog");
+
+describe("watchdog", () => {
+  test("each kick is a byte that is no V, the orderly end a V as the last one, and nothing after that", () => {
+    const path = join(directory, "fifo");
+    expect(Bun.spawnSync(["mkfifo", path]).exitCode).toBe(0);
+    const reader = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    try {
+      const watchdog = new Watchdog(openSync(path, "r+"));
+      for (let i = 0; i < 3; i++) watchdog.kick();
+      watchdog.close();
+      watchdog.kick();
+      watchdog.close();
+      const bytes = Buffer.alloc(16);
+      expect([...bytes.subarray(0, readSync(reader, bytes))]).toEqual([0, 0, 0, "V".charCodeAt(0)]);
+      expect(readSync(reader, bytes)).toBe(0); // closed
+    } finally {
+      closeSync(reader);
+    }
+  });
+
+  test("the ioctls are the kernel's", () => {
+    const ours = {
+      WDIOC_GETSUPPORT,
+      WDIOC_SETTIMEOUT,
+      WDIOC_GETTIMEOUT,
+      WDIOF_SETTIMEOUT,
+      WDIOF_MAGICCLOSE,
+      "sizeof(struct watchdog_info)": WATCHDOG_INFO_BYTES,
+    };
+    const names = Object.keys(ours);
+    const source = join(directory, "numbers.c");
+    const values = names.map((name) => `(unsigned)${name}`).join(", ");
+    writeFileSync(source, `#include <linux/watchdog.h>\nconst unsigned numbers[] = {${values}};\n`);
+    // The object's data section is the array itself.
+    const object = join(directory, "numbers.o");
+    const data = join(directory, "numbers.bin");
+    const built = Bun.spawnSync(["clang", "-c", source, "-o", object]);
+    expect(built.stderr.toString()).toBe("");
+    expect(
+      Bun.spawnSync(["llvm-objcopy", "-O", "binary", "--only-section=.rodata", object, data]).exitCode,
+    ).toBe(0);
+    const bytes = Buffer.alloc(4 * names.length);
+    const fd = openSync(data, "r");
+    expect(readSync(fd, bytes)).toBe(bytes.length);
+    closeSync(fd);
+    const kernel = [...new Uint32Array(bytes.buffer, bytes.byteOffset, names.length)];
+    expect(kernel).toEqual(Object.values(ours));
+  });
+
+  test("what is missing or no watchdog is refused with advice", () => {
+    const config = { device: join(directory, "none"), timeout_s: 10, required: true };
+    expect(() => openWatchdog(config, log)).toThrow(/cannot open the watchdog .*load the driver/);
+    expect(openWatchdog({ ...config, required: false }, log)).toBeUndefined();
+    expect(existsSync(config.device)).toBe(false);
+    expect(() => openWatchdog({ ...config, device: "/dev/null" }, log)).toThrow(
+      /\/dev\/null is not a watchdog/,
+    );
+  });
+
+  test.skipIf(!hasSoftdog)("softdog: armed, kept alive past its timeout, disarmed", async () => {
+    expect(Bun.spawnSync(["modprobe", "softdog", "soft_noboot=1"]).exitCode).toBe(0);
+    try {
+      const watchdog = openWatchdog({ device: "/dev/watchdog", timeout_s: 2, required: true }, log)!;
+      expect(() => openWatchdog({ device: "/dev/watchdog", timeout_s: 2, required: true }, log)).toThrow(
+        /another/,
+      );
+      for (let i = 0; i < 15; i++) {
+        await Bun.sleep(200);
+        watchdog.kick();
+      }
+      watchdog.close();
+      const again = openWatchdog({ device: "/dev/watchdog", timeout_s: 3, required: true }, log)!;
+      again.close();
+    } finally {
+      Bun.spawnSync(["rmmod", "softdog"]);
+    }
+  });
+});

@@ -17,6 +17,7 @@ import {
   type State,
 } from "../failover/state.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
+import { isRunning } from "../ffi/interface_flags.ts";
 import { ROLE } from "../ffi/layout.ts";
 import { checkQemu } from "../qmp/check.ts";
 import { QmpClient } from "../qmp/client.ts";
@@ -31,7 +32,6 @@ import type { Peer, SecondaryAddresses } from "./peer_api.ts";
 import { Primary, type ProtectionError } from "./primary.ts";
 import { QemuWatch } from "./qemu_watch.ts";
 import { type Entry, Secondary } from "./secondary.ts";
-import { hasCarrier } from "./uplink.ts";
 
 const PIN_ROOT = "/sys/fs/bpf/colo-agent";
 const ARBITER_RETRY_MS = 300;
@@ -520,7 +520,7 @@ export class VmAgent {
     this.#qemuWatch.look(leaseFrom === "peer" ? "primary" : phase === "standby" ? "secondary" : undefined);
     const { uplink } = this.config;
     if (uplink !== undefined) {
-      const up = hasCarrier(uplink);
+      const up = isRunning(uplink);
       if (up !== ownUplink) this.#tell({ type: "uplink", up });
     }
     this.#collectConnections();

@@ -209,6 +209,11 @@ export class Lab {
     return response.text();
   }
 
+  /** The unix socket on which the agent of `host` takes commands. */
+  agentSocket(host: HostLetter): string {
+    return this.state.hosts[host].socket;
+  }
+
   /** Waits until `condition` holds for what both agents say; throws after `timeoutMs`, or when it cannot come true. */
   async waitFor(
     what: string,

@@ -64,7 +64,6 @@ export class HostAgent {
     try {
       const arbiter = await openArbiter(config, log);
       if (config.fence !== undefined) checkFence(config.fence);
-      if (config.watchdog !== undefined) agent.#watchdog = openWatchdog(config.watchdog, log);
       await agent.#server.listen();
       if (config.client_path !== undefined) {
         agent.#clientPath = await ClientPath.open(
@@ -102,6 +101,8 @@ export class HostAgent {
         agent.#apis.push(serveApi({ socket }, { ...sources, divergences: overSocket, command }));
         chmodSync(socket, 0o600);
       }
+      // Only now: from here on rounds follow each other, and adopting VMs may take longer than its timeout.
+      if (config.watchdog !== undefined) agent.#watchdog = openWatchdog(config.watchdog, log);
       void agent.#loop();
       return agent;
     } catch (error) {

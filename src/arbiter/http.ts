@@ -21,6 +21,7 @@ export async function exchange(url: URL, options: Exchange): Promise<{ status: n
       ...(headers === undefined ? {} : { headers }),
       ...(tls === undefined ? {} : { tls }),
       redirect: "error",
+      proxy: false, // whatever the environment says: a proxy's loss must not be the arbiter's
       signal: AbortSignal.timeout(timeoutMs),
     });
     return { status: response.status, text: await response.text() };

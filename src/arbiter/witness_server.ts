@@ -16,8 +16,8 @@ const VM_PATH = /^\/v1\/vm\/([a-z0-9][a-z0-9-]{0,31})$/;
 const BODY_BYTES_MAX = 4096;
 const CONNECTIONS_MAX = 1024;
 /** Idle connections stay open: an agent that has to decide has one already. */
-const KEEP_ALIVE_MS = 600_000;
-/** From a request's first byte to its last. */
+const IDLE_TIMEOUT_MS = 600_000;
+/** For the handshake, and for a request from its head to its end. */
 const REQUEST_TIMEOUT_MS = 10_000;
 
 export interface WitnessOptions {
@@ -28,6 +28,9 @@ export interface WitnessOptions {
   /** undefined: plain HTTP, without knowing who writes. */
   tls: Required<TlsFiles> | undefined;
   log: Logger;
+  /** Shorter ones for tests. */
+  idleTimeoutMs?: number;
+  requestTimeoutMs?: number;
 }
 
 export interface Witness {
@@ -46,26 +49,29 @@ export async function serveWitness(options: WitnessOptions): Promise<Witness> {
   const { log, tls } = options;
   const store = WitnessStore.open(options.directory);
   const sockets = new Set<Socket>();
-  const http = createServer(
-    {
-      keepAliveTimeout: KEEP_ALIVE_MS,
-      requestTimeout: REQUEST_TIMEOUT_MS,
-      headersTimeout: REQUEST_TIMEOUT_MS,
-    },
-    (request, response) => {
-      void answer(store, request, tls === undefined ? undefined : writerOf(request), log)
-        .catch((error: unknown): Reply => {
-          log.error("a request could not be answered", { error });
-          return { status: 500, body: { error: "the witness could not carry it out; its log says why" } };
-        })
-        .then((reply) => send(response, reply));
-    },
-  );
+  const idleMs = options.idleTimeoutMs ?? IDLE_TIMEOUT_MS;
+  const requestMs = options.requestTimeoutMs ?? REQUEST_TIMEOUT_MS;
+  const http = createServer({ keepAliveTimeout: idleMs }, (request, response) => {
+    const late = setTimeout(() => request.socket.destroy(), requestMs);
+    void answer(store, request, tls === undefined ? undefined : writerOf(request), log)
+      .catch((error: unknown): Reply => {
+        if (!request.destroyed) log.error("a request could not be answered", { error });
+        return { status: 500, body: { error: "the witness could not carry it out; its log says why" } };
+      })
+      .then((reply) => send(response, reply))
+      .finally(() => clearTimeout(late));
+  });
   const listener: Server | ReturnType<typeof createTlsServer> =
     tls === undefined
       ? http
       : createTlsServer(
-          { ...tls, requestCert: true, rejectUnauthorized: true, minVersion: "TLSv1.3" },
+          {
+            ...tls,
+            requestCert: true,
+            rejectUnauthorized: true,
+            minVersion: "TLSv1.3",
+            handshakeTimeout: requestMs,
+          },
           (socket) => {
             http.emit("connection", socket);
           },
@@ -75,9 +81,13 @@ export async function serveWitness(options: WitnessOptions): Promise<Witness> {
     sockets.add(socket);
     socket.setNoDelay(true);
     socket.on("error", () => undefined); // it closes; the agent asks again
+    socket.setTimeout(idleMs, () => socket.destroy());
     socket.once("close", () => sockets.delete(socket));
   });
-  listener.on("tlsClientError", (error: Error) => log.warn("a client was refused", { error }));
+  listener.on("tlsClientError", (error: Error, socket: Socket) => {
+    log.warn("a client was refused", { error });
+    socket.destroy(); // Bun's node:tls leaves it open after a handshake that takes too long
+  });
   try {
     await new Promise<void>((resolve, reject) => {
       listener.once("error", reject);

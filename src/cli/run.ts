@@ -2,7 +2,9 @@
 import { Command } from "commander";
 import { HostAgent } from "../agent/agent.ts";
 import { loadConfig } from "../agent/config.ts";
+import { checkFence } from "../agent/fence.ts";
 import { createLogger } from "../agent/log.ts";
+import { openArbiter } from "../arbiter/index.ts";
 import { bpfObject } from "../lab/assets.ts";
 import { requireRoot } from "./root.ts";
 
@@ -14,6 +16,8 @@ export function runCommand(): Command {
     .action(async (options: { config: string; check?: boolean }) => {
       const config = await loadConfig(options.config);
       if (options.check) {
+        await openArbiter(config, createLogger("warn"));
+        if (config.fence !== undefined) checkFence(config.fence);
         process.stdout.write(`${options.config}: good; ${config.vm.length} VM(s)\n`);
         return;
       }

@@ -102,3 +102,10 @@ export function promtool(): string {
 export function etcdProgram(): string {
   return Bun.which("etcd") ?? present(join(cacheDirectory(), "etcd/usr/bin/etcd"), "etcd");
 }
+
+/** Folder with vmlinuz, watchdog.ko and softdog.ko. */
+export function watchdogKernelFolder(): string {
+  const folder = join(cacheDirectory(), "watchdog");
+  present(join(folder, "softdog.ko"), "the kernel with a watchdog");
+  return folder;
+}

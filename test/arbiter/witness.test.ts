@@ -2,6 +2,8 @@
 import { Database } from "bun:sqlite";
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { copyFileSync, existsSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
+import { connect, type Socket } from "node:net";
+import { connect as connectTls } from "node:tls";
 import { createLogger } from "../../src/agent/log.ts";
 import { ArbiterRefusedError, ArbiterUnreachableError } from "../../src/arbiter/arbiter.ts";
 import { makeCertificates } from "../../src/arbiter/certificates.ts";
@@ -104,6 +106,20 @@ describe("certificates at the witness", () => {
     await expect(client(filesOf("host-a")).read("vm1")).rejects.toThrow(/altname|127\.0\.0\.1|hostname/i);
   });
 
+  test("no proxy of the environment comes between", async () => {
+    const { http_proxy, https_proxy } = process.env;
+    process.env.http_proxy = process.env.https_proxy = "http://127.0.0.1:1";
+    try {
+      await expect(fetch("http://192.0.2.1/")).rejects.toThrow(/ECONNREFUSED/);
+      expect(await client(filesOf("host-a")).read("vm1")).toBeUndefined();
+    } finally {
+      for (const [name, value] of Object.entries({ http_proxy, https_proxy })) {
+        if (value === undefined) delete process.env[name];
+        else process.env[name] = value;
+      }
+    }
+  });
+
   test("requests use one connection", async () => {
     const a = client(filesOf("host-a"));
     await a.read("vm1");
@@ -165,6 +181,48 @@ describe("hostile requests", () => {
       expect((await fetch(`${url}/v1/vm/vm1`, { method: "DELETE" })).status).toBe(400);
       expect(await a.read("vm1")).toEqual({ ...record("host-a"), revision: 1 });
       expect(await put(changed({}))).toBe(200);
+    } finally {
+      await running.close();
+    }
+  });
+});
+
+describe("slow clients", () => {
+  test("are cut off: before the handshake, in a request, and when they have long been idle", async () => {
+    const directory = workplace.path("witness");
+    const [idleTimeoutMs, requestTimeoutMs] = [600, 200];
+    const host = "127.0.0.1";
+    const tls = filesOf("server");
+    const running = await serveWitness({
+      host,
+      port: 0,
+      directory,
+      tls,
+      log,
+      idleTimeoutMs,
+      requestTimeoutMs,
+    });
+    try {
+      const { port } = running;
+      const closed = (socket: Socket) =>
+        new Promise<string>((resolve) => {
+          let seen = "";
+          socket.on("data", (bytes) => {
+            seen += bytes;
+          });
+          socket.on("error", () => undefined);
+          socket.on("close", () => resolve(seen));
+        });
+      const put = "PUT /v1/vm/vm1 HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n\r\n{";
+      const said = (text: string) => {
+        const socket = connectTls({ host, port, ...filesOf("host-a") }, () => socket.write(text));
+        return closed(socket);
+      };
+      const get = "GET /v1/health HTTP/1.1\r\nhost: x\r\n\r\n";
+      const all = [closed(connect(port, host)), said(put), said("GET /v1/hea"), said(""), said(get)];
+      const seen = await Promise.all(all);
+      expect(seen.slice(0, 4)).toEqual(["", "", "", ""]);
+      expect(seen[4]).toStartWith("HTTP/1.1 200 OK");
     } finally {
       await running.close();
     }

@@ -41,8 +41,11 @@ export class Secondary {
     return this.#epoch;
   }
 
-  /** Gets QEMU ready for the incoming migration. */
-  async prepare(): Promise<SecondaryAddresses> {
+  /**
+   * Gets QEMU ready for the incoming migration. The disk's export is named after the generation: a primary that is no longer in
+   * charge finds none to write to.
+   */
+  async prepare(generation: number): Promise<SecondaryAddresses> {
     const { config, qmp, dataPlane, replicationAddress } = this.#machine;
     dataPlane.state.role = ROLE.BLOCKED;
     const { disk } = config;
@@ -50,7 +53,7 @@ export class Secondary {
     const nbd =
       disk === false
         ? undefined
-        : { host: replicationAddress, port: disk.nbd_port, exportName: disk.export_node };
+        : { host: replicationAddress, port: disk.nbd_port, exportName: `${config.name}-${generation}` };
     await prepareSecondary(qmp, {
       migrateHost: migrate.host,
       migratePort: migrate.port,

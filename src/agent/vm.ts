@@ -430,7 +430,7 @@ export class VmAgent {
         );
         break;
       case "prepare_replica":
-        this.#prepared = this.#secondary.prepare();
+        this.#prepared = this.#secondary.prepare(this.#state.generation);
         this.#prepared.catch((error: Error) =>
           this.#tell({ type: "prepare_failed", reason: `preparing QEMU failed: ${error.message}` }),
         );

@@ -30,21 +30,19 @@ export function statusCommand(): Command {
         return;
       }
       const table = new Table({
-        head: ["vm", "role", "phase", "protected", "epoch", "held", "remark"],
+        head: ["vm", "role", "phase", "protected", "epoch", "held"],
         style: { head: [], border: [] },
       });
       for (const vm of status.vms) {
-        table.push([
-          vm.name,
-          vm.role,
-          vm.phase,
-          vm.protected ? "yes" : "no",
-          vm.epoch,
-          vm.framesHeld,
-          vm.reason ?? "",
-        ]);
+        table.push([vm.name, vm.role, vm.phase, vm.protected ? "yes" : "no", vm.epoch, vm.framesHeld]);
       }
+      const sentences = status.vms.map(
+        ({ name, words }) =>
+          `${name}: ${words.now}.\n  If this host died now: ${words.ifThisHostDies}.\n  If the peer's died: ${words.ifPeerDies}.\n`,
+      );
       const link = status.peer.connected ? "connected to" : "NOT connected to";
-      process.stdout.write(`${status.agent} ${link} ${status.peer.name}\n${table.toString()}\n`);
+      process.stdout.write(
+        `${status.agent} ${link} ${status.peer.name}\n${table.toString()}\n${sentences.join("")}`,
+      );
     });
 }

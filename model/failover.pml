@@ -1,0 +1,639 @@
+/*
+ * Who may send, who takes over: two agents, one arbiter, one VM. model/README.md says what is assumed, what is checked and
+ * how to run it.
+ *
+ * To read it: first the state, then the properties (all of them are assertions in `lets_out`, `run_alone` and `apply`), then
+ * the steps of the holder, of the other one, of an agent that starts, and last what the world does (arbiter, clocks, losses).
+ * Each step is one inline `name(i)` with its guard `may_name(i)`: i is the agent's own host, OTHER(i) its peer. A step is
+ * indivisible; between two steps of an agent any time may pass and anything may happen, so an agent that is slow, starved or
+ * stopped (SIGSTOP) needs no step of its own.
+ *
+ * Nothing in it grows for ever. Times are kept as "ticks left" or "ticks since", up to a bound. A revision is not a number:
+ * whoever remembers one has a bit `fresh`, which every write to the record clears, and a compare-and-swap succeeds if and only if the
+ * bit is still set. Only generations and terms are numbers; MAX_GENERATION and MAX_TERM bound them.
+ */
+
+/* --- bounds -------------------------------------------------------------------------------------------------------------- */
+
+/* In ticks. */
+#define LEASE 2
+#ifdef MUTATE_NO_MARGIN
+#define MARGIN 0
+#else
+#define MARGIN 1
+#endif
+/* From its last answer to the moment at which a secondary may take over. */
+#define DUE (LEASE + MARGIN)
+/* One host's clock may be one tick ahead of the other's after each so many ticks of both: the drift that MARGIN covers. */
+#ifdef MUTATE_DRIFT
+#define DRIFT_PERIOD 0
+#else
+#define DRIFT_PERIOD 3
+#endif
+
+#ifndef MAX_GENERATION
+#define MAX_GENERATION 2
+#endif
+#ifndef MAX_TERM
+#define MAX_TERM 2
+#endif
+
+/* --- state --------------------------------------------------------------------------------------------------------------- */
+
+mtype:phase = {
+  starting, stopped,
+  alone, protecting, primed, recording, protected, going_alone, /* holder; leaseFrom is "self" in the first two, then "peer" */
+  waiting, standby, claiming, taking_over                       /* the other one */
+};
+
+/* What a host's QEMU has: `replica` covers all output that any client has seen, `stale` does not any more. */
+mtype:copy = { nothing, lost, stale, replica, vm };
+
+mtype:goal = { none, to_valid, to_invalid, to_disown, to_take };
+mtype:outcome = { unknown, swapped, conflict };
+
+/* A compare-and-swap under way. */
+typedef Write {
+  mtype:goal goal;
+  bool fresh;
+  byte generation;
+  byte term
+};
+
+/* A heartbeat or the answer to one: generation 0 means that there is none. `age` is by the clock of who sent the heartbeat, up to LEASE. */
+/* The age of one sent before the replica was primed, when its sender still prolonged the lease by itself. */
+#define BEFORE_PRIMED (LEASE + 1)
+
+typedef Beat {
+  byte generation;
+  byte age
+};
+
+typedef Host {
+  mtype:phase phase;
+  mtype:copy copy;
+  /* The kernel lets the VM's output through while this is not 0, whatever has become of the agent. */
+  byte lease;
+  byte generation;
+  /* standby, claiming: ticks since the last answered heartbeat; DUE also when the holder has given up. */
+  byte since;
+  /* claiming: the record as read is still the record. */
+  bool read_fresh;
+  /* The call that the agent waits for, its outcome, and one that it waits for no more but which may still happen. */
+  Write call;
+  mtype:outcome outcome;
+  Write late;
+  /* What this host has sent and what is on its way back. A message that stays there for ever is a lost one. */
+  Beat heartbeat;
+  Beat answer;
+  byte enter;
+  byte gave_up
+};
+
+typedef Record {
+  byte term;
+  byte generation;
+  bit holder;
+  bool valid
+};
+
+Host h[2];
+Record record;
+/* Ticks of both clocks since one was last ahead. */
+byte since_drift;
+
+#define OTHER(i) (1 - (i))
+
+#define leans_on_peer(i) (h[i].phase == primed || h[i].phase == recording || h[i].phase == protected)
+
+/* --- what must hold ------------------------------------------------------------------------------------------------------ */
+
+/* The kernel of host i lets output through for `ticks` more, unless it does so for longer already. */
+inline lets_out(i, ticks) {
+  if
+  :: ticks > h[i].lease -> h[i].lease = ticks
+  :: else
+  fi;
+  /* ONE PRIMARY: never two hosts at the same instant. A lease only shrinks otherwise, so this is the place to look. */
+  assert(h[0].lease == 0 || h[1].lease == 0);
+  /* NO CONTRADICTION: what goes on covers all that clients have seen. (A QEMU that is gone sends nothing.) */
+  assert(h[i].lease == 0 || h[i].copy == vm || h[i].copy == lost)
+}
+
+/* The record is written. */
+inline apply(w, i) {
+  if
+  :: w.goal == to_take ->
+     /* NO OLD REPLICA: neither an invalid one nor one of another generation, nor one that a restart has thrown away. */
+     assert(record.valid && record.generation == w.generation);
+     assert(h[i].copy == replica || h[i].copy == lost);
+     /* TERM: grows with each change of holder, and with nothing else. */
+     assert(record.holder == OTHER(i) && w.term > record.term);
+     record.holder = i
+  :: w.goal == to_disown -> assert(record.holder == OTHER(i) && w.term == record.term)
+  :: else -> assert(record.holder == i && w.term == record.term)
+  fi;
+  record.term = w.term;
+  record.generation = w.generation;
+  record.valid = (w.goal == to_valid);
+  forget(w);
+  h[0].call.fresh = false;
+  h[1].call.fresh = false;
+  h[0].read_fresh = false;
+  h[1].read_fresh = false;
+#ifndef MUTATE_BLIND_WRITE
+  /* A late write of an older revision does nothing when it arrives. */
+  forget(h[0].late);
+  forget(h[1].late)
+#endif
+}
+
+inline forget(w) {
+  w.goal = none;
+  w.fresh = false;
+  w.generation = 0;
+  w.term = 0
+}
+
+/* --- calls to the arbiter ------------------------------------------------------------------------------------------------ */
+
+#define idle(i) (h[i].call.goal == none && h[i].outcome == unknown)
+
+/* Reads the record's revision and sends a write on top of it; time passes before it arrives, if it does. */
+inline send_write(i, what, number, of_term) {
+  h[i].call.goal = what;
+  h[i].call.fresh = true;
+  h[i].call.generation = number;
+  h[i].call.term = of_term;
+  h[i].outcome = unknown
+}
+
+/* The agent waits no longer. What was on its way may still arrive, once, at any time (an earlier such call is lost). */
+inline stop_waiting(i) {
+  if
+#ifdef MUTATE_BLIND_WRITE
+  :: h[i].call.goal != none ->
+#else
+  :: h[i].call.goal != none && h[i].call.fresh ->
+#endif
+     h[i].late.goal = h[i].call.goal;
+     h[i].late.fresh = h[i].call.fresh;
+     h[i].late.generation = h[i].call.generation;
+     h[i].late.term = h[i].call.term
+  :: else
+  fi;
+  forget(h[i].call);
+  h[i].outcome = unknown
+}
+
+/* The arbiter does not answer in time: the write may have happened or not, the next read tells. */
+#define may_time_out(i) (h[i].call.goal != none || h[i].outcome != unknown)
+inline time_out(i) {
+  stop_waiting(i)
+}
+
+/* --- the holder ---------------------------------------------------------------------------------------------------------- */
+
+inline enter_phase(i, p) {
+  h[i].phase = p;
+  if
+  :: h[i].phase != standby && h[i].phase != claiming -> h[i].since = 0
+  :: else
+  fi;
+  h[i].read_fresh = false
+}
+
+/* Nothing of the VM leaves this host any more. */
+inline stop(i) {
+  stop_waiting(i);
+  h[i].lease = 0;
+  enter_phase(i, stopped)
+}
+
+/* Output leaves without a counterpart: no other copy covers it from now on. */
+inline run_alone(i) {
+  stop_waiting(i);
+  if
+  :: h[i].copy == lost -> stop(i)
+  :: else ->
+     if
+     :: h[i].copy == replica -> h[i].copy = vm
+     :: else
+     fi;
+     if
+     :: h[OTHER(i)].copy == replica || h[OTHER(i)].copy == vm -> h[OTHER(i)].copy = stale
+     :: else
+     fi;
+     enter_phase(i, alone);
+     lets_out(i, LEASE)
+  fi
+}
+
+/* A completed round of the agent. The deadline is absolute, so one that is stored late is only shorter. */
+#define may_renew(i) ((h[i].phase == alone || h[i].phase == protecting) && h[i].lease < LEASE)
+inline renew(i) {
+  lets_out(i, LEASE)
+}
+
+#define may_protect(i) (h[i].phase == alone && h[i].generation < MAX_GENERATION)
+inline protect(i) {
+  h[i].generation++;
+  h[i].enter = h[i].generation;
+  enter_phase(i, protecting)
+}
+
+#define may_fail_to_protect(i) (h[i].phase == protecting)
+inline fail_to_protect(i) {
+  run_alone(i)
+}
+
+/* QEMU's checkpoints: only between two that are in touch, and only into a QEMU that waits for them. */
+#define may_prime(i) (h[i].phase == protecting && h[i].copy == vm && h[OTHER(i)].phase == standby \
+  && h[OTHER(i)].generation == h[i].generation && h[OTHER(i)].copy == nothing)
+inline prime(i) {
+  h[OTHER(i)].copy = replica;
+#ifndef MUTATE_EARLY_ANSWER
+  if
+  :: h[i].heartbeat.generation != 0 -> h[i].heartbeat.age = BEFORE_PRIMED
+  :: else
+  fi;
+  if
+  :: h[i].answer.generation != 0 -> h[i].answer.age = BEFORE_PRIMED
+  :: else
+  fi;
+#endif
+  enter_phase(i, primed)
+}
+
+#define may_send_heartbeat(i) (leans_on_peer(i) \
+  && (h[i].heartbeat.generation != h[i].generation || h[i].heartbeat.age > 0))
+inline send_heartbeat(i) {
+  h[i].heartbeat.generation = h[i].generation;
+  h[i].heartbeat.age = 0
+}
+
+#define may_hear_answer(i) (leans_on_peer(i) && h[i].answer.generation == h[i].generation \
+  && h[i].answer.age != BEFORE_PRIMED)
+inline hear_answer(i) {
+#ifdef MUTATE_LEASE_FROM_RECEIPT
+  h[i].answer.age = 0;
+#endif
+  if
+  :: h[i].answer.age < LEASE -> lets_out(i, LEASE - h[i].answer.age)
+  :: else
+  fi;
+  h[i].answer.generation = 0;
+  h[i].answer.age = 0;
+  if
+  :: h[i].phase == primed -> enter_phase(i, recording)
+  :: else
+  fi
+}
+
+#define may_record_valid(i) (h[i].phase == recording && idle(i))
+inline record_valid(i) {
+  if
+  :: record.holder != i -> stop(i)
+  :: else -> send_write(i, to_valid, h[i].generation, record.term)
+  fi
+}
+
+#define may_be_protected(i) (h[i].phase == recording && h[i].outcome == swapped)
+inline be_protected(i) {
+  h[i].outcome = unknown;
+  enter_phase(i, protected)
+}
+
+/* Silence, a refused heartbeat, trouble in QEMU or on the link: any reason, at any moment. */
+#define may_lose_replica(i) (leans_on_peer(i))
+inline lose_replica(i) {
+#ifdef MUTATE_ALONE_UNRECORDED
+  run_alone(i)
+#else
+  stop_waiting(i);
+  enter_phase(i, going_alone)
+#endif
+}
+
+/* Written even if "invalid" stands there: a late write of "valid" fails only at a new revision. */
+#define may_record_alone(i) (h[i].phase == going_alone && idle(i))
+inline record_alone(i) {
+  if
+  :: record.holder != i -> stop(i)
+#ifdef MUTATE_INVALID_KEPT
+  :: record.holder == i && !record.valid -> run_alone(i)
+#endif
+  :: else -> send_write(i, to_invalid, h[i].generation, record.term)
+  fi
+}
+
+#define may_go_alone(i) (h[i].phase == going_alone && h[i].outcome == swapped)
+inline go_alone(i) {
+  run_alone(i)
+}
+
+#define may_try_again(i) (h[i].outcome == conflict)
+inline try_again(i) {
+  h[i].outcome = unknown
+}
+
+/* Its QEMU is gone, or (protected) it hands over: blocked first, then the other one is told. */
+#define may_give_up(i) ((h[i].copy == lost && (leans_on_peer(i) || h[i].phase == going_alone)) || h[i].phase == protected)
+inline give_up(i) {
+#ifndef MUTATE_GIVE_UP_UNBLOCKED
+  stop(i);
+#else
+  stop_waiting(i);
+  enter_phase(i, stopped);
+#endif
+  h[i].gave_up = h[i].generation
+}
+
+#define may_end(i) (h[i].copy == lost && (h[i].phase == alone || h[i].phase == protecting))
+inline end(i) {
+  stop(i)
+}
+
+/* --- the other one ------------------------------------------------------------------------------------------------------- */
+
+#define may_follow(i) (h[i].phase == waiting && h[OTHER(i)].enter != 0)
+inline follow(i) {
+  h[i].generation = h[OTHER(i)].enter;
+#ifndef MUTATE_ENTER_TWICE
+  h[OTHER(i)].enter = 0;
+#endif
+  enter_phase(i, standby)
+}
+
+#ifdef MUTATE_ANSWER_WHEN_COMMITTED
+#define answers(i) (h[i].phase == standby || h[i].phase == claiming || h[i].phase == taking_over)
+#else
+#define answers(i) (h[i].phase == standby || h[i].phase == claiming)
+#endif
+
+/* The heartbeat stays where it is: it may come again (duplicated) and it may come late. */
+#define may_answer_heartbeat(i) (answers(i) && h[OTHER(i)].heartbeat.generation == h[i].generation && h[i].generation != 0)
+inline answer_heartbeat(i) {
+  h[OTHER(i)].answer.generation = h[i].generation;
+  h[OTHER(i)].answer.age = h[OTHER(i)].heartbeat.age;
+  if
+  :: h[i].phase != taking_over ->
+     h[i].since = 0;
+     enter_phase(i, standby)
+  :: else
+  fi
+}
+
+#define may_hear_give_up(i) ((h[i].phase == standby || h[i].phase == claiming) && h[i].since < DUE \
+  && h[OTHER(i)].gave_up == h[i].generation)
+inline hear_give_up(i) {
+  h[i].since = DUE
+}
+
+#ifdef MUTATE_VALID_UNCHECKED
+#define record_valid_ok true
+#else
+#define record_valid_ok record.valid
+#endif
+#ifdef MUTATE_GENERATION_UNCHECKED
+#define record_generation_ok(i) true
+#else
+#define record_generation_ok(i) (record.generation == h[i].generation)
+#endif
+#define may_take(i) (record.holder == OTHER(i) && record_valid_ok && record_generation_ok(i))
+
+/* The holder seems lost, for whatever reason: the record decides what this replica is worth. */
+#define may_claim(i) (h[i].phase == standby && record.term < MAX_TERM)
+inline claim(i) {
+  if
+  :: may_take(i) ->
+     enter_phase(i, claiming);
+     h[i].read_fresh = true
+  :: else -> stop(i)
+  fi
+}
+
+#ifdef MUTATE_LEASE_NOT_WAITED_FOR
+#define lease_over(i) true
+#else
+#define lease_over(i) (h[i].since == DUE)
+#endif
+
+#define may_commit(i) (h[i].phase == claiming && lease_over(i))
+inline commit(i) {
+  send_write(i, to_take, h[i].generation, record.term + 1);
+  h[i].call.fresh = h[i].read_fresh;
+  enter_phase(i, taking_over)
+}
+
+#define may_take_again(i) (h[i].phase == taking_over && idle(i))
+inline take_again(i) {
+  if
+  :: record.holder == i -> run_alone(i) /* an earlier write, whose answer was lost */
+  :: record.holder != i && may_take(i) -> send_write(i, to_take, h[i].generation, record.term + 1)
+  :: else -> stop(i)
+  fi
+}
+
+#define may_be_promoted(i) (h[i].phase == taking_over && h[i].outcome == swapped)
+inline be_promoted(i) {
+  run_alone(i)
+}
+
+/* The replica's QEMU fails, or the holder abandons it. */
+#define may_be_useless(i) (h[i].phase == standby || h[i].phase == claiming)
+inline be_useless(i) {
+  stop(i)
+}
+
+/* --- an agent that starts ------------------------------------------------------------------------------------------------ */
+
+/*
+ * It ends at any moment (and a frozen one lets the kernel's lease run down first), a new one blocks before anything else.
+ * Its connections end with it: what was asked of it there, and what it has asked, is gone. Writes to the arbiter are not.
+ */
+#define may_restart(i) (h[i].phase != starting)
+inline restart(i) {
+  stop(i);
+  enter_phase(i, starting);
+  h[i].answer.generation = 0;
+  h[i].answer.age = 0;
+#ifndef MUTATE_ENTER_TWICE
+  h[OTHER(i)].enter = 0;
+#endif
+  h[i].enter = 0
+}
+
+inline wait_for_holder(i) {
+  stop_waiting(i);
+  h[i].generation = record.generation;
+  h[i].copy = nothing;
+  enter_phase(i, waiting)
+}
+
+#define may_start(i) (h[i].phase == starting && idle(i))
+inline start(i) {
+  if
+  :: record.holder == i ->
+     h[i].generation = record.generation;
+#ifdef MUTATE_FRESH_QEMU_ADOPTED
+     if
+     :: h[i].copy == lost -> h[i].copy = stale
+     :: else
+     fi;
+#endif
+     if
+     :: h[i].copy == lost -> stop(i)
+     :: else ->
+#ifdef MUTATE_RESTART_UNRECORDED
+        run_alone(i)
+#else
+        send_write(i, to_invalid, record.generation, record.term)
+#endif
+     fi
+#ifndef MUTATE_RESTART_UNDISOWNED
+  /* A takeover of its earlier life may still be on its way; and what it replaces is no replica any more. */
+  :: record.holder != i && record.valid -> send_write(i, to_disown, record.generation, record.term)
+#endif
+  :: else -> wait_for_holder(i)
+  fi
+}
+
+#define may_have_started(i) (h[i].phase == starting && h[i].outcome == swapped)
+inline have_started(i) {
+  if
+  :: record.holder == i -> run_alone(i)
+  :: else -> wait_for_holder(i)
+  fi
+}
+
+/* --- the world ----------------------------------------------------------------------------------------------------------- */
+
+#ifdef MUTATE_BLIND_WRITE
+#define succeeds(w) true
+#else
+#define succeeds(w) (w.fresh)
+#endif
+
+#define may_arrive(i) (h[i].call.goal != none)
+inline arrive(i) {
+  if
+  :: succeeds(h[i].call) ->
+     apply(h[i].call, i);
+     h[i].outcome = swapped
+  :: else ->
+     forget(h[i].call);
+     h[i].outcome = conflict
+  fi
+}
+
+#define may_arrive_late(i) (h[i].late.goal != none)
+inline arrive_late(i) {
+  apply(h[i].late, i)
+}
+
+#define may_lose_qemu(i) (h[i].copy == vm || h[i].copy == replica)
+inline lose_qemu(i) {
+  h[i].copy = lost
+}
+
+inline tick(i) {
+  if
+  :: h[i].lease > 0 -> h[i].lease--
+  :: else
+  fi;
+  if
+  :: h[i].heartbeat.generation != 0 && h[i].heartbeat.age < LEASE -> h[i].heartbeat.age++
+  :: else
+  fi;
+  if
+  :: h[i].answer.generation != 0 && h[i].answer.age < LEASE -> h[i].answer.age++
+  :: else
+  fi;
+  if
+  :: (h[i].phase == standby || h[i].phase == claiming) && h[i].since < DUE -> h[i].since++
+  :: else
+  fi
+}
+
+active proctype clocks() {
+  do
+  :: d_step {
+       true ->
+       printf("tick\n");
+       tick(0);
+       tick(1);
+       if
+       :: since_drift < DRIFT_PERIOD -> since_drift++
+       :: else
+       fi
+     }
+  :: d_step { since_drift == DRIFT_PERIOD -> since_drift = 0; printf("tick of host 0 only\n"); tick(0) }
+  :: d_step { since_drift == DRIFT_PERIOD -> since_drift = 0; printf("tick of host 1 only\n"); tick(1) }
+  od
+}
+
+/* Named when a trail is replayed. */
+#define SENTENCE(words) #words
+#define STEP(name) d_step { may_##name(i) -> printf(SENTENCE(host %d: name\n), i); name(i) }
+
+proctype host(bit i) {
+  do
+  :: STEP(time_out)
+  :: STEP(try_again)
+
+  :: STEP(renew)
+  :: STEP(protect)
+  :: STEP(fail_to_protect)
+  :: STEP(prime)
+  :: STEP(send_heartbeat)
+  :: STEP(hear_answer)
+  :: STEP(record_valid)
+  :: STEP(be_protected)
+  :: STEP(lose_replica)
+  :: STEP(record_alone)
+  :: STEP(go_alone)
+  :: STEP(give_up)
+  :: STEP(end)
+
+  :: STEP(follow)
+  :: STEP(answer_heartbeat)
+  :: STEP(hear_give_up)
+  :: STEP(claim)
+  :: STEP(commit)
+  :: STEP(take_again)
+  :: STEP(be_promoted)
+  :: STEP(be_useless)
+
+  :: STEP(restart)
+  :: STEP(start)
+  :: STEP(have_started)
+
+  :: STEP(arrive)
+  :: STEP(arrive_late)
+  :: STEP(lose_qemu)
+  od
+}
+
+init {
+  d_step {
+    record.term = 1;
+    record.holder = 0;
+    h[0].phase = alone;
+    h[0].copy = vm;
+    h[0].lease = LEASE;
+    h[1].phase = waiting;
+    h[1].copy = nothing;
+    since_drift = DRIFT_PERIOD;
+    byte n;
+    for (n : 0 .. 1) {
+      h[n].call.goal = none;
+      h[n].late.goal = none;
+      h[n].outcome = unknown
+    }
+  };
+  atomic {
+    run host(0);
+    run host(1)
+  }
+}

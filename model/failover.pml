@@ -35,7 +35,7 @@
 #define MAX_GENERATION 2
 #endif
 #ifndef MAX_TERM
-#define MAX_TERM 2
+#define MAX_TERM 3
 #endif
 
 /* --- state --------------------------------------------------------------------------------------------------------------- */
@@ -61,8 +61,8 @@ typedef Write {
 };
 
 /* A heartbeat or the answer to one: generation 0 means that there is none. `age` is by the clock of who sent the heartbeat, up to LEASE. */
-/* The age of one sent before the replica was primed, when its sender still prolonged the lease by itself. */
-#define BEFORE_PRIMED (LEASE + 1)
+/* The age of one whose sender has stopped waiting for the answer since, or did not wait yet: the answer does not count. */
+#define VOID (LEASE + 1)
 
 typedef Beat {
   byte generation;
@@ -194,13 +194,30 @@ inline time_out(i) {
 
 /* --- the holder ---------------------------------------------------------------------------------------------------------- */
 
+/* What a phase does not need is forgotten, so that states that differ in nothing else are one. */
 inline enter_phase(i, p) {
   h[i].phase = p;
+  h[i].read_fresh = false;
   if
   :: h[i].phase != standby && h[i].phase != claiming -> h[i].since = 0
   :: else
   fi;
-  h[i].read_fresh = false
+  if
+  :: h[i].phase == starting || h[i].phase == stopped || h[i].phase == waiting -> h[i].generation = 0
+  :: else
+  fi;
+#ifndef MUTATE_EARLY_ANSWER
+  if
+  :: !leans_on_peer(i) ->
+     h[i].answer.generation = 0;
+     h[i].answer.age = 0;
+     if
+     :: h[i].heartbeat.generation != 0 -> h[i].heartbeat.age = VOID
+     :: else
+     fi
+  :: else
+  fi
+#endif
 }
 
 /* Nothing of the VM leaves this host any more. */
@@ -252,16 +269,6 @@ inline fail_to_protect(i) {
   && h[OTHER(i)].generation == h[i].generation && h[OTHER(i)].copy == nothing)
 inline prime(i) {
   h[OTHER(i)].copy = replica;
-#ifndef MUTATE_EARLY_ANSWER
-  if
-  :: h[i].heartbeat.generation != 0 -> h[i].heartbeat.age = BEFORE_PRIMED
-  :: else
-  fi;
-  if
-  :: h[i].answer.generation != 0 -> h[i].answer.age = BEFORE_PRIMED
-  :: else
-  fi;
-#endif
   enter_phase(i, primed)
 }
 
@@ -272,8 +279,7 @@ inline send_heartbeat(i) {
   h[i].heartbeat.age = 0
 }
 
-#define may_hear_answer(i) (leans_on_peer(i) && h[i].answer.generation == h[i].generation \
-  && h[i].answer.age != BEFORE_PRIMED)
+#define may_hear_answer(i) (leans_on_peer(i) && h[i].answer.generation == h[i].generation)
 inline hear_answer(i) {
 #ifdef MUTATE_LEASE_FROM_RECEIPT
   h[i].answer.age = 0;
@@ -340,13 +346,13 @@ inline try_again(i) {
 /* Its QEMU is gone, or (protected) it hands over: blocked first, then the other one is told. */
 #define may_give_up(i) ((h[i].copy == lost && (leans_on_peer(i) || h[i].phase == going_alone)) || h[i].phase == protected)
 inline give_up(i) {
+  h[i].gave_up = h[i].generation;
 #ifndef MUTATE_GIVE_UP_UNBLOCKED
-  stop(i);
+  stop(i)
 #else
   stop_waiting(i);
-  enter_phase(i, stopped);
+  enter_phase(i, stopped)
 #endif
-  h[i].gave_up = h[i].generation
 }
 
 #define may_end(i) (h[i].copy == lost && (h[i].phase == alone || h[i].phase == protecting))
@@ -358,11 +364,11 @@ inline end(i) {
 
 #define may_follow(i) (h[i].phase == waiting && h[OTHER(i)].enter != 0)
 inline follow(i) {
+  enter_phase(i, standby);
   h[i].generation = h[OTHER(i)].enter;
 #ifndef MUTATE_ENTER_TWICE
-  h[OTHER(i)].enter = 0;
+  h[OTHER(i)].enter = 0
 #endif
-  enter_phase(i, standby)
 }
 
 #ifdef MUTATE_ANSWER_WHEN_COMMITTED
@@ -374,8 +380,12 @@ inline follow(i) {
 /* The heartbeat stays where it is: it may come again (duplicated) and it may come late. */
 #define may_answer_heartbeat(i) (answers(i) && h[OTHER(i)].heartbeat.generation == h[i].generation && h[i].generation != 0)
 inline answer_heartbeat(i) {
-  h[OTHER(i)].answer.generation = h[i].generation;
-  h[OTHER(i)].answer.age = h[OTHER(i)].heartbeat.age;
+  if
+  :: h[OTHER(i)].heartbeat.age != VOID ->
+     h[OTHER(i)].answer.generation = h[i].generation;
+     h[OTHER(i)].answer.age = h[OTHER(i)].heartbeat.age
+  :: else
+  fi;
   if
   :: h[i].phase != taking_over ->
      h[i].since = 0;
@@ -466,7 +476,6 @@ inline restart(i) {
 
 inline wait_for_holder(i) {
   stop_waiting(i);
-  h[i].generation = record.generation;
   h[i].copy = nothing;
   enter_phase(i, waiting)
 }
@@ -475,7 +484,6 @@ inline wait_for_holder(i) {
 inline start(i) {
   if
   :: record.holder == i ->
-     h[i].generation = record.generation;
 #ifdef MUTATE_FRESH_QEMU_ADOPTED
      if
      :: h[i].copy == lost -> h[i].copy = stale
@@ -486,6 +494,7 @@ inline start(i) {
      :: h[i].copy == lost -> stop(i)
      :: else ->
 #ifdef MUTATE_RESTART_UNRECORDED
+        h[i].generation = record.generation;
         run_alone(i)
 #else
         send_write(i, to_invalid, record.generation, record.term)
@@ -502,7 +511,9 @@ inline start(i) {
 #define may_have_started(i) (h[i].phase == starting && h[i].outcome == swapped)
 inline have_started(i) {
   if
-  :: record.holder == i -> run_alone(i)
+  :: record.holder == i ->
+     h[i].generation = record.generation;
+     run_alone(i)
   :: else -> wait_for_holder(i)
   fi
 }

@@ -87,6 +87,9 @@ typedef Host {
   Beat heartbeat;
   Beat answer;
   byte enter;
+#ifdef LATE_ENTER
+  byte late_enter;
+#endif
   byte gave_up
 };
 
@@ -99,6 +102,9 @@ typedef Record {
 
 Host h[2];
 Record record;
+#ifdef LATE_ENTER
+byte generations;
+#endif
 /* Ticks of both clocks since one was last ahead. */
 byte since_drift;
 
@@ -252,9 +258,21 @@ inline renew(i) {
   lets_out(i, LEASE)
 }
 
-#define may_protect(i) (h[i].phase == alone && h[i].generation < MAX_GENERATION)
+#ifdef LATE_ENTER
+#define last_generation(i) generations
+#else
+#define last_generation(i) h[i].generation
+#endif
+#define may_protect(i) (h[i].phase == alone && last_generation(i) < MAX_GENERATION)
 inline protect(i) {
-  h[i].generation++;
+  last_generation(i)++;
+  h[i].generation = last_generation(i);
+#ifdef LATE_ENTER
+  if
+  :: h[i].enter != 0 -> h[i].late_enter = h[i].enter
+  :: else
+  fi;
+#endif
   h[i].enter = h[i].generation;
   enter_phase(i, protecting)
 }
@@ -362,6 +380,15 @@ inline end(i) {
 
 /* --- the other one ------------------------------------------------------------------------------------------------------- */
 
+#ifdef LATE_ENTER
+#define may_follow_late(i) (h[i].phase == waiting && h[OTHER(i)].late_enter != 0)
+inline follow_late(i) {
+  enter_phase(i, standby);
+  h[i].generation = h[OTHER(i)].late_enter;
+  h[OTHER(i)].late_enter = 0
+}
+#endif
+
 #define may_follow(i) (h[i].phase == waiting && h[OTHER(i)].enter != 0)
 inline follow(i) {
   enter_phase(i, standby);
@@ -468,10 +495,10 @@ inline restart(i) {
   enter_phase(i, starting);
   h[i].answer.generation = 0;
   h[i].answer.age = 0;
-#ifndef MUTATE_ENTER_TWICE
+#if !defined(LATE_ENTER) && !defined(MUTATE_ENTER_TWICE)
   h[OTHER(i)].enter = 0;
-#endif
   h[i].enter = 0
+#endif
 }
 
 inline wait_for_holder(i) {
@@ -608,6 +635,9 @@ proctype host(bit i) {
   :: STEP(end)
 
   :: STEP(follow)
+#ifdef LATE_ENTER
+  :: STEP(follow_late)
+#endif
   :: STEP(answer_heartbeat)
   :: STEP(hear_give_up)
   :: STEP(claim)

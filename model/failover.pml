@@ -105,6 +105,9 @@ Record record;
 #ifdef LATE_ENTER
 byte generations;
 #endif
+#ifdef RECOVERY
+bool qemu_lost;
+#endif
 /* Ticks of both clocks since one was last ahead. */
 byte since_drift;
 
@@ -356,7 +359,11 @@ inline go_alone(i) {
   run_alone(i)
 }
 
+#ifdef MUTATE_NO_RETRY
+#define may_try_again(i) false
+#else
 #define may_try_again(i) (h[i].outcome == conflict)
+#endif
 inline try_again(i) {
   h[i].outcome = unknown
 }
@@ -572,6 +579,9 @@ inline arrive_late(i) {
 
 #define may_lose_qemu(i) (h[i].copy == vm || h[i].copy == replica)
 inline lose_qemu(i) {
+#ifdef RECOVERY
+  qemu_lost = true;
+#endif
   h[i].copy = lost
 }
 
@@ -594,7 +604,7 @@ inline tick(i) {
   fi
 }
 
-active proctype clocks() {
+proctype clocks() {
   do
   :: d_step {
        true ->
@@ -656,25 +666,136 @@ proctype host(bit i) {
   od
 }
 
+inline begin() {
+#ifdef LATE_ENTER
+  generations = 0;
+#endif
+  record.term = 1;
+  record.generation = 0;
+  record.holder = 0;
+  record.valid = false;
+  since_drift = DRIFT_PERIOD;
+  begin_host(0, alone, vm, LEASE);
+  begin_host(1, waiting, nothing, 0)
+}
+
+inline begin_host(i, p, c, ticks) {
+  h[i].phase = p;
+  h[i].copy = c;
+  h[i].lease = ticks;
+  h[i].generation = 0;
+  h[i].since = 0;
+  h[i].read_fresh = false;
+  forget(h[i].call);
+  h[i].outcome = unknown;
+  forget(h[i].late);
+  h[i].heartbeat.generation = 0;
+  h[i].heartbeat.age = 0;
+  h[i].answer.generation = 0;
+  h[i].answer.age = 0;
+  h[i].enter = 0;
+#ifdef LATE_ENTER
+  h[i].late_enter = 0;
+#endif
+  h[i].gave_up = 0
+}
+
+#ifdef RECOVERY
+/* --- protected again ----------------------------------------------------------------------------------------------------- */
+
+/*
+ * From each state that can be reached, faults stop, the administrator starts again what has stopped, and each agent does the step
+ * that its situation asks for. PROTECTED AGAIN: that ends with a protected VM, unless its last copy had been lost before. This runs as one
+ * indivisible step and then goes back to the first state, so it adds no states.
+ */
+#define ROUNDS 60
+
+#define replica_of(i) ((h[OTHER(i)].phase == standby || h[OTHER(i)].phase == claiming) \
+  && h[OTHER(i)].generation == h[i].generation)
+#define all_is_well(i) (h[i].phase == protected && h[i].copy == vm && h[i].lease > 0 && record.holder == i && record.valid \
+  && record.generation == h[i].generation && h[OTHER(i)].phase == standby && replica_of(i) && h[OTHER(i)].copy == replica)
+#define can_take_over(i) (h[i].copy == replica && record.holder == OTHER(i) && record.valid \
+  && (h[i].phase == standby || h[i].phase == claiming || h[i].phase == taking_over) && h[i].generation == record.generation)
+#define vm_exists (h[record.holder].copy == vm || h[record.holder].copy == replica || can_take_over(OTHER(record.holder)))
+
+#define DO(condition, name) if :: (condition) -> printf(SENTENCE(host %d: name\n), i); name(i) :: else fi
+
+inline recover(i) {
+  DO(h[i].copy == lost && record.holder == i && may_time_out(i), time_out);
+  DO(h[i].copy == lost && may_give_up(i), give_up);
+  DO(may_end(i), end);
+  DO(h[i].copy == lost && h[i].phase != stopped && h[i].phase != starting && h[i].phase != waiting, stop);
+  DO(may_arrive(i), arrive);
+  DO(may_be_protected(i), be_protected);
+  DO(may_go_alone(i), go_alone);
+  DO(may_be_promoted(i), be_promoted);
+  DO(may_have_started(i), have_started);
+  DO(may_try_again(i), try_again);
+  DO(h[i].phase == stopped, restart);
+  DO(may_start(i), start);
+  DO(may_record_alone(i), record_alone);
+  DO(may_take_again(i), take_again);
+
+  DO(h[i].phase == alone || h[i].phase == protecting, renew);
+  DO(h[i].phase == alone && h[OTHER(i)].phase == waiting, protect);
+  DO(h[i].phase == protecting && !replica_of(i) && (h[OTHER(i)].phase != waiting || h[i].enter != h[i].generation), fail_to_protect);
+  DO(h[i].phase == protecting && replica_of(i) && h[OTHER(i)].copy != nothing, fail_to_protect);
+  DO(may_prime(i), prime);
+  DO(leans_on_peer(i) && !replica_of(i), lose_replica);
+  DO(leans_on_peer(i) && h[OTHER(i)].copy != replica, lose_replica);
+  DO(may_send_heartbeat(i), send_heartbeat);
+  DO(may_hear_answer(i), hear_answer);
+  DO(may_record_valid(i), record_valid);
+
+  DO(may_follow(i), follow);
+  DO(may_answer_heartbeat(i) && leans_on_peer(OTHER(i)), answer_heartbeat);
+  DO(h[i].phase == standby && !leans_on_peer(OTHER(i)) && h[OTHER(i)].phase != protecting, claim);
+  DO(h[i].phase == standby && h[OTHER(i)].generation != h[i].generation, claim);
+  DO(may_commit(i), commit)
+}
+
+byte rounds;
+byte who;
+
+proctype recovery() {
+  do
+  :: d_step {
+       true ->
+       printf("faults stop\n");
+       assert(vm_exists || qemu_lost);
+       do
+       :: !vm_exists -> break
+       :: rounds == ROUNDS || all_is_well(0) || all_is_well(1) -> break
+       :: else ->
+          for (who : 0 .. 1) {
+            recover(who)
+          }
+          if
+          :: rounds % 2 == 1 -> /* a round trip within a tick */
+             tick(0);
+             tick(1)
+          :: else
+          fi;
+          rounds++
+       od;
+       assert(all_is_well(0) || all_is_well(1) || rounds == 0);
+       qemu_lost = false;
+       rounds = 0;
+       who = 0;
+       begin()
+     }
+  od
+}
+#endif
+
 init {
-  d_step {
-    record.term = 1;
-    record.holder = 0;
-    h[0].phase = alone;
-    h[0].copy = vm;
-    h[0].lease = LEASE;
-    h[1].phase = waiting;
-    h[1].copy = nothing;
-    since_drift = DRIFT_PERIOD;
-    byte n;
-    for (n : 0 .. 1) {
-      h[n].call.goal = none;
-      h[n].late.goal = none;
-      h[n].outcome = unknown
-    }
-  };
   atomic {
+    begin();
+    run clocks();
     run host(0);
-    run host(1)
+    run host(1);
+#ifdef RECOVERY
+    run recovery()
+#endif
   }
 }

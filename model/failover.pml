@@ -1,34 +1,41 @@
 /*
- * Who may send, who takes over: two agents, one arbiter, one VM. model/README.md says what is assumed, what is checked and
- * how to run it.
+ * Who may send, who takes over: two agents, one arbiter, one VM. README.md beside this file says what is assumed, what is
+ * checked and how to run it.
  *
- * To read it: first the state, then the properties (all of them are assertions in `lets_out`, `run_alone` and `apply`), then
- * the steps of the holder, of the other one, of an agent that starts, and last what the world does (arbiter, clocks, losses).
- * Each step is one inline `name(i)` with its guard `may_name(i)`: i is the agent's own host, OTHER(i) its peer. A step is
- * indivisible; between two steps of an agent any time may pass and anything may happen, so an agent that is slow, starved or
- * stopped (SIGSTOP) needs no step of its own.
+ * To read it: first the state, then what must hold (assertions in `lets_out` and `apply`), then the steps of the holder, of
+ * the other one, of an agent that starts, and last what the world does (arbiter, losses, clocks). Each step is one inline
+ * `name(i)` with its guard `may_name(i)`: i is the agent's own host, OTHER(i) its peer. A step is indivisible; between two
+ * steps of an agent any time may pass and anything may happen, so an agent that is slow, starved or stopped (SIGSTOP) needs
+ * no step of its own.
  *
  * Nothing in it grows for ever. Times are kept as "ticks left" or "ticks since", up to a bound. A revision is not a number:
- * whoever remembers one has a bit `fresh`, which every write to the record clears, and a compare-and-swap succeeds if and only if the
- * bit is still set. Only generations and terms are numbers; MAX_GENERATION and MAX_TERM bound them.
+ * whoever remembers one has a bit `fresh`, which every write to the record clears, and a compare-and-swap succeeds if and
+ * only if the bit is still set. Only generations and terms are numbers; MAX_GENERATION and MAX_TERM bound them.
+ *
+ * Variants: -DLATE_ENTER (requests outlive the agent that they were sent to), -DRECOVERY (from every state back to
+ * protected). Each -DMUTATE_... leaves one of the protocol's rules out; each of them makes an assertion fail.
  */
 
 /* --- bounds -------------------------------------------------------------------------------------------------------------- */
 
 /* In ticks. */
+#ifndef LEASE
 #define LEASE 2
+#endif
 #ifdef MUTATE_NO_MARGIN
 #define MARGIN 0
-#else
+#endif
+#ifndef MARGIN
 #define MARGIN 1
 #endif
 /* From its last answer to the moment at which a secondary may take over. */
 #define DUE (LEASE + MARGIN)
-/* One host's clock may be one tick ahead of the other's after each so many ticks of both: the drift that MARGIN covers. */
+/* One host's clock may gain a tick on the other's, then again after so many ticks of both: the drift that MARGIN covers. */
 #ifdef MUTATE_DRIFT
-#define DRIFT_PERIOD 0
-#else
-#define DRIFT_PERIOD 3
+#define DRIFT_PERIOD 1
+#endif
+#ifndef DRIFT_PERIOD
+#define DRIFT_PERIOD DUE
 #endif
 
 #ifndef MAX_GENERATION
@@ -42,8 +49,10 @@
 
 mtype:phase = {
   starting, stopped,
-  alone, protecting, primed, recording, protected, going_alone, /* holder; leaseFrom is "self" in the first two, then "peer" */
-  waiting, standby, claiming, taking_over                       /* the other one */
+  /* The holder. It renews its lease itself in the first two; in the next three only the peer's answers do; then nothing. */
+  alone, protecting, primed, recording, protected, going_alone,
+  /* The other one. */
+  waiting, standby, claiming, taking_over
 };
 
 /* What a host's QEMU has: `replica` covers all output that any client has seen, `stale` does not any more. */
@@ -60,10 +69,10 @@ typedef Write {
   byte term
 };
 
-/* A heartbeat or the answer to one: generation 0 means that there is none. `age` is by the clock of who sent the heartbeat, up to LEASE. */
-/* The age of one whose sender has stopped waiting for the answer since, or did not wait yet: the answer does not count. */
+/* The age of a heartbeat whose sender has stopped waiting for the answer, or had not begun to: the answer does not count. */
 #define VOID (LEASE + 1)
 
+/* A heartbeat or the answer to one; generation 0: there is none. `age` by the clock of the heartbeat's sender, up to LEASE. */
 typedef Beat {
   byte generation;
   byte age
@@ -88,6 +97,7 @@ typedef Host {
   Beat answer;
   byte enter;
 #ifdef LATE_ENTER
+  /* An earlier one that has not arrived yet. */
   byte late_enter;
 #endif
   byte gave_up
@@ -102,17 +112,19 @@ typedef Record {
 
 Host h[2];
 Record record;
+/* Ticks of both clocks since one of them last gained on the other. */
+byte since_drift;
 #ifdef LATE_ENTER
+/* The generation last used by anybody. */
 byte generations;
 #endif
 #ifdef RECOVERY
 bool qemu_lost;
 #endif
-/* Ticks of both clocks since one was last ahead. */
-byte since_drift;
 
 #define OTHER(i) (1 - (i))
 
+/* Only heartbeats that the peer has answered prolong the lease. */
 #define leans_on_peer(i) (h[i].phase == primed || h[i].phase == recording || h[i].phase == protected)
 
 /* --- what must hold ------------------------------------------------------------------------------------------------------ */
@@ -203,7 +215,10 @@ inline time_out(i) {
 
 /* --- the holder ---------------------------------------------------------------------------------------------------------- */
 
-/* What a phase does not need is forgotten, so that states that differ in nothing else are one. */
+/*
+ * What a phase does not need is forgotten, so that states that differ in nothing else are one. Answers to heartbeats that
+ * were sent before the replica was primed do not count: the lease has been renewed without them since.
+ */
 inline enter_phase(i, p) {
   h[i].phase = p;
   h[i].read_fresh = false;
@@ -369,7 +384,8 @@ inline try_again(i) {
 }
 
 /* Its QEMU is gone, or (protected) it hands over: blocked first, then the other one is told. */
-#define may_give_up(i) ((h[i].copy == lost && (leans_on_peer(i) || h[i].phase == going_alone)) || h[i].phase == protected)
+#define may_give_up(i) (h[i].phase == protected \
+  || (h[i].copy == lost && (leans_on_peer(i) || h[i].phase == going_alone)))
 inline give_up(i) {
   h[i].gave_up = h[i].generation;
 #ifndef MUTATE_GIVE_UP_UNBLOCKED
@@ -380,6 +396,7 @@ inline give_up(i) {
 #endif
 }
 
+/* Its QEMU is gone, and there is no replica. */
 #define may_end(i) (h[i].copy == lost && (h[i].phase == alone || h[i].phase == protecting))
 inline end(i) {
   stop(i)
@@ -412,7 +429,8 @@ inline follow(i) {
 #endif
 
 /* The heartbeat stays where it is: it may come again (duplicated) and it may come late. */
-#define may_answer_heartbeat(i) (answers(i) && h[OTHER(i)].heartbeat.generation == h[i].generation && h[i].generation != 0)
+#define may_answer_heartbeat(i) (answers(i) && h[i].generation != 0 \
+  && h[OTHER(i)].heartbeat.generation == h[i].generation)
 inline answer_heartbeat(i) {
   if
   :: h[OTHER(i)].heartbeat.age != VOID ->
@@ -446,7 +464,10 @@ inline hear_give_up(i) {
 #endif
 #define may_take(i) (record.holder == OTHER(i) && record_valid_ok && record_generation_ok(i))
 
-/* The holder seems lost, for whatever reason: the record decides what this replica is worth. */
+/*
+ * The holder seems lost, for whatever reason: the record decides what this replica is worth. A heartbeat that comes while
+ * the lease is waited for ends the claim.
+ */
 #define may_claim(i) (h[i].phase == standby && record.term < MAX_TERM)
 inline claim(i) {
   if
@@ -463,6 +484,7 @@ inline claim(i) {
 #define lease_over(i) (h[i].since == DUE)
 #endif
 
+/* From here on the record may name this host. */
 #define may_commit(i) (h[i].phase == claiming && lease_over(i))
 inline commit(i) {
   send_write(i, to_take, h[i].generation, record.term + 1);
@@ -535,7 +557,7 @@ inline start(i) {
 #endif
      fi
 #ifndef MUTATE_RESTART_UNDISOWNED
-  /* A takeover of its earlier life may still be on its way; and what it replaces is no replica any more. */
+  /* Its replica is given up: the record must say so, also because a takeover of its earlier life may still be on its way. */
   :: record.holder != i && record.valid -> send_write(i, to_disown, record.generation, record.term)
 #endif
   :: else -> wait_for_holder(i)
@@ -621,7 +643,7 @@ proctype clocks() {
   od
 }
 
-/* Named when a trail is replayed. */
+/* The steps are named when a trail is replayed. */
 #define SENTENCE(words) #words
 #define STEP(name) d_step { may_##name(i) -> printf(SENTENCE(host %d: name\n), i); name(i) }
 
@@ -704,27 +726,34 @@ inline begin_host(i, p, c, ticks) {
 /* --- protected again ----------------------------------------------------------------------------------------------------- */
 
 /*
- * From each state that can be reached, faults stop, the administrator starts again what has stopped, and each agent does the step
- * that its situation asks for. PROTECTED AGAIN: that ends with a protected VM, unless its last copy had been lost before. This runs as one
- * indivisible step and then goes back to the first state, so it adds no states.
+ * PROTECTED AGAIN: from each state that can be reached, if faults stop, the administrator starts what has stopped, and each
+ * agent does the step that its situation asks for, the VM ends up protected. Unless its last copy is gone; and that is so only
+ * after a QEMU has died. This runs as one indivisible step and then goes back to the first state, so it adds no states.
  */
 #define ROUNDS 60
 
-#define replica_of(i) ((h[OTHER(i)].phase == standby || h[OTHER(i)].phase == claiming) \
+#define replica_phase(i) (h[i].phase == standby || h[i].phase == claiming || h[i].phase == taking_over)
+#define replica_of(i) (replica_phase(OTHER(i)) && h[OTHER(i)].phase != taking_over \
   && h[OTHER(i)].generation == h[i].generation)
-#define all_is_well(i) (h[i].phase == protected && h[i].copy == vm && h[i].lease > 0 && record.holder == i && record.valid \
-  && record.generation == h[i].generation && h[OTHER(i)].phase == standby && replica_of(i) && h[OTHER(i)].copy == replica)
+#define all_is_well(i) (h[i].phase == protected && h[i].copy == vm && h[i].lease > 0 \
+  && record.holder == i && record.valid && record.generation == h[i].generation \
+  && h[OTHER(i)].phase == standby && replica_of(i) && h[OTHER(i)].copy == replica)
 #define can_take_over(i) (h[i].copy == replica && record.holder == OTHER(i) && record.valid \
-  && (h[i].phase == standby || h[i].phase == claiming || h[i].phase == taking_over) && h[i].generation == record.generation)
-#define vm_exists (h[record.holder].copy == vm || h[record.holder].copy == replica || can_take_over(OTHER(record.holder)))
+  && replica_phase(i) && h[i].generation == record.generation)
+#define vm_exists (h[record.holder].copy == vm || h[record.holder].copy == replica \
+  || can_take_over(OTHER(record.holder)))
 
-#define DO(condition, name) if :: (condition) -> printf(SENTENCE(host %d: name\n), i); name(i) :: else fi
+#define DO(condition, name) \
+  if \
+  :: (condition) -> printf(SENTENCE(host %d: name\n), i); name(i) \
+  :: else \
+  fi
 
 inline recover(i) {
   DO(h[i].copy == lost && record.holder == i && may_time_out(i), time_out);
   DO(h[i].copy == lost && may_give_up(i), give_up);
   DO(may_end(i), end);
-  DO(h[i].copy == lost && h[i].phase != stopped && h[i].phase != starting && h[i].phase != waiting, stop);
+  DO(h[i].copy == lost && (replica_phase(i) || h[i].phase == going_alone), stop);
   DO(may_arrive(i), arrive);
   DO(may_be_protected(i), be_protected);
   DO(may_go_alone(i), go_alone);
@@ -738,7 +767,8 @@ inline recover(i) {
 
   DO(h[i].phase == alone || h[i].phase == protecting, renew);
   DO(h[i].phase == alone && h[OTHER(i)].phase == waiting, protect);
-  DO(h[i].phase == protecting && !replica_of(i) && (h[OTHER(i)].phase != waiting || h[i].enter != h[i].generation), fail_to_protect);
+  DO(h[i].phase == protecting && !replica_of(i)
+    && (h[OTHER(i)].phase != waiting || h[i].enter != h[i].generation), fail_to_protect);
   DO(h[i].phase == protecting && replica_of(i) && h[OTHER(i)].copy != nothing, fail_to_protect);
   DO(may_prime(i), prime);
   DO(leans_on_peer(i) && !replica_of(i), lose_replica);

@@ -217,7 +217,7 @@ inline time_out(i) {
 
 /*
  * What a phase does not need is forgotten, so that states that differ in nothing else are one. Answers to heartbeats that
- * were sent before the replica was primed do not count: the lease has been renewed without them since.
+ * were sent before the replica was primed do not count: the holder has renewed its lease by itself since.
  */
 inline enter_phase(i, p) {
   h[i].phase = p;
@@ -308,11 +308,17 @@ inline prime(i) {
   enter_phase(i, primed)
 }
 
-#define may_send_heartbeat(i) (leans_on_peer(i) \
-  && (h[i].heartbeat.generation != h[i].generation || h[i].heartbeat.age > 0))
+#ifdef MUTATE_EARLY_ANSWER
+#define new_age(i) 0
+#else
+#define new_age(i) (leans_on_peer(i) -> 0 : VOID)
+#endif
+/* Also while the replica is being made, so that the peer sees its primary; those answers do not count. */
+#define may_send_heartbeat(i) ((leans_on_peer(i) || h[i].phase == protecting) \
+  && (h[i].heartbeat.generation != h[i].generation || h[i].heartbeat.age != new_age(i)))
 inline send_heartbeat(i) {
   h[i].heartbeat.generation = h[i].generation;
-  h[i].heartbeat.age = 0
+  h[i].heartbeat.age = new_age(i)
 }
 
 #define may_hear_answer(i) (leans_on_peer(i) && h[i].answer.generation == h[i].generation)

@@ -128,12 +128,12 @@ describe("configuration", () => {
     ],
   );
   test.each([
-    `${witness}url = "https://192.0.2.3:7300"\n${files}`,
-    `${witness}url = "http://127.0.0.1:7300"\n`,
-    `${witness}url = "http://192.0.2.3:7300"\ninsecure = true\n`,
-    `${etcd}endpoints = ["https://192.0.2.3:2379", "https://192.0.2.4:2379"]\nca = "/x/ca.pem"\n`,
-    '[fence]\ncommand = ["/usr/sbin/fence_ipmilan", "--action=off"]\n[watchdog]\n',
-  ])("good: %s", (text) => {
+    ["a witness with certificates", `${witness}url = "https://192.0.2.3:7300"\n${files}`],
+    ["a witness on loopback", `${witness}url = "http://127.0.0.1:7300"\n`],
+    ["an open witness that is meant", `${witness}url = "http://192.0.2.3:7300"\ninsecure = true\n`],
+    ["etcd", `${etcd}endpoints = ["https://192.0.2.3:2379", "https://192.0.2.4:2379"]\nca = "/x/ca.pem"\n`],
+    ["fence and watchdog", '[fence]\ncommand = ["/usr/sbin/fence_ipmilan", "--action=off"]\n[watchdog]\n'],
+  ])("%s: good", (_, text) => {
     expect(parseConfig(`${GOOD}${text}`, "agent.toml").heartbeat.lease_ms).toBe(1000);
   });
   mistakes.push(["a rule that is none", `${GOOD}passthrough = ["udp port ninety"]\n`, /vm vm1: .*ninety/]);

@@ -262,6 +262,8 @@ function primed(step: Step, generation: number): void {
 function heartbeatAnswered(step: Step, event: Extract<Event, { type: "heartbeat_answered" }>): void {
   const { s, actions } = step;
   if (s.leaseFrom !== "peer" || event.generation !== s.generation) return;
+  // Asked while this agent still renewed its lease by itself: the answer may be old, and so may the time that the secondary counts from.
+  if (s.protecting === "answer" && event.sentMs < s.lastAnswerMs) return;
   if (!event.accepted) {
     goAlone(step, "the secondary's agent says that it is not this VM's replica");
     return;

@@ -4,8 +4,8 @@
  */
 import type { ReportedDivergence } from "../divergence/recorder.ts";
 import { ROLE } from "../ffi/layout.ts";
-import { primaryFailover, startProtection } from "../qmp/colo.ts";
-import { MIGRATION_ENDED, migrationStatus, yank } from "../qmp/vm.ts";
+import { announceSelf, primaryFailover, secondaryFailover, startProtection } from "../qmp/colo.ts";
+import { coloMode, MIGRATION_ENDED, migrationStatus, yank } from "../qmp/vm.ts";
 import { type CheckpointCause, Checkpoints } from "./checkpoint.ts";
 import { TapQueue } from "./input_barrier.ts";
 import { LOSSES_ON_PRIMARY, lostFrames } from "./losses.ts";
@@ -75,7 +75,13 @@ export class Primary {
     divergences.ended("released: the VM runs alone");
     if (!MIGRATION_ENDED.has((await migrationStatus(qmp)).status)) {
       try {
-        await primaryFailover(qmp, diskOption(config, NO_EXPORT));
+        if ((await coloMode(qmp)) === "secondary") {
+          // A takeover was recorded, and the agent died before it was carried out.
+          await secondaryFailover(qmp, { disk: config.disk !== false });
+          await announceSelf(qmp);
+        } else {
+          await primaryFailover(qmp, diskOption(config, NO_EXPORT));
+        }
       } catch (error) {
         log.error("QEMU did not leave COLO cleanly", { error });
       }

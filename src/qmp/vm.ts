@@ -57,6 +57,11 @@ export async function migrationStatus(client: QmpClient): Promise<MigrationStatu
   };
 }
 
+/** This QEMU's side of a COLO pair; also "secondary" while it waits for a failover after the primary is gone. */
+export async function coloMode(client: QmpClient): Promise<"none" | "primary" | "secondary"> {
+  return (await client.execute<{ mode: "none" | "primary" | "secondary" }>("query-colo-status")).mode;
+}
+
 export async function setCapabilities(
   client: QmpClient,
   names: readonly string[],

@@ -287,7 +287,7 @@ function loadDataPlane(config: VmConfig, agent: Config, devices: VmDevices, obje
   dataPlane.attach({
     tapIfindex: devices.tapIfindex,
     tunnelIfindex: devices.tunnelIfindex,
-    injectPeerIfindex: devices.injectPeerIfindex,
+    injectIfindex: devices.injectIfindex,
   });
   return dataPlane;
 }

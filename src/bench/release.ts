@@ -41,7 +41,7 @@ class HeldTap {
       tapIfindex: ifindex(name),
       // Nothing ever arrives at this end of the pair: it does for the tunnel that there is not.
       tunnelIfindex: ifindex(`${name}-inject0`),
-      injectPeerIfindex: ifindex(`${name}-inject1`),
+      injectIfindex: ifindex(`${name}-inject0`),
     };
     const { tapIfindex, tunnelIfindex } = at;
     const { plane, unload } = loadPlane(name, {

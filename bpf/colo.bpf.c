@@ -40,7 +40,10 @@ int from_vm(struct __sk_buff *skb)
 	}
 }
 
-/* Ingress of the veth peer: what the agent releases continues as if the VM had just sent it. */
+/*
+ * Egress of the injection interface: what the agent releases continues as if the VM had just sent it. Here and not at
+ * the ingress of its peer, which would cost a frame another round through the receive queue of the CPU.
+ */
 SEC("tc")
 int inject(struct __sk_buff *skb)
 {

@@ -234,6 +234,12 @@ export class AgentMetrics {
       (vm) => [[{}, vm.shared.stat("sent_in_parts")]],
     );
     this.#addCounter(
+      "colo_frames_joined_total",
+      "Released TCP segments that left as part of one large frame with the segment before them",
+      [],
+      (vm) => [[{}, vm.shared.stat("joined_frames")]],
+    );
+    this.#addCounter(
       "colo_windows_clamped_total",
       "Released TCP frames whose window was made as small as the secondary's",
       [],

@@ -47,7 +47,6 @@ export interface VmDevices {
   tapIfindex: number;
   tunnelIfindex: number;
   injectIfindex: number;
-  injectPeerIfindex: number;
 }
 
 /** The tap's facts. Throws {@link NetworkSetupError} when it is missing or is not a tap. */
@@ -104,12 +103,11 @@ export async function ensureDevices(options: {
     await ip("link", "add", inject, ...mtu, "type", "veth", "peer", "name", injectPeer, ...mtu);
   }
   for (const name of [tunnel, inject, injectPeer]) await silence(name);
-  const [t, i, j] = await Promise.all([link(tunnel), link(inject), link(injectPeer)]);
+  const [t, i] = await Promise.all([link(tunnel), link(inject)]);
   return {
     tapIfindex: tap.ifindex,
     tunnelIfindex: t!.ifindex,
     injectIfindex: i!.ifindex,
-    injectPeerIfindex: j!.ifindex,
   };
 }
 

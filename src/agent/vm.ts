@@ -617,7 +617,7 @@ function loadDataPlane(config: VmConfig, agent: Config, devices: VmDevices, obje
   dataPlane.attach({
     tapIfindex: devices.tapIfindex,
     tunnelIfindex: devices.tunnelIfindex,
-    injectPeerIfindex: devices.injectPeerIfindex,
+    injectIfindex: devices.injectIfindex,
   });
   return dataPlane;
 }

@@ -8,9 +8,9 @@ import { CompareAlone } from "./compare_alone.ts";
 import { removeLeftovers } from "./network.ts";
 import { QemuColoCompare } from "./qemu_compare.ts";
 import { ReleaseBench, roundsPerRing } from "./release.ts";
-import { type Bench, type BenchContext, ResultSet } from "./result.ts";
+import { type Bench, type BenchContext, ResultSet, type Subject } from "./result.ts";
 import { HEADER_BYTES, LARGE_PAYLOAD_BYTES, SEGMENT_BYTES, Traffic, type TrafficOptions } from "./traffic.ts";
-import { addRates } from "./usage.ts";
+import { addRates, type Usage } from "./usage.ts";
 
 interface CompareCase {
   payloadBytes: number;
@@ -82,57 +82,86 @@ function compareAlone(one: CompareCase, context: BenchContext, results: ResultSe
       addRates(results, { case: name, subject: "colo-agent" }, bench.compare(), packets, frameBytes);
       addRates(results, { case: name, subject: "limit" }, bench.memcmp(), packets, frameBytes);
     }
+  } catch (error) {
+    context.skipped("colo-agent", `${name}: ${(error as Error).message}`);
   } finally {
     bench.close();
   }
 }
 
+/** A subject that fails is left out of the case, and says why; the others go on. */
 async function compareAndRelease(context: BenchContext, results: ResultSet): Promise<void> {
   removeLeftovers();
-  context.progress("comparison and release: setting up");
-  const ours = new ReleaseBench();
-  let qemu: QemuColoCompare | undefined;
-  try {
-    for (const one of context.quick ? QUICK_CASES : RELEASE_CASES) {
-      const name = caseName("comparison and release", one);
-      context.progress(name);
-      const { payloadBytes, flows } = one;
-      const framesMax = context.quick ? FRAMES_MAX_QUICK : FRAMES_MAX;
-      const rounds = roundsPerRing(VNET_BYTES + HEADER_BYTES + payloadBytes, flows, framesMax);
-      const options: TrafficOptions = { payloadBytes, flows, rounds };
-      const shifted: TrafficOptions = { ...options, shifted: one.resegmented };
-      const primary = new Traffic(options);
-      const secondary = new Traffic(shifted);
-      const streamBytes = rounds * payloadBytes;
-      const frameBytes = HEADER_BYTES + payloadBytes;
-      // A process of its own for each case: its table of connections never shrinks.
-      qemu = await startQemu(context);
-      for (let run = -1; run < context.runs; run++) {
-        const compared = ours.compareAndRelease(primary, secondary, streamBytes);
-        const theirs = await qemu?.compareAndRelease(options, shifted);
-        const released = ours.release(primary, streamBytes);
-        // The first one warms up.
-        if (run < 0) continue;
-        addRates(results, { case: name, subject: "colo-agent" }, compared, primary.count, frameBytes);
-        if (theirs !== undefined) {
-          addRates(results, { case: name, subject: "qemu" }, theirs, primary.count, frameBytes);
-        }
-        addRates(results, { case: name, subject: "limit" }, released, primary.count, frameBytes);
-      }
-      await qemu?.stop();
-      qemu = undefined;
+  for (const one of context.quick ? QUICK_CASES : RELEASE_CASES) {
+    const name = caseName("comparison and release", one);
+    context.progress(name);
+    const { payloadBytes, flows } = one;
+    const framesMax = context.quick ? FRAMES_MAX_QUICK : FRAMES_MAX;
+    const rounds = roundsPerRing(VNET_BYTES + HEADER_BYTES + payloadBytes, flows, framesMax);
+    const options: TrafficOptions = { payloadBytes, flows, rounds };
+    const shifted: TrafficOptions = { ...options, shifted: one.resegmented };
+    const primary = new Traffic(options);
+    const secondary = new Traffic(shifted);
+    const streamBytes = rounds * payloadBytes;
+    const frameBytes = HEADER_BYTES + payloadBytes;
+    const subjects = new Map<Subject, CaseSubject>();
+    const giveUp = async (subject: Subject, error: unknown): Promise<void> => {
+      context.skipped(subject, `${name}: ${(error as Error).message}`);
+      const failed = subjects.get(subject);
+      subjects.delete(subject);
+      await failed?.close();
+    };
+    // New ones for each case: QEMU's table of connections never shrinks, and a failure ends with its case.
+    try {
+      addReleases(subjects, primary, secondary, streamBytes);
+    } catch (error) {
+      await giveUp("colo-agent", error);
     }
-  } finally {
-    await qemu?.stop();
-    ours.close();
+    await QemuColoCompare.start().then(
+      (qemu) =>
+        subjects.set("qemu", {
+          run: () => qemu.compareAndRelease(options, shifted),
+          close: () => qemu.stop(),
+        }),
+      (error) => giveUp("qemu", error),
+    );
+    try {
+      for (let run = -1; run < context.runs; run++) {
+        for (const [subject, { run: measure }] of subjects) {
+          try {
+            const usage = await measure();
+            // The first one warms up.
+            if (run >= 0) addRates(results, { case: name, subject }, usage, primary.count, frameBytes);
+          } catch (error) {
+            await giveUp(subject, error);
+          }
+        }
+      }
+    } finally {
+      for (const { close } of subjects.values()) await close();
+    }
   }
 }
 
-async function startQemu(context: BenchContext): Promise<QemuColoCompare | undefined> {
-  try {
-    return await QemuColoCompare.start();
-  } catch (error) {
-    context.skipped("qemu", (error as Error).message);
-    return undefined;
-  }
+interface CaseSubject {
+  run: () => Usage | Promise<Usage>;
+  close: () => void | Promise<void>;
+}
+
+/** The agent, and its limit on the same devices: that one does not go without the other. */
+function addReleases(
+  subjects: Map<Subject, CaseSubject>,
+  primary: Traffic,
+  secondary: Traffic,
+  streamBytes: number,
+): void {
+  const ours = new ReleaseBench();
+  subjects.set("colo-agent", {
+    run: () => ours.compareAndRelease(primary, secondary, streamBytes),
+    close: () => {
+      subjects.delete("limit");
+      ours.close();
+    },
+  });
+  subjects.set("limit", { run: () => ours.release(primary, streamBytes), close: () => {} });
 }

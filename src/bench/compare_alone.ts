@@ -4,15 +4,13 @@
  * library's memcmp called once for each record on the same bytes.
  */
 import { Comparer } from "../compare/comparer.ts";
+import { BATCH_RECORDS } from "../datapath/shared.ts";
 import { RECORD_HEADER_BYTES, SOURCE, VNET_BYTES } from "../ffi/layout.ts";
 import { memcmp } from "../ffi/libc.ts";
 import { RecordedTraffic, recordStride } from "./record_memory.ts";
 import { HEADER_BYTES, Traffic } from "./traffic.ts";
 import type { Usage } from "./usage.ts";
 import { measureUsage } from "./usage.ts";
-
-/** Records that the data-path worker takes from one ring before it looks at the other. */
-const BATCH_RECORDS = 256;
 
 export interface AloneCase {
   payloadBytes: number;

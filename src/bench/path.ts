@@ -37,14 +37,19 @@ export const benchPath: Bench = async (context) => {
   const results = new ResultSet("path");
   removeLeftovers();
   context.progress("setting up");
-  const ways = new Map<Subject, Way & { close(): void | Promise<void> }>();
+  const ways: Ways = new Map();
+  const makers: [Subject, () => ClosableWay | Promise<ClosableWay>][] = [
+    ["colo-agent", () => ProtectedBridge.create()],
+    ["none", () => new PlainBridge()],
+    ["qemu", () => QemuSockets.create()],
+  ];
   try {
-    ways.set("colo-agent", await ProtectedBridge.create());
-    ways.set("none", new PlainBridge());
-    try {
-      ways.set("qemu", await QemuSockets.create());
-    } catch (error) {
-      context.skipped("qemu", (error as Error).message);
+    for (const [subject, make] of makers) {
+      try {
+        ways.set(subject, await make());
+      } catch (error) {
+        context.skipped(subject, (error as Error).message);
+      }
     }
     await delays(ways, context, results);
     await highestRates(ways, context, results);
@@ -54,16 +59,39 @@ export const benchPath: Bench = async (context) => {
   return results.toJson();
 };
 
-async function delays(
-  ways: ReadonlyMap<Subject, Way>,
-  { quick, runs, progress }: BenchContext,
-  results: ResultSet,
+type ClosableWay = Way & { close(): void | Promise<void> };
+type Ways = Map<Subject, ClosableWay>;
+
+/** `measure` with each way in turn. One that fails is left out from then on, and says why. */
+async function each(
+  ways: Ways,
+  { skipped }: BenchContext,
+  what: string,
+  measure: (subject: Subject, way: Way) => Promise<void>,
 ): Promise<void> {
-  for (const way of ways.values()) await way.run(WARM_UP_RATE, WARM_UP_SECONDS);
+  for (const [subject, way] of ways) {
+    try {
+      await measure(subject, way);
+    } catch (error) {
+      skipped(subject, `${what}: ${(error as Error).message}`);
+      ways.delete(subject);
+      await way.close();
+    }
+  }
+}
+
+async function delays(ways: Ways, context: BenchContext, results: ResultSet): Promise<void> {
+  const { quick, runs, progress } = context;
+  await each(
+    ways,
+    context,
+    "warming up",
+    async (_, way) => void (await way.run(WARM_UP_RATE, WARM_UP_SECONDS)),
+  );
   for (const rate of quick ? RATES_QUICK : RATES) {
     const name = `${rate} frames/s of ${SEGMENT_BYTES} B`;
     for (let run = 0; run < runs; run++) {
-      for (const [subject, way] of ways) {
+      await each(ways, context, name, async (subject, way) => {
         progress(`${name}, ${subject}, run ${run + 1} of ${runs}`);
         const { delaysNs, lost } = await way.run(rate, quick ? RUN_SECONDS_QUICK : RUN_SECONDS);
         const sorted = delaysNs.sort();
@@ -72,25 +100,22 @@ async function delays(
           results.add({ case: name, subject, metric: `delay ${percentile}`, unit: "us" }, value);
         }
         results.add({ case: name, subject, metric: "lost", unit: "frames" }, lost);
-      }
+      });
     }
   }
 }
 
-async function highestRates(
-  ways: ReadonlyMap<Subject, Way>,
-  { quick, runs, progress }: BenchContext,
-  results: ResultSet,
-): Promise<void> {
+async function highestRates(ways: Ways, context: BenchContext, results: ResultSet): Promise<void> {
+  const { quick, runs, progress } = context;
   const metric = "highest rate without loss";
   const name = `frames of ${SEGMENT_BYTES} B`;
   for (let run = 0; run < runs; run++) {
-    for (const [subject, way] of ways) {
+    await each(ways, context, metric, async (subject, way) => {
       progress(`${metric}, ${subject}, run ${run + 1} of ${runs}`);
       const rate = await highestRate(way, quick ? RATE_MAX_QUICK : RATE_MAX);
-      if (rate === 0) throw new Error(`Even at ${RATE_START} frames/s ${subject} loses some.`);
+      if (rate === 0) throw new Error(`even at ${RATE_START} frames/s it loses some`);
       results.add({ case: name, subject, metric, unit: "frames/s" }, rate);
-    }
+    });
   }
 }
 

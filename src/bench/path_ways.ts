@@ -279,7 +279,7 @@ function attachPlane(name: string, peerIpv4: number): { plane: DataPlane; unload
   const at = {
     tapIfindex: ifindex("vm"),
     tunnelIfindex: ifindex("vx"),
-    injectPeerIfindex: ifindex("inj1"),
+    injectIfindex: ifindex("inj0"),
   };
   const { tapIfindex, tunnelIfindex } = at;
   const loaded = loadPlane(name, {

@@ -24,6 +24,13 @@ export interface BenchResult {
   runs: number;
 }
 
+/** What could not be measured, and why: behind a bench's results in the list for machines. */
+export interface BenchSkipped {
+  bench: BenchName;
+  subject: Subject;
+  skipped: string;
+}
+
 /** How thorough to be, and where to say what is going on. */
 export interface BenchContext {
   /** Smaller cases and fewer repetitions: a check that the benchmark works, not figures to quote. */
@@ -31,7 +38,7 @@ export interface BenchContext {
   /** Repetitions of each measurement, 1 to 100. */
   runs: number;
   progress(text: string): void;
-  /** A peer or case that cannot be measured here: is said in the report, not hidden. */
+  /** A peer or case that cannot be measured here: is said in the report, not hidden. Any number for a subject. */
   skipped(subject: Subject, why: string): void;
 }
 

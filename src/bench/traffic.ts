@@ -1,7 +1,8 @@
 /**
  * What a benchmark sends: TCP segments of many connections in turn, as a virtio guest with offloads hands them over
  * (virtio_net_hdr with a partial checksum, and TCP segmentation above one MTU), with the timestamp option that Linux
- * puts into every segment.
+ * puts into every segment. As from Linux, the IPv4 identification counts a connection's segments, and every segment
+ * below one MTU is a write of its own and says so (PSH), while full ones are parts of a long one.
  */
 import { VNET, VNET_BYTES } from "../ffi/layout.ts";
 
@@ -19,6 +20,9 @@ const TCP = IP + IPV4_BYTES;
 const PAYLOAD = TCP + TCP_BYTES;
 /** Of a segment's TCP timestamp value, which no comparer looks at: room for a number of one's own. */
 export const NUMBER_OFFSET = TCP + 24;
+const FLAGS = TCP + 13;
+const ACK = 0x10;
+const PSH = 0x08;
 const FIRST_PORT = 1024;
 const FIRST_SEQUENCE = 1;
 /** Repeats every four bytes, so that a stream cut at any multiple of four looks the same. */
@@ -41,6 +45,9 @@ export class Traffic {
   /** Of the longest segment, virtio_net_hdr included. */
   readonly bytesMax: number;
   readonly #template: Uint8Array;
+  /** Of the IPv4 header without length, identification and checksum; of the pseudo header without length. */
+  readonly #ipSum: number;
+  readonly #pseudoSum: number;
   readonly #payloadBytes: number;
   readonly #flows: number;
   readonly #shifted: boolean;
@@ -59,6 +66,9 @@ export class Traffic {
     this.count = this.#rounds * flows;
     this.bytesMax = PAYLOAD + payloadBytes;
     this.#template = template(payloadBytes);
+    const view = new DataView(this.#template.buffer);
+    this.#ipSum = sumOf(view, IP, IPV4_BYTES);
+    this.#pseudoSum = sumOf(view, IP + 12, 8) + 6;
   }
 
   /** Lays a segment down at `at`; afterwards patch() makes any segment of it. */
@@ -79,8 +89,13 @@ export class Traffic {
     if (this.#shifted) {
       if (round === 0 || round === this.#rounds - 1) payloadBytes /= 2;
       if (round > 0) place -= this.#payloadBytes / 2;
-      view.setUint16(at + IP + 2, IPV4_BYTES + TCP_BYTES + payloadBytes);
     }
+    const totalBytes = IPV4_BYTES + TCP_BYTES + payloadBytes;
+    const identification = (round * Math.ceil(this.#payloadBytes / SEGMENT_BYTES)) & 0xffff;
+    view.setUint16(at + IP + 2, totalBytes);
+    view.setUint16(at + IP + 4, identification);
+    view.setUint16(at + IP + 10, ~fold(this.#ipSum + totalBytes + identification) & 0xffff);
+    view.setUint16(at + TCP + 16, fold(this.#pseudoSum + TCP_BYTES + payloadBytes));
     view.setUint16(at + TCP + 2, FIRST_PORT + (index - round * this.#flows));
     view.setUint32(at + TCP + 4, (FIRST_SEQUENCE + streamStart + place) >>> 0);
     return PAYLOAD + payloadBytes;
@@ -99,21 +114,24 @@ function template(payloadBytes: number): Uint8Array {
     view.setUint16(VNET.gso_size, SEGMENT_BYTES, true);
   }
   bytes.set([0x02, 0, 0, 0, 0, 0x09, 0x02, 0, 0, 0, 0, 0x02, 0x08, 0x00], VNET_BYTES);
-  bytes.set([0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 198, 18, 0, 2, 198, 18, 0, 9], IP);
-  view.setUint16(IP + 2, IPV4_BYTES + TCP_BYTES + payloadBytes);
-  view.setUint16(IP + 10, ipv4Checksum(view, IP));
+  bytes.set([0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 198, 18, 0, 2, 198, 18, 0, 9], IP);
   view.setUint16(TCP, 80);
   view.setUint32(TCP + 8, 1);
-  bytes.set([(TCP_BYTES / 4) << 4, 0x18, 0xfa, 0xf0], TCP + 12);
+  bytes.set([(TCP_BYTES / 4) << 4, ACK, 0xfa, 0xf0], TCP + 12);
+  if (payloadBytes < SEGMENT_BYTES) bytes[FLAGS] = ACK | PSH;
   bytes.set([1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 1], TCP + 20);
   for (let at = PAYLOAD; at < bytes.length; at++) bytes[at] = PATTERN[(at - PAYLOAD) & 3];
   return bytes;
 }
 
-/** RFC 1071, over a header without options whose checksum field is zero. */
-function ipv4Checksum(view: DataView, at: number): number {
+/** RFC 1071, before the carries are folded in. */
+function sumOf(view: DataView, at: number, byteLength: number): number {
   let sum = 0;
-  for (let i = 0; i < IPV4_BYTES; i += 2) sum += view.getUint16(at + i);
-  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
-  return ~sum & 0xffff;
+  for (let i = 0; i < byteLength; i += 2) sum += view.getUint16(at + i);
+  return sum;
+}
+
+function fold(sum: number): number {
+  const folded = (sum & 0xffff) + (sum >>> 16);
+  return (folded & 0xffff) + (folded >>> 16);
 }

@@ -3,7 +3,7 @@ import { Argument, Command, InvalidArgumentError } from "commander";
 import pc from "picocolors";
 import { BENCHES } from "../bench/benches.ts";
 import { benchMachine, machineLine } from "../bench/machine.ts";
-import type { BenchContext, BenchName, BenchResult } from "../bench/result.ts";
+import type { BenchContext, BenchName, BenchResult, BenchSkipped } from "../bench/result.ts";
 import { renderResults } from "../bench/table.ts";
 import { requireRoot } from "./root.ts";
 
@@ -51,20 +51,20 @@ export function benchCommand(): Command {
 async function run(names: readonly BenchName[], options: BenchOptions): Promise<void> {
   const machine = machineLine(benchMachine());
   process.stderr.write(`${machine}\n`);
-  const collected: BenchResult[] = [];
+  const collected: (BenchResult | BenchSkipped)[] = [];
   for (const name of names) {
-    const skipped = new Map<string, string>();
+    const skipped: BenchSkipped[] = [];
     const context: BenchContext = {
       quick: options.quick === true,
       runs: options.runs ?? defaultRuns(name, options.quick === true),
       progress: progressLine(name),
-      skipped: (subject, why) => skipped.set(subject, why),
+      skipped: (subject, why) => skipped.push({ bench: name, subject, skipped: why }),
     };
     const bench = await BENCHES[name].load();
     const results = await bench(context);
     clearLine();
-    collected.push(...results);
-    for (const [subject, why] of skipped) {
+    collected.push(...results, ...skipped);
+    for (const { subject, skipped: why } of skipped) {
       process.stderr.write(`${pc.yellow(`without ${subject}`)}: ${why}\n`);
     }
     if (!options.json) process.stdout.write(`\n${pc.bold(BENCHES[name].title)}\n${renderResults(results)}`);

@@ -11,6 +11,7 @@ import {
   FLOW_TCP,
 } from "./flow_table.ts";
 import { FragmentFlows, isWaitingRoom } from "./fragments.ts";
+import { InOrderTcp } from "./in_order.ts";
 import { OverflowList } from "./overflow_list.ts";
 import { KIND_BYPASS, KIND_TCP, ParsedFrame, parseRecord } from "./parse.ts";
 import type { Rules } from "./rules.ts";
@@ -92,6 +93,7 @@ const EVICT_LOOKS = 4096;
 export class Comparer {
   readonly stats: ComparerStats;
   private readonly state: CompareState;
+  private readonly inOrder: InOrderTcp;
   private readonly tcp: TcpFlows;
   private readonly datagrams: DatagramFlows;
   private readonly fragments: FragmentFlows;
@@ -130,6 +132,7 @@ export class Comparer {
     this.datagrams = new DatagramFlows(this.state);
     this.fragments = new FragmentFlows(this.state, this.tcp, this.datagrams, (frame) => this.flowOf(frame));
     this.overflow = new OverflowList(this.state);
+    this.inOrder = new InOrderTcp(this.state, this.frame, primary, secondary);
     this.primaryBytes = primary.bytes;
     this.secondaryBytes = secondary.bytes;
     this.maxWaitNs = options.maxWaitNs ?? 200e6;
@@ -142,6 +145,9 @@ export class Comparer {
   /** A frame of the primary VM; `offset` is that of its record in primary.bytes. */
   addPrimary(slot: number, offset: number): void {
     const { state, frame, stats } = this;
+    if (this.overflow.length === 0 && !this.poolExhausted) {
+      if (this.inOrder.addPrimary(slot, offset, this.boundaryNs)) return;
+    }
     parseRecord(this.primaryBytes, offset, frame);
     stats.primaryAdded++;
     stats.heldFrames++;
@@ -193,6 +199,7 @@ export class Comparer {
    */
   addSecondary(slot: number, offset: number): void {
     const { state, frame, stats } = this;
+    if (this.inOrder.addSecondary(slot, offset, this.epoch)) return;
     parseRecord(this.secondaryBytes, offset, frame);
     stats.secondaryAdded++;
     stats.pendingFrames++;

@@ -1,4 +1,13 @@
-import { KEY_KIND, KEY_WORDS } from "./parse.ts";
+import {
+  KEY_DESTINATION,
+  KEY_KIND,
+  KEY_PORTS,
+  KEY_SOURCE,
+  KEY_VLAN,
+  KEY_WORDS,
+  KIND_TCP,
+  PROTOCOL_TCP,
+} from "./parse.ts";
 
 /**
  * The flows: one direction each (the guest is always the sender), found by key, with their state as struct of
@@ -64,6 +73,8 @@ export const FLOW_RELEASED_URGENT = 0x4000000;
 
 /** Value of `windowScale` while the SYN has not been seen. */
 export const UNKNOWN_SCALE = 0xff;
+
+const plainTcpKind = (version: number) => (KIND_TCP << 24) | (version << 8) | PROTOCOL_TCP;
 
 export class FlowTable {
   readonly flags: Int32Array;
@@ -182,6 +193,41 @@ export class FlowTable {
       if (this.hashes[flow] === hash && this.equals(flow, key)) return flow;
       bucket = (bucket + 1) & this.mask;
     }
+  }
+
+  /**
+   * Whether a flow is that of an untagged TCP segment, whose addresses lie in front of its header at `transport`.
+   *
+   * @param version of IP, without anything between its header and TCP's
+   */
+  isPlainTcp(flow: number, view: DataView, transport: number, version: number): boolean {
+    const { keys } = this;
+    const at = flow * KEY_WORDS;
+    if (this.live[flow] === 0 || keys[at + KEY_PORTS] !== view.getInt32(transport)) return false;
+    if (keys[at + KEY_KIND] !== plainTcpKind(version) || keys[at + KEY_VLAN] !== 0) return false;
+    if (version === 4) {
+      return (
+        keys[at + KEY_SOURCE] === view.getInt32(transport - 8) &&
+        keys[at + KEY_DESTINATION] === view.getInt32(transport - 4)
+      );
+    }
+    for (let word = 0; word < 8; word++) {
+      if (keys[at + KEY_SOURCE + word] !== view.getInt32(transport - 32 + word * 4)) return false;
+    }
+    return true;
+  }
+
+  /** find() for such a segment; `key` is overwritten. */
+  findPlainTcp(view: DataView, transport: number, version: number, key: Int32Array): number {
+    for (let word = 0; word < KEY_WORDS; word++) key[word] = 0;
+    key[KEY_KIND] = plainTcpKind(version);
+    key[KEY_PORTS] = view.getInt32(transport);
+    const words = version === 4 ? 1 : 4;
+    for (let word = 0; word < words; word++) {
+      key[KEY_SOURCE + word] = view.getInt32(transport + (word - 2 * words) * 4);
+      key[KEY_DESTINATION + word] = view.getInt32(transport + (word - words) * 4);
+    }
+    return this.find(key);
   }
 
   /** Id of a new flow with this key, which must not be in the table yet; -1 if the table is full. */

@@ -105,6 +105,8 @@ export class ParsedFrame {
   window = -1;
   /** TCP: byte offset of the TCP header in the record memory. */
   transport = 0;
+  /** After parsePlainTcp() only: of IP. */
+  version = 0;
   /** Fragment: the identification that it shares with the others of its datagram. */
   identification = 0;
 }
@@ -203,6 +205,48 @@ export function parseRecord(
     frame.key[KEY_VLAN] = vlan;
     whole(bytes, start, frameBytes, etherType, KIND_UNPARSED, frame);
   }
+}
+
+/**
+ * parseRecord() for the usual frame, without the flow's key: TCP with ACK and neither SYN, FIN, RST nor URG, whole,
+ * untagged, over IPv4 without options or IPv6 without extension headers. Returns false for every other one, and for
+ * whatever is not as it should be; then nothing of `frame` counts.
+ */
+export function parsePlainTcp(view: DataView, offset: number, frame: ParsedFrame): boolean {
+  const start = offset + RECORD_HEADER_BYTES;
+  const frameBytes = view.getUint32(offset + RECORD_FRAME_BYTES, true);
+  if (frameBytes < 54 || start + frameBytes > view.byteLength) return false;
+  const etherType = view.getUint16(start + 12);
+  let at: number;
+  let end: number;
+  if (etherType === ETHERTYPE_IPV4) {
+    if (view.getUint8(start + 14) !== 0x45 || view.getUint8(start + 23) !== PROTOCOL_TCP) return false;
+    if ((view.getUint16(start + 20) & 0x3fff) !== 0) return false;
+    at = start + 34;
+    end = start + 14 + view.getUint16(start + 16);
+    frame.version = 4;
+  } else if (etherType === ETHERTYPE_IPV6) {
+    if (view.getUint8(start + 14) >> 4 !== 6 || view.getUint8(start + 20) !== PROTOCOL_TCP) return false;
+    at = start + 54;
+    end = at + view.getUint16(start + 18);
+    frame.version = 6;
+  } else return false;
+  if (end > start + frameBytes || at + 20 > end) return false;
+  const data = at + (view.getUint8(at + 12) >> 4) * 4;
+  if (data < at + 20 || data > end) return false;
+  const flags = view.getUint8(at + 13);
+  if ((flags & (FLAG_FIN | FLAG_SYN | FLAG_RST | FLAG_ACK | FLAG_URG)) !== FLAG_ACK) return false;
+  frame.flags = flags;
+  frame.transport = at;
+  frame.timeNs = view.getUint32(offset, true) + view.getUint32(offset + 4, true) * 4294967296;
+  frame.epoch = view.getUint32(offset + RECORD_EPOCH, true) & 0xffff;
+  frame.sequence = view.getInt32(at + 4);
+  frame.acknowledgement = view.getInt32(at + 8);
+  frame.window = view.getUint16(at + 14);
+  frame.data = data;
+  frame.dataBytes = end - data;
+  frame.end = (frame.sequence + frame.dataBytes) | 0;
+  return true;
 }
 
 /** fill() is a call into the engine, several times as slow for so few words. */

@@ -196,10 +196,15 @@ export class CompareState {
     const item = this.secondary.take();
     if (item < 0) return -1;
     fill(this.secondary, item, flow, slot, frame, 0);
+    this.enlist(item, flow);
+    return item;
+  }
+
+  /** Counts an entry of the secondary's pool that has just been filled. */
+  enlist(item: number, flow: number): void {
     this.secondaryAge.push(0, item);
     if (this.secondaryUnexpired < 0) this.secondaryUnexpired = item;
     this.flows.pending[flow]++;
-    return item;
   }
 
   /**

@@ -9,6 +9,12 @@ import type { ComparerLimits } from "../compare/comparer.ts";
 import type { RuleLines } from "../compare/rules.ts";
 import type { ReportedDivergence } from "../divergence/recorder.ts";
 
+/**
+ * Records taken from one ring before the other is looked at; what was released is sent after each turn. With more, more
+ * neighbours of a stream leave as one frame, and the first of them later.
+ */
+export const BATCH_RECORDS = 1024;
+
 /** Numbers the worker keeps up to date, one Float64 each (exact below 2^53). */
 export const STAT_NAMES = [
   "primary_frames",
@@ -27,6 +33,8 @@ export const STAT_NAMES = [
   "parts_sent",
   /** Held segments of which nothing was left to send when they were released. */
   "sent_in_parts",
+  /** Segments that left as part of a larger frame (release_queue.ts). */
+  "joined_frames",
   "secondary_stale",
   "send_failed",
   "replayed_frames",

@@ -13,16 +13,21 @@ import { PacketSocket } from "../ffi/packet_socket.ts";
 import { Waiter } from "../ffi/poll.ts";
 import { Ring } from "../ffi/ring.ts";
 import { StateView } from "../ffi/state_view.ts";
-import { ChangedFrames } from "./changed_frame.ts";
 import { evidenceOf } from "./evidence.ts";
-import { Command, SharedBlock, STAT_INDEX, type WorkerReport, type WorkerSetup } from "./shared.ts";
+import { ReleaseQueue } from "./release_queue.ts";
+import {
+  BATCH_RECORDS,
+  Command,
+  SharedBlock,
+  STAT_INDEX,
+  type WorkerReport,
+  type WorkerSetup,
+} from "./shared.ts";
 
 declare const self: Worker;
 
-/** Records taken from one ring before the other is looked at. */
-const BATCH_RECORDS = 256;
-/** A send buffer is flushed at least this often (sendmmsg takes 64 messages here). */
-const SEND_BATCH = 64;
+/** Replayed frames are sent at least this often. */
+const REPLAY_BATCH = 64;
 /** Busy-waiting before sleeping: a wake-up costs about as much. */
 const SPIN_NS = 50_000;
 const SLEEP_MS_MAX = 1_000;
@@ -44,11 +49,9 @@ class DataPathLoop {
   readonly #replay: PacketSocket;
   readonly #waiter: Waiter;
   readonly #comparer: Comparer;
-  readonly #changed: ChangedFrames;
-  /** Slots queued for sending, to be given back to the ring after the flush. */
-  readonly #queued = new Int32Array(SEND_BATCH);
-  #queuedCount = 0;
-  #hasParts = false;
+  readonly #releases: ReleaseQueue;
+  /** Slots of the input ring queued for sending, to be given back after the flush. */
+  readonly #replayed = new Int32Array(REPLAY_BATCH);
   #epoch = 0;
   /**
    * closed: nothing is known yet; what an earlier agent left in the ring stays there. alone: what is held is released.
@@ -69,13 +72,13 @@ class DataPathLoop {
     this.#inject = new PacketSocket(setup.injectIfindex);
     this.#replay = new PacketSocket(setup.tapIfindex, { mark: setup.replayMark });
     this.#waiter = new Waiter(setup.doorbellFd, setup.wakeFd);
-    this.#changed = new ChangedFrames(this.#primary);
+    this.#releases = new ReleaseQueue(this.#primary, this.#inject);
     this.#comparer = new Comparer({
       primary: this.#primary,
       secondary: this.#secondary,
       sink: {
         release: (slot, change) => this.#release(slot, change),
-        part: (slot, change) => this.#queueChanged(slot, change),
+        part: (slot, change) => this.#releases.part(slot, change),
         finish: (slot) => this.#secondary.done(slot),
         diverged: (found: Divergence) => {
           const divergence = evidenceOf(found, this.#primary, this.#secondary);
@@ -158,36 +161,18 @@ class DataPathLoop {
       view.getUint32(offset + RECORD.time_ns, true) +
       view.getUint32(offset + RECORD.time_ns + 4, true) * 2 ** 32;
     this.#shared.observeHold(Math.max(0, this.#nowNs - heldSince) / 1e9);
-    if (change !== null) {
-      this.#queueChanged(slot, change);
+    if (change === null) {
+      this.#releases.release(slot);
     } else {
-      const bytes =
-        RECORD_HEADER_BYTES - RECORD_SEND_OFFSET + view.getUint32(offset + RECORD.frame_bytes, true);
-      this.#inject.queue(this.#primary.address + offset + RECORD_SEND_OFFSET, bytes);
+      if (change.silent) this.#stats[STAT_INDEX.sent_in_parts]! += 1;
+      this.#releases.releaseChanged(slot, change);
     }
-    this.#queued[this.#queuedCount++] = slot;
-    if (this.#queuedCount === SEND_BATCH) this.#flush();
-  }
-
-  #queueChanged(slot: number, change: FrameChange): void {
-    if (change.silent) {
-      this.#stats[STAT_INDEX.sent_in_parts]! += 1;
-      return;
-    }
-    const inject = this.#inject;
-    const offset = this.#primary.offset(slot);
-    const startBytes = this.#changed.writeStart(offset, change, inject.starts, inject.startOffset);
-    inject.queueWithStart(startBytes, this.#primary.address + change.payload, change.payloadBytes);
-    this.#hasParts = true;
   }
 
   #flush(): void {
-    if (this.#queuedCount === 0 && !this.#hasParts) return;
-    this.#hasParts = false;
-    this.#inject.flush();
-    for (let i = 0; i < this.#queuedCount; i++) this.#primary.done(this.#queued[i]!);
-    this.#queuedCount = 0;
+    this.#releases.flush();
     this.#stats[STAT_INDEX.send_failed] = this.#inject.failed;
+    this.#stats[STAT_INDEX.joined_frames] = this.#releases.joinedFrames;
   }
 
   /** Puts diverted input back in order, until none is left and the diversion is over. */
@@ -204,18 +189,18 @@ class DataPathLoop {
     const view = this.#input.view;
     for (;;) {
       let queued = 0;
-      while (queued < SEND_BATCH) {
+      while (queued < REPLAY_BATCH) {
         const slot = this.#input.next();
         if (slot < 0) break;
         const offset = this.#input.offset(slot);
         const bytes =
           RECORD_HEADER_BYTES - RECORD_SEND_OFFSET + view.getUint32(offset + RECORD.frame_bytes, true);
         this.#replay.queue(this.#input.address + offset + RECORD_SEND_OFFSET, bytes);
-        this.#queued[queued++] = slot;
+        this.#replayed[queued++] = slot;
       }
       if (queued === 0) return count;
       this.#replay.flush();
-      for (let i = 0; i < queued; i++) this.#input.done(this.#queued[i]!);
+      for (let i = 0; i < queued; i++) this.#input.done(this.#replayed[i]!);
       count += queued;
     }
   }

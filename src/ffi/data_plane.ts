@@ -172,14 +172,14 @@ export class DataPlane {
   }
 
   /**
-   * Attaches the programs to the tap (both ways), the tunnel and the veth peer through which released frames come
-   * back. Replaces what an earlier agent attached. Call it in the interfaces' network namespace.
+   * Attaches the programs to the tap (both ways), the tunnel and the interface that released frames are sent on: they
+   * never get to its peer. Replaces what an earlier agent attached. Call it in the interfaces' network namespace.
    */
-  attach(at: { tapIfindex: number; tunnelIfindex: number; injectPeerIfindex: number }): void {
+  attach(at: { tapIfindex: number; tunnelIfindex: number; injectIfindex: number }): void {
     attachFilter(at.tapIfindex, TC_EGRESS, this.#programFd("to_vm"));
     attachFilter(at.tapIfindex, TC_INGRESS, this.#programFd("from_vm"));
     attachFilter(at.tunnelIfindex, TC_INGRESS, this.#programFd("from_tunnel"));
-    attachFilter(at.injectPeerIfindex, TC_INGRESS, this.#programFd("inject"));
+    attachFilter(at.injectIfindex, TC_EGRESS, this.#programFd("inject"));
   }
 
   /** Frames counted since the maps were created, over all CPUs. */

@@ -1,6 +1,6 @@
 /**
  * Sends frames out of memory that they already lie in: an AF_PACKET socket with PACKET_VNET_HDR (packet(7),
- * net/packet/af_packet.c) and sendmmsg, 64 frames a call. Segmentation and checksum offload travel in the header.
+ * net/packet/af_packet.c) and sendmmsg, many frames a call. Segmentation and checksum offload travel in the header.
  */
 import type { Pointer } from "bun:ffi";
 import {
@@ -30,10 +30,12 @@ const POLLOUT = 4;
 const SOCKADDR_LL_BYTES = 20;
 const MMSGHDR_BYTES = 64;
 const IOVEC_BYTES = 16;
-const IOVECS_A_FRAME = 2;
+/** Pieces that a frame may be gathered from. */
+export const IOVECS_MAX = 64;
 /** In struct msghdr: the number of iovecs. */
 const MSG_IOVLEN = 24;
-const FRAMES_A_CALL = 64;
+/** Frames in a call, and so waiting for it. */
+export const MESSAGES_MAX = 256;
 const SEND_BUFFER_BYTES = 8 * 1024 * 1024;
 
 /**
@@ -56,15 +58,17 @@ export class PacketSocket {
   readonly starts: DataView;
 
   readonly #arena = new Arena(
-    FRAMES_A_CALL * (MMSGHDR_BYTES + IOVECS_A_FRAME * IOVEC_BYTES + START_BYTES_MAX) + 4096,
+    MESSAGES_MAX * (MMSGHDR_BYTES + IOVECS_MAX * IOVEC_BYTES + START_BYTES_MAX) + 4096,
   );
   readonly #messages: Address;
   readonly #headers: DataView;
   readonly #startsAddress: Address;
   readonly #pollFd: Pointer;
   readonly #iovecs: DataView;
-  /** Messages that have two iovecs at the moment. */
-  readonly #isSplit = new Uint8Array(FRAMES_A_CALL);
+  /** How many iovecs each message has at the moment. */
+  readonly #pieces = new Uint8Array(MESSAGES_MAX).fill(1);
+  /** Frames of the VM in each message. */
+  readonly #frames = new Uint8Array(MESSAGES_MAX).fill(1);
   #queued = 0;
   #sent = 0;
 
@@ -95,34 +99,34 @@ export class PacketSocket {
     arena.view.setInt16(poll + 4, POLLOUT, true);
     this.#pollFd = (arena.address + poll) as Pointer;
 
-    const messages = arena.allocate(FRAMES_A_CALL * MMSGHDR_BYTES);
-    const iovecsBytes = FRAMES_A_CALL * IOVECS_A_FRAME * IOVEC_BYTES;
+    const messages = arena.allocate(MESSAGES_MAX * MMSGHDR_BYTES);
+    const iovecsBytes = MESSAGES_MAX * IOVECS_MAX * IOVEC_BYTES;
     const iovecs = arena.allocate(iovecsBytes);
-    const starts = arena.allocate(FRAMES_A_CALL * START_BYTES_MAX);
+    const starts = arena.allocate(MESSAGES_MAX * START_BYTES_MAX);
     this.#messages = arena.address + messages;
-    this.#headers = new DataView(arena.bytes.buffer, messages, FRAMES_A_CALL * MMSGHDR_BYTES);
+    this.#headers = new DataView(arena.bytes.buffer, messages, MESSAGES_MAX * MMSGHDR_BYTES);
     this.#iovecs = new DataView(arena.bytes.buffer, iovecs, iovecsBytes);
-    this.starts = new DataView(arena.bytes.buffer, starts, FRAMES_A_CALL * START_BYTES_MAX);
+    this.starts = new DataView(arena.bytes.buffer, starts, MESSAGES_MAX * START_BYTES_MAX);
     this.#startsAddress = arena.address + starts;
-    for (let i = 0; i < FRAMES_A_CALL; i++) {
+    for (let i = 0; i < MESSAGES_MAX; i++) {
       const message = messages + i * MMSGHDR_BYTES;
-      const iovec = arena.address + iovecs + i * IOVECS_A_FRAME * IOVEC_BYTES;
+      const iovec = arena.address + iovecs + i * IOVECS_MAX * IOVEC_BYTES;
       arena.view.setBigUint64(message + 16, BigInt(iovec), true);
       arena.view.setBigUint64(message + MSG_IOVLEN, 1n, true);
     }
   }
 
   /**
-   * Adds a frame to the next flush; flushes by itself when 64 are queued.
+   * Adds a frame to the next flush; flushes by itself when MESSAGES_MAX are queued.
    *
    * @param address of a 10-byte virtio_net_hdr with the frame behind it; has to stay as it is until flush()
    * @param byteLength of both together
    */
   queue(address: Address, byteLength: number): void {
     const message = this.#queued;
-    if (this.#isSplit[message] === 1) this.#setIovecs(message, 1);
-    this.#setIovec(message * IOVECS_A_FRAME * IOVEC_BYTES, address, byteLength);
-    if (++this.#queued === FRAMES_A_CALL) this.#send();
+    if (this.#pieces[message] !== 1) this.#setIovecs(message, 1);
+    this.#setIovec(message * IOVECS_MAX * IOVEC_BYTES, address, byteLength);
+    if (++this.#queued === MESSAGES_MAX) this.#send();
   }
 
   /**
@@ -142,15 +146,49 @@ export class PacketSocket {
    */
   queueWithStart(startBytes: number, address: Address, byteLength: number): void {
     const message = this.#queued;
-    const iovec = message * IOVECS_A_FRAME * IOVEC_BYTES;
+    const iovec = message * IOVECS_MAX * IOVEC_BYTES;
     const iovecs = byteLength > 0 ? 2 : 1;
-    if (this.#isSplit[message] !== iovecs - 1) this.#setIovecs(message, iovecs);
+    if (this.#pieces[message] !== iovecs) this.#setIovecs(message, iovecs);
     this.#setIovec(iovec, this.#startsAddress + this.startOffset, startBytes);
     if (byteLength > 0) this.#setIovec(iovec + IOVEC_BYTES, address, byteLength);
-    if (++this.#queued === FRAMES_A_CALL) this.#send();
+    if (++this.#queued === MESSAGES_MAX) this.#send();
   }
 
-  /** Sends what is queued; returns how many frames were sent since the last flush. */
+  /** Frames that wait for the flush; the next one's message has this number. */
+  get queued(): number {
+    return this.#queued;
+  }
+
+  /** As {@link startOffset}, of a message that is queued already. */
+  startOffsetOf(message: number): number {
+    return message * START_BYTES_MAX;
+  }
+
+  /** Whether a queued message has been given more than one frame's payload by append(). */
+  isJoined(message: number): boolean {
+    return this.#frames[message] > 1;
+  }
+
+  /**
+   * Makes a queued message begin with `startBytes` of {@link starts}, to be written before flush(), instead of what is
+   * there; then come `byteLength` bytes from `address` on.
+   */
+  splitQueued(message: number, startBytes: number, address: Address, byteLength: number): void {
+    const iovec = message * IOVECS_MAX * IOVEC_BYTES;
+    this.#setIovec(iovec, this.#startsAddress + this.startOffsetOf(message), startBytes);
+    this.#setIovec(iovec + IOVEC_BYTES, address, byteLength);
+    this.#setIovecs(message, 2);
+  }
+
+  /** Adds another frame's payload to a queued message, which may have IOVECS_MAX pieces. */
+  append(message: number, address: Address, byteLength: number): void {
+    const pieces = this.#pieces[message];
+    this.#setIovec((message * IOVECS_MAX + pieces) * IOVEC_BYTES, address, byteLength);
+    this.#setIovecs(message, pieces + 1);
+    this.#frames[message]++;
+  }
+
+  /** Sends what is queued; returns how many messages were sent since the last flush. */
   flush(): number {
     if (this.#queued > 0) this.#send();
     const sent = this.#sent;
@@ -183,11 +221,12 @@ export class PacketSocket {
         libc.poll(this.#pollFd, reason === EAGAIN ? 1 : 0, RETRY_WAIT_MS);
         continue;
       }
-      this.failed++;
+      this.failed += this.#frames[first];
       this.lastErrno = reason;
       first++;
       retries = 0;
     }
+    this.#frames.fill(1, 0, count);
     this.#queued = 0;
   }
 
@@ -199,7 +238,7 @@ export class PacketSocket {
 
   #setIovecs(message: number, count: number): void {
     this.#headers.setUint32(message * MMSGHDR_BYTES + MSG_IOVLEN, count, true);
-    this.#isSplit[message] = count - 1;
+    this.#pieces[message] = count;
   }
 
   #setOption(level: number, option: number, value: number): void {

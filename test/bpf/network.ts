@@ -96,7 +96,7 @@ export function startPlane({ name, namespace, tap, peerIpv4, ...options }: HostO
     const at = {
       tapIfindex: ifindex(tap),
       tunnelIfindex: ifindex("vx"),
-      injectPeerIfindex: ifindex("inj1"),
+      injectIfindex: ifindex("inj0"),
     };
     const settings = { ...SETTINGS, tapIfindex: at.tapIfindex, tunnelIfindex: at.tunnelIfindex, peerIpv4 };
     const plane = loadFresh(name, { settings, ...options });

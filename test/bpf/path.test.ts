@@ -271,7 +271,7 @@ describe("hold and release", () => {
         primary.plane.attach({
           tapIfindex: ifindex("vm"),
           tunnelIfindex: ifindex("vx"),
-          injectPeerIfindex: ifindex("inj1"),
+          injectIfindex: ifindex("inj0"),
         }),
       );
     }

@@ -69,6 +69,7 @@ describe(`${SECONDS} s of mixed traffic`, () => {
           released("checkpoint") +
           total(late, "colo_frame_parts_total") -
           total(late, "colo_frames_sent_in_parts_total") -
+          total(late, "colo_frames_joined_total") -
           dropped("send_failed") -
           dropped("lease"),
       );

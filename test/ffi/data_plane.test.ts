@@ -241,7 +241,7 @@ describe("attaching", () => {
   beforeEach(() => {
     removeNamespaces(PREFIX);
     addNamespace(NAMESPACE);
-    for (const name of ["tap", "tunnel", "peer"]) ip(`-n ${NAMESPACE} link add ${name} type bridge`);
+    for (const name of ["tap", "tunnel", "inject"]) ip(`-n ${NAMESPACE} link add ${name} type bridge`);
   });
   afterEach(() => removeNamespaces(PREFIX));
 
@@ -260,7 +260,7 @@ describe("attaching", () => {
         ["tap", "ingress"],
         ["tap", "egress"],
         ["tunnel", "ingress"],
-        ["peer", "ingress"],
+        ["inject", "egress"],
       ].map(([device, way]) => [`${device} ${way}`, filters(device, way).map((program) => program.name)]),
     );
 
@@ -268,15 +268,15 @@ describe("attaching", () => {
     "tap ingress": ["from_vm"],
     "tap egress": ["to_vm"],
     "tunnel ingress": ["from_tunnel"],
-    "peer ingress": ["inject"],
+    "inject egress": ["inject"],
   };
-  const NONE = { "tap ingress": [], "tap egress": [], "tunnel ingress": [], "peer ingress": [] };
+  const NONE = { "tap ingress": [], "tap egress": [], "tunnel ingress": [], "inject egress": [] };
 
   const indexes = () =>
     inNamespace(NAMESPACE, () => ({
       tapIfindex: ifindex("tap"),
       tunnelIfindex: ifindex("tunnel"),
-      injectPeerIfindex: ifindex("peer"),
+      injectIfindex: ifindex("inject"),
     }));
 
   test("each program is where it belongs, once, however often it is attached", () => {

@@ -1,0 +1,215 @@
+import {
+  FLOW_ACK_KNOWN,
+  FLOW_AWAIT_SYN,
+  FLOW_EDGE_KNOWN,
+  FLOW_FROZEN,
+  FLOW_ISLAND,
+  FLOW_PASSTHROUGH,
+  FLOW_RELEASED_ACK,
+  FLOW_RELEASED_EDGE,
+  FLOW_RELEASED_END,
+  FLOW_RELEASED_URGENT,
+  FLOW_TCP,
+  FLOW_URGENT_KNOWN,
+  FLOW_VERIFIED_KNOWN,
+  UNKNOWN_SCALE,
+} from "./flow_table.ts";
+import { type ParsedFrame, parsePlainTcp } from "./parse.ts";
+import { SEGMENT_FIN, SEGMENT_RST, SEGMENT_SYN, SEGMENT_URG } from "./segment_pool.ts";
+import type { CompareState, RecordMemory } from "./state.ts";
+
+/** Flows that are found without hashing a whole key. A power of two. */
+const KNOWN_FLOWS = 16_384;
+
+/**
+ * What a flow must have for the short way, and what it must not. A floor (TcpStream) is no obstacle: what begins at
+ * `verified` does not lie below it.
+ */
+const NEEDED = FLOW_TCP | FLOW_VERIFIED_KNOWN | FLOW_ACK_KNOWN;
+const UNUSUAL =
+  FLOW_FROZEN | FLOW_ISLAND | FLOW_AWAIT_SYN | FLOW_PASSTHROUGH | FLOW_URGENT_KNOWN | FLOW_RELEASED_URGENT;
+const SPECIAL_SEGMENT = SEGMENT_SYN | SEGMENT_FIN | SEGMENT_RST | SEGMENT_URG;
+
+/**
+ * The short way of the usual case: TCP segments of an established connection, the secondary's there already when the
+ * primary's comes, everything in order. It does at once what TcpFlows and TcpStream do step by step, with the same
+ * result: a primary segment that can be released on the spot never enters pool and lists. Whatever is not just so is left
+ * alone (`false`), and goes the long way as if this file were not there.
+ */
+export class InOrderTcp {
+  private readonly knownFlows = new Int32Array(KNOWN_FLOWS).fill(-1);
+  private readonly primaryView: DataView;
+  private readonly secondaryView: DataView;
+
+  constructor(
+    private readonly state: CompareState,
+    private readonly frame: ParsedFrame,
+    primary: RecordMemory,
+    secondary: RecordMemory,
+  ) {
+    this.primaryView = primary.view;
+    this.secondaryView = secondary.view;
+  }
+
+  /**
+   * Takes a frame of the primary that can be released at once.
+   *
+   * @param boundaryNs frames up to it are covered by a checkpoint
+   */
+  addPrimary(slot: number, offset: number, boundaryNs: number): boolean {
+    const { state, frame } = this;
+    const { flows, stats } = state;
+    if (!parsePlainTcp(this.primaryView, offset, frame)) return false;
+    const timeNs = frame.timeNs;
+    if (timeNs <= boundaryNs || timeNs > state.horizonNs) return false;
+    const flow = this.flowOf(this.primaryView);
+    if (flow < 0) return false;
+    let known = flows.flags[flow];
+    if ((known & (NEEDED | UNUSUAL)) !== NEEDED) return false;
+    if (flows.held[flow] !== 0 || flows.overflowed[flow] !== 0 || flows.openings[flow] !== 0) return false;
+    if (timeNs < flows.openedNs[flow]) return false;
+    const { acknowledgement, sequence, end } = frame;
+    if (((acknowledgement - flows.secondaryAck[flow]) | 0) > 0) return false;
+
+    // As TcpTerms.windowFor() for a segment whose acknowledgement stays.
+    const scale = flows.windowScale[flow];
+    let edge = 0;
+    if (scale !== UNKNOWN_SCALE) {
+      edge = (acknowledgement + (frame.window << scale)) | 0;
+      if ((known & FLOW_EDGE_KNOWN) !== 0 && ((edge - flows.secondaryEdge[flow]) | 0) > 0) {
+        if ((known & FLOW_RELEASED_EDGE) === 0 || ((edge - flows.releasedEdge[flow]) | 0) > 0) return false;
+      }
+    }
+
+    if (end !== sequence) {
+      if (sequence !== flows.verified[flow]) return false;
+      if (!this.compare(flow, sequence, end)) return false;
+      flows.verified[flow] = end;
+      if ((known & FLOW_RELEASED_END) === 0 || ((end - flows.releasedEnd[flow]) | 0) > 0) {
+        flows.releasedEnd[flow] = end;
+        known |= FLOW_RELEASED_END;
+      }
+    } else if (((sequence - flows.verified[flow]) | 0) > 0) {
+      return false;
+    }
+    if ((known & FLOW_RELEASED_ACK) === 0 || ((acknowledgement - flows.releasedAck[flow]) | 0) > 0) {
+      flows.releasedAck[flow] = acknowledgement;
+      known |= FLOW_RELEASED_ACK;
+    }
+    if (
+      scale !== UNKNOWN_SCALE &&
+      ((known & FLOW_RELEASED_EDGE) === 0 || ((edge - flows.releasedEdge[flow]) | 0) > 0)
+    ) {
+      flows.releasedEdge[flow] = edge;
+      known |= FLOW_RELEASED_EDGE;
+    }
+    flows.flags[flow] = known;
+    if (timeNs > state.nowNs) state.nowNs = timeNs;
+    if (timeNs > state.newestComparedNs) state.newestComparedNs = timeNs;
+    flows.lastSeenNs[flow] = state.nowNs;
+    stats.primaryAdded++;
+    stats.heldFrames++;
+    stats.releasedByComparison++;
+    state.releaseSlot(slot);
+    return true;
+  }
+
+  /** Keeps a frame of the secondary that the primary has not sent yet. */
+  addSecondary(slot: number, offset: number, epoch: number): boolean {
+    const { state, frame } = this;
+    const { flows, stats } = state;
+    if (!parsePlainTcp(this.secondaryView, offset, frame)) return false;
+    if (frame.epoch !== epoch) return false;
+    const flow = this.flowOf(this.secondaryView);
+    if (flow < 0) return false;
+    const known = flows.flags[flow];
+    if ((known & (NEEDED | UNUSUAL)) !== NEEDED) return false;
+    // With something held the long way looks what can be done about it.
+    if (flows.held[flow] !== 0 || flows.pending[flow] >= state.limits.pendingFramesPerFlowMax) return false;
+    if (state.secondaryQueue.head[flow] >= 0) return false;
+    const { acknowledgement, sequence, end, timeNs } = frame;
+    if (end === sequence || ((end - flows.verified[flow]) | 0) <= 0) return false;
+    const { secondary, secondarySorted } = state;
+    const tail = secondarySorted.tail[flow];
+    if (tail >= 0 && ((sequence - secondary.sequence[tail]) | 0) < 0) return false;
+
+    const item = secondary.take();
+    if (item < 0) return false;
+    // What is left out counts for other kinds of frames and segments only.
+    secondary.slot[item] = slot;
+    secondary.flow[item] = flow;
+    secondary.record[item] = offset;
+    secondary.timeNs[item] = timeNs;
+    secondary.flags[item] = frame.flags;
+    secondary.sequence[item] = sequence;
+    secondary.end[item] = end;
+    secondary.acknowledgement[item] = acknowledgement;
+    secondary.window[item] = frame.window;
+    secondary.data[item] = frame.data;
+    secondary.dataBytes[item] = frame.dataBytes;
+    state.enlist(item, flow);
+    secondarySorted.push(flow, item);
+
+    if (((acknowledgement - flows.secondaryAck[flow]) | 0) > 0) flows.secondaryAck[flow] = acknowledgement;
+    const scale = flows.windowScale[flow];
+    if (scale !== UNKNOWN_SCALE) {
+      const edge = (acknowledgement + (frame.window << scale)) | 0;
+      if ((known & FLOW_EDGE_KNOWN) === 0 || ((edge - flows.secondaryEdge[flow]) | 0) > 0) {
+        flows.secondaryEdge[flow] = edge;
+        flows.flags[flow] = known | FLOW_EDGE_KNOWN;
+      }
+    }
+    if (timeNs > state.nowNs) state.nowNs = timeNs;
+    flows.lastSeenNs[flow] = state.nowNs;
+    stats.secondaryAdded++;
+    stats.pendingFrames++;
+    return true;
+  }
+
+  /**
+   * Compares the frame's payload, [sequence, end) of the stream, with the secondary's segments at the head of its list,
+   * which are finished as far as they are below `end` then. Changes nothing unless they cover all of it and agree.
+   */
+  private compare(flow: number, sequence: number, end: number): boolean {
+    const { state, frame } = this;
+    const { secondary, secondarySorted } = state;
+    const { next } = secondarySorted;
+    const head = secondarySorted.head[flow];
+    let covered = sequence;
+    for (let s = head; ((end - covered) | 0) > 0; s = next[s]) {
+      if (s < 0 || (secondary.flags[s] & SPECIAL_SEGMENT) !== 0) return false;
+      if (((secondary.sequence[s] - covered) | 0) > 0) return false;
+      if (((secondary.end[s] - covered) | 0) > 0) covered = secondary.end[s];
+    }
+    let at = sequence;
+    for (let s = head; ((end - at) | 0) > 0; s = next[s]) {
+      const stop = ((secondary.end[s] - end) | 0) < 0 ? secondary.end[s] : end;
+      const n = (stop - at) | 0;
+      if (n <= 0) continue;
+      const secondaryAt = secondary.data[s] + ((at - secondary.sequence[s]) | 0);
+      if (state.compareBytes(frame.data + ((at - sequence) | 0), secondaryAt, n) !== 0) return false;
+      at = stop;
+    }
+    for (let s = head; s >= 0 && ((secondary.end[s] - end) | 0) <= 0; ) {
+      const following = next[s];
+      secondarySorted.remove(flow, s);
+      state.finish(s);
+      s = following;
+    }
+    return true;
+  }
+
+  /** The flow of the frame just parsed, -1 if it is none that is known. */
+  private flowOf(view: DataView): number {
+    const { frame, state } = this;
+    const { flows } = state;
+    const at = frame.transport;
+    const mixed = Math.imul(view.getInt32(at) ^ Math.imul(view.getInt32(at - 4), 0x9e3779b1), 0x85ebca6b);
+    const place = (mixed >>> 12) & (KNOWN_FLOWS - 1);
+    const known = this.knownFlows[place];
+    if (known >= 0 && flows.isPlainTcp(known, view, at, frame.version)) return known;
+    const flow = flows.findPlainTcp(view, at, frame.version, frame.key);
+    if (flow >= 0) this.knownFlows[place] = flow;
+    return flow;
+  }
+}

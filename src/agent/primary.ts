@@ -5,7 +5,7 @@
 import type { ReportedDivergence } from "../divergence/recorder.ts";
 import { ROLE } from "../ffi/layout.ts";
 import { announceSelf, primaryFailover, secondaryFailover, startProtection } from "../qmp/colo.ts";
-import { coloMode, MIGRATION_ENDED, migrationStatus, yank } from "../qmp/vm.ts";
+import { coloMode, MIGRATION_ENDED, migrationStatus, orAborted, yank } from "../qmp/vm.ts";
 import { type CheckpointCause, Checkpoints } from "./checkpoint.ts";
 import { TapQueue } from "./input_barrier.ts";
 import { LOSSES_ON_PRIMARY, lostFrames } from "./losses.ts";
@@ -116,7 +116,7 @@ export class Primary {
     let entered = false;
     try {
       const body = { vm: config.name, generation };
-      const addresses = await peer.ask("prepare_secondary", body, PREPARE_TIMEOUT_MS);
+      const addresses = await orAborted(peer.ask("prepare_secondary", body, PREPARE_TIMEOUT_MS), signal);
       const epoch = this.#epoch + 1;
       await startProtection(
         qmp,
@@ -134,17 +134,14 @@ export class Primary {
             dataPlane.state.epoch = epoch;
             await dataPath.start(epoch);
             dataPlane.state.role = ROLE.PRIMARY;
-            await peer.ask(
-              "enter_secondary",
-              {
-                vm: config.name,
-                generation,
-                epoch,
-                mirroredFrames: dataPlane.counters().mirrored,
-                connections: Buffer.from(dataPlane.exportConnections()).toString("base64"),
-              },
-              ENTER_TIMEOUT_MS,
-            );
+            const entry = {
+              vm: config.name,
+              generation,
+              epoch,
+              mirroredFrames: dataPlane.counters().mirrored,
+              connections: Buffer.from(dataPlane.exportConnections()).toString("base64"),
+            };
+            await orAborted(peer.ask("enter_secondary", entry, ENTER_TIMEOUT_MS), signal);
           },
           onUndo: async () => {
             await this.#passAlone();

@@ -222,6 +222,10 @@ function overdue(step: Step): void {
     goAlone(step, peerVerdict(s, now));
     return;
   }
+  if (s.phase === "protecting" && now - s.heardMs.control > settings.timeoutMs) {
+    goAlone(step, peerVerdict(s, now));
+    return;
+  }
   if (s.phase === "standby") {
     if (s.claim === undefined && now - s.lastAnswerMs > settings.timeoutMs) claim(step, peerVerdict(s, now));
     else if (s.claim !== undefined) claimIfDue(step);

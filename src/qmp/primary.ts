@@ -31,6 +31,7 @@ import {
   type MigrationStatus,
   messageOf,
   migrationStatus,
+  orAborted,
   runStatus,
   setCapabilities,
   type YankInstance,
@@ -157,11 +158,12 @@ export async function startProtection(
     enter("Switching the data plane");
     stoppedHookRan = true;
     await hooks.onStopped?.();
+    signal.throwIfAborted();
     if (disk !== undefined) {
       enter("Completing the disk copy");
-      await finishCopy(client, disk, left());
+      await orAborted(finishCopy(client, disk, left()), signal);
       enter("Attaching the disk replication");
-      await attachReplication(client, disk);
+      await orAborted(attachReplication(client, disk), signal);
     }
 
     enter("Entering COLO");

@@ -1,0 +1,179 @@
+/** What goes wrong in a run, and when: drawn from the seed. Every fault heals or is repaired by the supervisor. */
+import type { Phase } from "../../src/failover/state.ts";
+import type { Agent } from "./agent.ts";
+import { Host, type Name, other } from "./host.ts";
+import type { World } from "./world.ts";
+
+type Fault = (world: World, host: Host) => void;
+
+function cutFor(world: World, what: string, ms: number): void {
+  world.network.cut(what);
+  world.after(ms, () => world.network.heal(what));
+}
+
+function cutPath(path: string): Fault {
+  return (world, host) => {
+    const ms = world.random.skewed(50, 9_000);
+    const which = world.random.pick(["out", "in", "both"]);
+    if (which !== "in") cutFor(world, `${path}:${host.name}`, ms);
+    if (which !== "out") cutFor(world, `${path}:${other(host.name)}`, ms);
+  };
+}
+
+function interruptBetweenActions(what: (agent: Agent) => void): Fault {
+  return (world, { agent }) => {
+    if (agent === undefined) return;
+    agent.interrupt = {
+      afterActions: Math.floor(world.random.between(0, 6)),
+      run: () => what(agent),
+    };
+  };
+}
+
+function freeze(agent: Agent | undefined): void {
+  if (agent === undefined || agent.frozen) return;
+  const { world } = agent;
+  agent.freeze();
+  world.after(world.random.skewed(10, 8_000), () => world.thaw(agent));
+}
+
+function hang(kind: "silent" | "slow"): Fault {
+  return (world, { qemu }) => {
+    if (qemu === undefined || qemu.hang !== undefined) return;
+    qemu.hang = kind;
+    qemu.hangSinceMs = world.nowMs;
+    qemu.hangUntilMs = world.nowMs + world.random.skewed(50, 6_000);
+    if (qemu.hangUntilMs - qemu.hangSinceMs > 600) qemu.hurt ??= `hung (${kind})`;
+  };
+}
+
+export const FAULTS = {
+  "agent crash": (_, host) => host.agent?.die("process"),
+  "agent crash between actions": interruptBetweenActions((agent) => agent.die("process")),
+  "agent freeze": (_, host) => freeze(host.agent),
+  "agent freeze between actions": interruptBetweenActions(freeze),
+  "qemu crash": (_, host) => host.killQemu("crashed"),
+  "qemu hangs": hang("silent"),
+  "qemu slow": hang("slow"),
+  "host crash": (world, host) => {
+    if (host.up) world.powerOff(host, "the host crashed");
+  },
+  "host replaced": (world, host) => world.replace(host),
+  "control link cut": cutPath("control"),
+  "client link cut": cutPath("client"),
+  "both links cut": (world, host) => {
+    cutPath("control")(world, host);
+    cutPath("client")(world, host);
+  },
+  "way to the arbiter cut": (world, host) =>
+    cutFor(world, `arbiter:${host.name}`, world.random.skewed(50, 9_000)),
+  isolated: (world, { name }) => {
+    const ms = world.random.skewed(500, 9_000);
+    for (const path of ["control", "client"]) {
+      cutFor(world, `${path}:${name}`, ms);
+      cutFor(world, `${path}:${other(name)}`, ms);
+    }
+    cutFor(world, `arbiter:${name}`, ms);
+  },
+  "arbiter outage": (world) => {
+    world.arbiter.up = false;
+    world.after(world.random.skewed(50, 8_000), () => {
+      world.arbiter.up = true;
+    });
+  },
+  "uplink lost": (world, host) => {
+    host.uplink = false;
+    world.after(world.random.skewed(200, 8_000), () => {
+      host.uplink = true;
+    });
+  },
+  "own disk fails": (_, { agent }) => {
+    if (agent?.started) agent.tell({ type: "disk_error", disk: "own", reason: "an error of the disk" });
+  },
+  "replica's disk fails": (_, { agent }) => {
+    if (agent?.started) agent.tell({ type: "disk_error", disk: "replica", reason: "an error of the replica's disk" });
+  },
+  "fail over wanted": (_, { agent }) => {
+    if (agent?.started) agent.tell({ type: "fail_over_wanted", reason: "by the administrator" });
+  },
+  "unprotect wanted": (world, { agent }) => {
+    if (!agent?.started) return;
+    const untilMs = world.random.chance(0.5) ? agent.host.clockMs + world.random.between(100, 4_000) : Infinity;
+    agent.tell({ type: "unprotect_wanted", untilMs });
+  },
+  "protect wanted": (_, { agent }) => {
+    if (agent?.started) agent.tell({ type: "protect_wanted" });
+  },
+  shutdown: (world, host) => world.shutDownVm(host),
+} satisfies Record<string, Fault>;
+
+export type FaultName = keyof typeof FAULTS;
+
+/** Seldom, since little can be learnt of a run after it. */
+const RARE: ReadonlySet<FaultName> = new Set(["shutdown", "host replaced"]);
+const NAMES = Object.keys(FAULTS) as FaultName[];
+
+export const PHASES: readonly Phase[] = [
+  "starting",
+  "alone",
+  "protecting",
+  "protected",
+  "going_alone",
+  "handing_over",
+  "waiting",
+  "incoming",
+  "standby",
+  "taking_over",
+  "stopped",
+];
+
+/** A fault that waits for a phase. */
+export interface Trap {
+  phase: Phase;
+  fire(host: Host): void;
+}
+
+/** Plans the faults of a run between `fromMs` and `untilMs`. */
+export function plan(world: World, fromMs: number, untilMs: number): void {
+  const { random } = world;
+  const count = Math.floor(random.skewed(1, 12) + random.between(0, 3));
+  for (let i = 0; i < count; i++) {
+    const atMs = random.between(fromMs, untilMs);
+    const name = pickFault(world);
+    if (random.chance(0.5)) {
+      const on: Name = random.pick(["a", "b"]);
+      world.after(atMs, () => strike(world, name, world.host(on)));
+      // Troubles seldom come alone.
+      if (random.chance(0.3)) {
+        const second = pickFault(world);
+        world.after(atMs + random.skewed(0, 2_500), () => strike(world, second, world.host(random.pick(["a", "b"]))));
+      }
+      continue;
+    }
+    const phase = random.pick(PHASES);
+    const delayMs = random.chance(0.5) ? random.skewed(0, 60) : random.skewed(0, 1_500);
+    const onPeer = random.chance(0.35);
+    world.after(atMs, () =>
+      world.traps.push({
+        phase,
+        fire: (host) =>
+          world.after(delayMs, () => strike(world, name, onPeer ? world.peerOf(host) : world.host(host.name))),
+      }),
+    );
+  }
+}
+
+function pickFault(world: World): FaultName {
+  for (;;) {
+    const name = world.random.pick(NAMES);
+    if (!RARE.has(name) || world.random.chance(0.15)) return name;
+  }
+}
+
+function strike(world: World, name: FaultName, host: Host): void {
+  if (world.healed || world.over) return;
+  world.trace("fault", () => `${name} at ${host.id} (${host.agent?.state.phase ?? "no agent"})`);
+  world.coverage.count(`fault ${name}`);
+  if (host.agent !== undefined) world.coverage.count(`fault in ${host.agent.state.phase}`);
+  FAULTS[name](world, host);
+}

@@ -225,7 +225,11 @@ function startAsHolder(step: Step, record: VmRecord): void {
   }
   if (!record.replicaValid) {
     const how = "start its QEMU without -incoming to boot it from its disk";
-    enter(step, "stopped", `the VM is lost: this host ran it without a replica, and its QEMU is gone; ${how}`);
+    enter(
+      step,
+      "stopped",
+      `the VM is lost: this host ran it without a replica, and its QEMU is gone; ${how}`,
+    );
     return;
   }
   // The replica is the last copy. Nothing of the VM leaves this host, so it need not wait for the lease.
@@ -708,7 +712,12 @@ function write(step: Step): void {
         startFrom(step, record);
         return;
       }
-      update = { term: record.term, generation: record.generation, holder: record.holder, replicaValid: false };
+      update = {
+        term: record.term,
+        generation: record.generation,
+        holder: record.holder,
+        replicaValid: false,
+      };
       break;
     case "invalid":
     case "valid":

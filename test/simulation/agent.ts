@@ -25,6 +25,11 @@ interface Beat extends About {
   generation: number | undefined;
 }
 
+interface Answer {
+  generation: number;
+  send(accepted: boolean): void;
+}
+
 interface Pending {
   ok: (answer: unknown) => void;
   fail: (error: ProcedureError) => void;
@@ -57,11 +62,15 @@ export class Agent {
   lastCheckpoint: { resolve: () => void; fail: (error: ProcedureError) => void } | undefined;
   /** After so many actions more, between two of them, this happens. */
   interrupt: { afterActions: number; run: () => void } | undefined;
+  /** Happens once, right after the next heartbeat is sent. */
+  afterHeartbeat: (() => void) | undefined;
   readonly #work: (() => void)[] = [];
   #working = false;
   #frozen = false;
   #started = false;
   #takeSent = false;
+  /** The generation of the replica that is there. */
+  #follows: number | undefined;
   #connection: Connection | undefined;
   readonly #accepted = new Set<Connection>();
   readonly #pending = new Map<number, Pending>();
@@ -160,7 +169,11 @@ export class Agent {
     procedures.look(this);
     if (host.uplink !== this.state.ownUplink) this.tell({ type: "uplink", up: host.uplink });
     this.tell({ type: "round" });
-    this.post(() => this.#sendHeartbeats());
+    this.post(() => {
+      this.#sendHeartbeats();
+      this.afterHeartbeat?.();
+      this.afterHeartbeat = undefined;
+    });
     const intervalMs = (world.intervalMs * world.random.between(1, 1.05)) / host.rate;
     world.after(intervalMs, () => this.post(() => this.#round()));
   }
@@ -171,7 +184,7 @@ export class Agent {
     this.post(() => this.#decide(event));
   }
 
-  #decide(event: Event, answer?: (accepted: boolean) => void): void {
+  #decide(event: Event, answer?: Answer): void {
     const { world } = this;
     const before = this.state;
     const { state, actions } = world.decide(before, event, this.host.clockMs);
@@ -215,9 +228,9 @@ export class Agent {
     this.#deadline = timer;
   }
 
-  #perform(action: Action, answer?: (accepted: boolean) => void): void {
+  #perform(action: Action, answer?: Answer): void {
     const { host, world } = this;
-    world.coverage.count(`action ${action.type}`);
+    world.performed(this, action);
     switch (action.type) {
       case "read_record":
       case "swap_record":
@@ -240,7 +253,12 @@ export class Agent {
       case "answer_heartbeat":
         if (action.accepted && this.#takeSent)
           throw new Violation(5, `${this.id} answers a heartbeat although it may be the holder already`);
-        answer?.(action.accepted);
+        if (action.accepted && answer?.generation !== this.#follows)
+          throw new Violation(
+            5,
+            `${this.id} answers for generation ${answer?.generation}, its replica is of ${this.#follows}`,
+          );
+        answer?.send(action.accepted);
         break;
       case "run_alone":
         this.#run(
@@ -277,6 +295,7 @@ export class Agent {
         break;
       case "follow":
         this.#entering = false;
+        this.#follows = this.state.generation;
         host.kernel.leaseUntilMs = 0;
         host.setRole("secondary");
         this.following = true;
@@ -336,7 +355,12 @@ export class Agent {
       () => this.tell({ type: "primed", generation }),
       (error) => {
         this.endProtection(error.message);
-        this.tell({ type: "protection_failed", generation, entered: progress.entered, reason: error.message });
+        this.tell({
+          type: "protection_failed",
+          generation,
+          entered: progress.entered,
+          reason: error.message,
+        });
       },
     );
   }
@@ -416,7 +440,8 @@ export class Agent {
 
   qemuClosed(qemu: Qemu): void {
     this.post(() => {
-      if (this.#started && this.host.qemu !== qemu) this.tell({ type: "qemu_gone", reason: "the socket closed" });
+      if (this.#started && this.host.qemu !== qemu)
+        this.tell({ type: "qemu_gone", reason: "the socket closed" });
     });
   }
 
@@ -498,8 +523,7 @@ export class Agent {
     const expire = () => {
       if (this.#pending.delete(id)) fail(new ProcedureError("the peer agent did not answer in time"));
     };
-    const timer =
-      timeoutMs === undefined ? undefined : this.world.after(timeoutMs, () => this.post(expire));
+    const timer = timeoutMs === undefined ? undefined : this.world.after(timeoutMs, () => this.post(expire));
     this.#pending.set(id, { ok, fail, timer });
     const peer = connection.acceptor;
     connection.send(this, () =>
@@ -515,7 +539,11 @@ export class Agent {
     );
   }
 
-  #serve(type: RequestType, { generation, reason }: RequestBody, answer: (error?: ProcedureError) => void): void {
+  #serve(
+    type: RequestType,
+    { generation, reason }: RequestBody,
+    answer: (error?: ProcedureError) => void,
+  ): void {
     switch (type) {
       case "prepare_secondary":
         this.#prepared = undefined;
@@ -595,11 +623,7 @@ export class Agent {
     );
   }
 
-  #answerHeartbeat(
-    path: Path,
-    beat: Beat,
-    answer: (about: About & { accepted?: boolean }) => void,
-  ): void {
+  #answerHeartbeat(path: Path, beat: Beat, answer: (about: About & { accepted?: boolean }) => void): void {
     const { generation, ready, uplink } = beat;
     this.tell({ type: "peer_seen", path, ready, uplink });
     if (generation === undefined) {
@@ -607,8 +631,9 @@ export class Agent {
       return;
     }
     this.post(() =>
-      this.#decide({ type: "heartbeat", path, generation }, (accepted) =>
-        answer({ ...this.#about(), accepted }),
+      this.#decide(
+        { type: "heartbeat", path, generation },
+        { generation, send: (accepted) => answer({ ...this.#about(), accepted }) },
       ),
     );
   }

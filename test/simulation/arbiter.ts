@@ -30,7 +30,7 @@ export class Arbiter {
       agent.post(() => answer(result));
     };
     const timeout = world.after(TIMEOUT_MS, () => once({ kind: "unreachable", reason: "no answer in time" }));
-    let delayMs = random.chance(0.02) ? random.between(5, 3_000) : random.skewed(0.3, 20);
+    let delayMs = random.chance(0.02) ? random.between(5, 3_000) : random.skewed(0.3, world.arbiterMs);
     if (random.chance(0.01)) return; // lost
     if (!network.arbiterUp(agent.host)) {
       // The kernel may send it again when the way is free, long after the agent has stopped waiting.
@@ -48,9 +48,12 @@ export class Arbiter {
         world.coverage.count("lost answers");
         return;
       }
-      world.after(random.chance(0.02) ? random.between(5, 1_500) : random.skewed(0.3, 20), () => {
-        if (network.arbiterUp(agent.host) && agent.host.up) once(result);
-      });
+      world.after(
+        random.chance(0.02) ? random.between(5, 1_500) : random.skewed(0.3, world.arbiterMs),
+        () => {
+          if (network.arbiterUp(agent.host) && agent.host.up) once(result);
+        },
+      );
     });
   }
 
@@ -75,7 +78,7 @@ export class Arbiter {
     if (record !== undefined && next.term < record.term)
       throw new Violation(4, `term ${next.term} after ${record.term}`);
     this.#holders.set(next.term, next.holder);
-    if (record !== undefined && next.holder !== record.holder) world.taken(agent, next);
+    world.recorded(agent, record, next);
     return { kind: "swapped", record: next };
   }
 }

@@ -1,7 +1,7 @@
 /** What goes wrong in a run, and when: drawn from the seed. Every fault heals or is repaired by the supervisor. */
-import type { Phase } from "../../src/failover/state.ts";
+import type { Action, Phase } from "../../src/failover/state.ts";
 import type { Agent } from "./agent.ts";
-import { Host, type Name, other } from "./host.ts";
+import { type Host, other } from "./host.ts";
 import type { World } from "./world.ts";
 
 type Fault = (world: World, host: Host) => void;
@@ -34,8 +34,15 @@ function freeze(agent: Agent | undefined): void {
   if (agent === undefined || agent.frozen) return;
   const { world } = agent;
   agent.freeze();
-  world.after(world.random.skewed(10, 8_000), () => world.thaw(agent));
+  const { random } = world;
+  const ms = random.chance(0.5) ? random.skewed(10, 3_000) : random.between(300, 5_000);
+  world.after(ms, () => world.thaw(agent));
 }
+
+/** The answers to what it has just asked wait for it then. */
+const freezeAfterHeartbeat: Fault = (_, { agent }) => {
+  if (agent !== undefined) agent.afterHeartbeat = () => freeze(agent);
+};
 
 function hang(kind: "silent" | "slow"): Fault {
   return (world, { qemu }) => {
@@ -52,6 +59,7 @@ export const FAULTS = {
   "agent crash between actions": interruptBetweenActions((agent) => agent.die("process")),
   "agent freeze": (_, host) => freeze(host.agent),
   "agent freeze between actions": interruptBetweenActions(freeze),
+  "agent freeze after a heartbeat": freezeAfterHeartbeat,
   "qemu crash": (_, host) => host.killQemu("crashed"),
   "qemu hangs": hang("silent"),
   "qemu slow": hang("slow"),
@@ -91,14 +99,17 @@ export const FAULTS = {
     if (agent?.started) agent.tell({ type: "disk_error", disk: "own", reason: "an error of the disk" });
   },
   "replica's disk fails": (_, { agent }) => {
-    if (agent?.started) agent.tell({ type: "disk_error", disk: "replica", reason: "an error of the replica's disk" });
+    if (agent?.started)
+      agent.tell({ type: "disk_error", disk: "replica", reason: "an error of the replica's disk" });
   },
   "fail over wanted": (_, { agent }) => {
     if (agent?.started) agent.tell({ type: "fail_over_wanted", reason: "by the administrator" });
   },
   "unprotect wanted": (world, { agent }) => {
     if (!agent?.started) return;
-    const untilMs = world.random.chance(0.5) ? agent.host.clockMs + world.random.between(100, 4_000) : Infinity;
+    const untilMs = world.random.chance(0.5)
+      ? agent.host.clockMs + world.random.between(100, 4_000)
+      : Infinity;
     agent.tell({ type: "unprotect_wanted", untilMs });
   },
   "protect wanted": (_, { agent }) => {
@@ -127,40 +138,72 @@ export const PHASES: readonly Phase[] = [
   "stopped",
 ];
 
-/** A fault that waits for a phase. */
+/** Moments of a decision's being carried out, when a fault hurts most. */
+const ACTIONS = [
+  "read_record",
+  "swap_record",
+  "probe_qemu",
+  "run_alone",
+  "protect",
+  "begin_checkpoints",
+  "hand_over",
+  "retire",
+  "prepare_replica",
+  "follow",
+  "fence",
+  "promote",
+  "tell_peer",
+] as const satisfies readonly Action["type"][];
+
+/** A fault that waits for a phase or an action. */
 export interface Trap {
-  phase: Phase;
+  on: string;
   fire(host: Host): void;
 }
 
 /** Plans the faults of a run between `fromMs` and `untilMs`. */
 export function plan(world: World, fromMs: number, untilMs: number): void {
   const { random } = world;
-  const count = Math.floor(random.skewed(1, 12) + random.between(0, 3));
+  if (random.chance(0.06)) planReplacement(world, fromMs);
+  const count = 1 + Math.floor(random.chance(0.5) ? random.between(0, 2) : random.between(1, 9));
   for (let i = 0; i < count; i++) {
     const atMs = random.between(fromMs, untilMs);
     const name = pickFault(world);
-    if (random.chance(0.5)) {
-      const on: Name = random.pick(["a", "b"]);
-      world.after(atMs, () => strike(world, name, world.host(on)));
+    if (random.chance(0.35)) {
+      world.after(atMs, () => strike(world, name, anyHost(world)));
       // Troubles seldom come alone.
       if (random.chance(0.3)) {
         const second = pickFault(world);
-        world.after(atMs + random.skewed(0, 2_500), () => strike(world, second, world.host(random.pick(["a", "b"]))));
+        world.after(atMs + random.skewed(0, 2_500), () => strike(world, second, anyHost(world)));
       }
       continue;
     }
-    const phase = random.pick(PHASES);
-    const delayMs = random.chance(0.5) ? random.skewed(0, 60) : random.skewed(0, 1_500);
+    const on = random.chance(0.5) ? `phase ${random.pick(PHASES)}` : `action ${random.pick(ACTIONS)}`;
+    const delayMs = random.chance(0.6) ? random.skewed(0, 60) : random.skewed(0, 1_500);
     const onPeer = random.chance(0.35);
     world.after(atMs, () =>
       world.traps.push({
-        phase,
+        on,
         fire: (host) =>
-          world.after(delayMs, () => strike(world, name, onPeer ? world.peerOf(host) : world.host(host.name))),
+          world.after(delayMs, () =>
+            strike(world, name, onPeer ? world.peerOf(host) : world.host(host.name)),
+          ),
       }),
     );
   }
+}
+
+/** A protected pair loses one host to a replacement, and later the replacement too, while the first one is back. */
+function planReplacement(world: World, fromMs: number): void {
+  const { random } = world;
+  const name = random.pick(["a", "b"] as const);
+  world.after(fromMs + random.between(0, 1_000), () => strike(world, "host replaced", world.host(name)));
+  if (random.chance(0.6))
+    world.after(fromMs + random.between(6_000, 13_000), () => strike(world, "isolated", world.host(name)));
+}
+
+function anyHost(world: World): Host {
+  return world.host(world.random.pick(["a", "b"] as const));
 }
 
 function pickFault(world: World): FaultName {

@@ -14,6 +14,8 @@ export class Network {
 
   linkUp(from: Host, to: Host, path: LinkPath): boolean {
     if (path === "control" && (from.replaced || to.replaced)) return false;
+    // A machine that was replaced stands elsewhere in the network.
+    if (path === "client" && (from.replaced || to.replaced)) return from.uplink && to.uplink;
     if (path === "client" && (!from.uplink || !to.uplink)) return false;
     return !this.#cut.has(`${path}:${from.name}`);
   }

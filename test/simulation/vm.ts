@@ -63,6 +63,8 @@ export class Qemu {
   hangSinceMs = 0;
   hangUntilMs = 0;
   pair: Pair | undefined;
+  /** The record has called this replica valid. */
+  promised = false;
   /** What has destroyed this copy or put it out of date, if anything has. */
   hurt: string | undefined;
 
@@ -199,7 +201,10 @@ export class Engine {
       }
       secondary.state = state;
       secondary.loads++;
-      world.trace("qemu", () => `${secondary.host.id} has loaded checkpoint ${secondary.loads}, state ${state?.id}`);
+      world.trace(
+        "qemu",
+        () => `${secondary.host.id} has loaded checkpoint ${secondary.loads}, state ${state?.id}`,
+      );
       loaded();
       world.after(world.random.skewed(0.5, 10), () => {
         if (primary.pair === pair && !pair.broken) primary.paused = false;

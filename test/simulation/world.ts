@@ -1,6 +1,6 @@
 /** Everything of one run, from one seed: the hosts, what connects them, what goes wrong and what must hold. */
-import { decide } from "../../src/failover/decide.ts";
-import type { Event, Settings, State } from "../../src/failover/state.ts";
+import type { decide } from "../../src/failover/decide.ts";
+import type { Action, Event, Settings, State } from "../../src/failover/state.ts";
 import { Agent } from "./agent.ts";
 import { Arbiter } from "./arbiter.ts";
 import type { Coverage } from "./coverage.ts";
@@ -25,6 +25,8 @@ export interface Rules {
   heartbeatOf(state: State): { generation: number | undefined; ready: boolean };
 }
 
+type Record = NonNullable<State["record"]>;
+
 export type Outcome = "protected" | "shut down" | "lost" | "no arbiter";
 
 export interface TraceLine {
@@ -47,6 +49,8 @@ export class World {
   readonly lines: TraceLine[] = [];
   readonly intervalMs: number;
   readonly lossRate: number;
+  /** How long the way to the arbiter takes at most, usually. */
+  readonly arbiterMs: number;
   over = false;
   healed = false;
   steps = 0;
@@ -67,12 +71,13 @@ export class World {
     this.random = random;
     this.intervalMs = random.between(60, 160);
     this.lossRate = random.pick([0, 0.02, 0.3]);
+    this.arbiterMs = random.pick([5, 20, 20, 900]);
     this.#driftPpm = random.pick([0, 200, 500, 20_000, 100_000]);
     const leaseMs = Math.round(random.between(500, 1_500));
     const drift = this.#driftPpm / 1e6;
     this.#settings = {
       arbiter: !random.chance(0.04),
-      timeoutMs: Math.round(random.between(3.2 * this.intervalMs, 1_200)),
+      timeoutMs: Math.round(random.between(3.2 * this.intervalMs, 2 * leaseMs)),
       leaseMs,
       // As src/agent/config.ts asks for: the lease by the slowest clock against the wait by the fastest.
       marginMs: Math.ceil(leaseMs * ((1 + drift) / (1 - drift) - 1)) + 5,
@@ -157,21 +162,50 @@ export class World {
     const permitted = this.hosts.filter((host) => host.permitted);
     if (permitted.length < 2) return;
     const [one, two] = permitted as [Host, Host];
-    const left = (host: Host) => `${host.id} for ${(host.kernel.leaseUntilMs - host.clockMs).toFixed(1)} ms more`;
+    const left = (host: Host) =>
+      `${host.id} for ${(host.kernel.leaseUntilMs - host.clockMs).toFixed(1)} ms more`;
     throw new Violation(1, `the kernels of ${left(one)} and of ${left(two)} let output pass`);
   }
 
-  /** A new holder stands in the record. */
-  taken(agent: Agent, record: NonNullable<State["record"]>): void {
+  /** What the record now says decides which copies count. */
+  recorded(agent: Agent, before: Record | undefined, after: Record): void {
+    const { host } = agent;
+    if (before === undefined || before.holder === after.holder) {
+      const replica = this.peerOf(host).qemu;
+      if (after.replicaValid && replica !== undefined) replica.promised = true;
+      // The holder goes on alone, with a VM of its own.
+      if (before?.replicaValid && !after.replicaValid && host.name === after.holder && host.qemu?.runs)
+        this.#supersede(host, `given up in revision ${after.revision}`);
+      return;
+    }
     if (!agent.alive) {
       this.coverage.count("takeovers written by agents that had ended");
-      const { agent: next } = agent.host;
+      const { agent: next } = host;
       if (next?.started && next.state.phase !== "starting")
-        throw new Violation(6, `${next.id} is ${next.state.phase}, and its earlier life ${agent.id} takes the VM`);
+        throw new Violation(
+          6,
+          `${next.id} is ${next.state.phase}, and its earlier life ${agent.id} takes the VM`,
+        );
     }
+    this.#supersede(host, `superseded in term ${after.term}`);
+  }
+
+  #supersede(host: Host, why: string): void {
     for (const qemu of this.qemus) {
-      if (qemu.host !== agent.host) qemu.hurt ??= `superseded in term ${record.term}`;
+      if (qemu.host !== host) qemu.hurt ??= why;
     }
+  }
+
+  performed(agent: Agent, action: Action): void {
+    this.coverage.count(`action ${action.type}`);
+    this.#spring(`action ${action.type}`, agent.host);
+  }
+
+  #spring(on: string, host: Host): void {
+    const i = this.traps.findIndex((trap) => trap.on === on);
+    if (i < 0) return;
+    const [trap] = this.traps.splice(i, 1);
+    trap!.fire(host);
   }
 
   decided(agent: Agent, before: State, event: Event, after: State): void {
@@ -180,12 +214,7 @@ export class World {
     this.coverage.count(`phase ${phase}`);
     this.coverage.count(`${before.phase} > ${event.type} > ${phase}`);
     this.trace(agent.id, () => `phase ${before.phase} -> ${phase}${after.reason ? `: ${after.reason}` : ""}`);
-    for (const [i, trap] of this.traps.entries()) {
-      if (trap.phase !== phase) continue;
-      this.traps.splice(i, 1);
-      trap.fire(agent.host);
-      break;
-    }
+    this.#spring(`phase ${phase}`, agent.host);
     this.#look();
   }
 
@@ -220,12 +249,21 @@ export class World {
     if (!this.#settings.arbiter) return "no arbiter";
     if (this.#shutDown) return "shut down";
     const intact = this.qemus.filter(
-      (qemu) => qemu.hurt === undefined && qemu.complete && contains(qemu.state!, this.outside.last),
+      (qemu) =>
+        qemu.hurt === undefined &&
+        (qemu.mode === "running" || qemu.promised) &&
+        qemu.complete &&
+        contains(qemu.state!, this.outside.last),
     );
     if (intact.length === 0) return "lost";
-    const where = intact.map((qemu) => `${qemu.host.id} (${qemu.alive ? qemu.mode : "ended by the supervisor"})`);
+    const where = intact.map(
+      (qemu) => `${qemu.host.id} (${qemu.alive ? qemu.mode : "ended by the supervisor"})`,
+    );
     const phases = this.hosts.map((host) => `${host.id} is ${host.agent?.state.phase ?? "down"}`).join(", ");
-    throw new Violation(6, `${phases}; yet there is, or was, an intact copy of the VM on ${where.join(" and ")}`);
+    throw new Violation(
+      6,
+      `${phases}; yet there is, or was, an intact copy of the VM on ${where.join(" and ")}`,
+    );
   }
 
   // --- the world's hand --------------------------------------------------------------------------------------------------
@@ -236,6 +274,8 @@ export class World {
   }
 
   powerOff(host: Host, hurt: string): void {
+    if (!this.#settings.arbiter && host.agent?.state.phase === "protected" && host.permitted)
+      this.#promoteByHand(host);
     host.crash(hurt);
     const { network } = this;
     this.after(this.random.skewed(1_500, 8_000), () => {
@@ -246,6 +286,12 @@ export class World {
       this.startAgent(host);
       network.heal("none"); // what was sent meanwhile is answered by a reset
     });
+  }
+
+  /** Without an arbiter: the administrator sees to it that the host stays off, then has the replica go on. */
+  #promoteByHand(lost: Host): void {
+    const { agent } = this.peerOf(lost);
+    this.after(this.random.between(500, 1_400), () => agent?.tell({ type: "promote_wanted" }));
   }
 
   /** The administrator takes a host that hangs for lost and puts a new one in its place; later the old one goes on. */
@@ -328,10 +374,13 @@ export class World {
     }
     const stopped = agent?.state.phase === "stopped" && host.clockMs - agent.state.sinceMs > 2_000;
     if (agent === undefined || stopped) {
-      this.trace("supervisor", () => `starts the agent of ${host.id}${stopped ? " afresh, with a new QEMU" : ""}`);
+      this.trace(
+        "supervisor",
+        () => `starts the agent of ${host.id}${stopped ? " afresh, with a new QEMU" : ""}`,
+      );
       if (stopped) {
-        agent?.die("process");
         host.killQemu(undefined);
+        agent?.die("process");
       }
       if (host.qemu === undefined) host.startQemu(undefined);
       this.startAgent(host);

@@ -38,9 +38,10 @@ export function decide(before: State, event: Event, nowMs: number): Decision {
 export function nextDeadlineMs(s: State): number {
   let next = Number.POSITIVE_INFINITY;
   if (asksArbiter(s) && s.call === undefined) next = s.retryAtMs;
-  if (s.phase === "standby" && s.claim?.fence === "none") {
+  if (s.phase === "standby" && s.claim !== undefined && s.goal === undefined && s.settings.arbiter) {
     next = Math.min(next, s.givenUp ? 0 : takeoverAtMs(s));
   }
+  if (isFencing(s) && s.claim?.fence === "none") next = Math.min(next, s.retryAtMs);
   if (s.phase === "handing_over" && s.retiredMs !== undefined) {
     next = Math.min(next, s.retiredMs + s.settings.timeoutMs);
   }
@@ -217,7 +218,7 @@ function startFrom(step: Step, record: VmRecord | undefined): void {
 
 /** Only a QEMU that has the VM may go on as the VM, and only one that has not may wait for it. */
 function startAsHolder(step: Step, record: VmRecord): void {
-  const { s, actions } = step;
+  const { s } = step;
   if (s.found !== "incoming") {
     // Written anew even if it says so already: a write of an earlier life may still be on its way, and must fail.
     pursue(step, "invalid");
@@ -232,10 +233,8 @@ function startAsHolder(step: Step, record: VmRecord): void {
     );
     return;
   }
-  // The replica is the last copy. Nothing of the VM leaves this host, so it need not wait for the lease.
-  const reason = "the VM's QEMU on this host is gone";
-  enter(step, "waiting", reason);
-  actions.push({ type: "tell_peer", what: "give_up", generation: record.generation, reason });
+  // The replica is the last copy, and takes over when the lease that an earlier life may have left has run out.
+  enter(step, "waiting", `the VM's QEMU on this host is gone; ${s.settings.peer} is to take it over`);
 }
 
 function startAsOther(step: Step, reason: string): void {
@@ -279,6 +278,7 @@ function overdue(step: Step): void {
     if (s.claim === undefined && now - s.lastAnswerMs > settings.timeoutMs) claim(step, peerVerdict(s, now));
     else if (s.claim !== undefined) claimIfDue(step);
   }
+  if (isFencing(s) && s.claim?.fence === "none" && now >= s.retryAtMs) fenceFirst(step, s.claim.reason);
   if (s.phase === "alone" && s.peerReady && now >= Math.max(s.protectAtMs, s.unprotectedUntilMs)) {
     protect(step);
   }
@@ -573,35 +573,49 @@ function takeoverAtMs(s: State): number {
 }
 
 function claimIfDue(step: Step): void {
-  const { s, now, actions } = step;
+  const { s, now } = step;
   if (s.claim === undefined || s.goal !== undefined) return;
   if (!s.settings.arbiter) {
     s.reason = `${s.claim.reason}; there is no arbiter to tell a dead primary from a cut link, so only an administrator can promote this replica (colo-agent promote)`;
     return;
   }
   if (!s.givenUp && now < takeoverAtMs(s)) return;
-  // A primary that gave up has blocked itself; a fence device is for the others.
-  if (s.settings.fence !== "none" && !s.givenUp && s.claim.fence !== "done") {
-    if (s.claim.fence === "none") {
-      s.claim.fence = "running";
-      actions.push({ type: "fence" });
-    }
-    return;
-  }
   pursue(step, "take");
 }
 
+/** The record names this agent, which does not run the VM yet. */
+function isFencing(s: State): boolean {
+  return s.phase === "taking_over" && s.goal === undefined && s.leaseFrom === "none";
+}
+
+/**
+ * `fence`: after the record names this agent, or a primary might be turned off that goes on alone, rightly and with the only copy.
+ * One that gave up has blocked itself.
+ */
+function fenceFirst(step: Step, reason: string): void {
+  const { s, now, actions } = step;
+  s.committed = true;
+  s.claim ??= { reason, sinceMs: now, fence: "none" };
+  if (s.phase !== "taking_over") enter(step, "taking_over", reason);
+  if (s.settings.fence === "none" || s.givenUp) {
+    becomeHolder(step, reason);
+    return;
+  }
+  s.claim.fence = "running";
+  actions.push({ type: "fence" });
+}
+
 function fenced(step: Step, event: Extract<Event, { type: "fenced" }>): void {
-  const { s } = step;
-  if (s.claim === undefined || s.claim.fence !== "running") return;
+  const { s, now } = step;
+  if (!isFencing(s) || s.claim?.fence !== "running") return;
   if (!event.ok && s.settings.fence === "required") {
-    // Asked again in the next round: without its success nothing may be taken over.
     s.claim.fence = "none";
+    s.retryAtMs = now + s.settings.arbiterRetryMs;
     s.reason = `the fence command failed: ${event.output}`;
     return;
   }
   s.claim.fence = "done";
-  claimIfDue(step);
+  becomeHolder(step, s.claim.reason);
 }
 
 function promoted(step: Step): void {
@@ -725,7 +739,8 @@ function write(step: Step): void {
         noRecord(step);
         return;
       }
-      if (record.holder !== self) {
+      // Of another term: the record means another machine of this name, or the peer has had the VM in between.
+      if (record.holder !== self || (s.term !== undefined && record.term !== s.term)) {
         lostToPeer(step, record);
         return;
       }
@@ -789,6 +804,7 @@ function written(step: Step): void {
   const { s } = step;
   const { goal } = s;
   s.goal = undefined;
+  if (goal !== "renounce") s.term = s.record?.term;
   switch (goal) {
     case "first":
       runAlone(step);
@@ -798,7 +814,7 @@ function written(step: Step): void {
       return;
     case "invalid":
       if (s.phase === "starting" && s.found === "replica")
-        becomeHolder(step, "an earlier life of this agent had taken the VM over");
+        fenceFirst(step, "an earlier life of this agent had taken the VM over");
       else if (s.phase === "starting") runAlone(step);
       else if (s.goingAlone === "recording") leaveReplica(step);
       return;
@@ -806,7 +822,7 @@ function written(step: Step): void {
       if (s.phase === "protecting") becomeProtected(step);
       return;
     case "take":
-      becomeHolder(step, s.claim?.reason ?? "");
+      fenceFirst(step, s.claim?.reason ?? "");
       return;
     default:
       return;

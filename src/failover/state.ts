@@ -38,7 +38,7 @@ export interface Settings {
   readonly arbiterRetryMs: number;
   /** Pause between attempts to protect. */
   readonly protectRetryMs: number;
-  /** Whether a takeover runs the fence command first, and whether it must succeed. */
+  /** Whether a takeover runs the fence command before the VM, and whether it must succeed. */
   readonly fence: "none" | "try" | "required";
 }
 
@@ -67,6 +67,8 @@ export interface State {
   sinceMs: number;
   /** Why the phase is what it is, where that is not plain. */
   reason: string | undefined;
+  /** Holder: the term in which this agent became it. */
+  term: number | undefined;
   /** The arbiter's record as last seen. */
   record: VmRecord | undefined;
   /**
@@ -202,6 +204,7 @@ export function initialState(settings: Settings, nowMs: number): State {
     found: "incoming",
     sinceMs: nowMs,
     reason: undefined,
+    term: undefined,
     record: undefined,
     leaseFrom: "none",
     generation: 0,

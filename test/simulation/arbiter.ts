@@ -22,6 +22,8 @@ export class Arbiter {
     const { world } = this;
     const { random, network } = world;
     if (!agent.state.settings.arbiter) throw new Error("there is no arbiter to ask");
+    // A holder that gives its replica up has a VM of its own, at the time when it decides so.
+    const runs = agent.host.qemu?.runs === true;
     let answered = false;
     const once = (result: ArbiterResult) => {
       if (answered) return;
@@ -43,7 +45,7 @@ export class Arbiter {
         if (random.chance(0.5)) world.after(1, () => once({ kind: "unreachable", reason: "refused" }));
         return;
       }
-      const result = this.#apply(agent, request);
+      const result = this.#apply(agent, request, runs);
       if (random.chance(0.03)) {
         world.coverage.count("lost answers");
         return;
@@ -57,7 +59,7 @@ export class Arbiter {
     });
   }
 
-  #apply(agent: Agent, request: Request): ArbiterResult {
+  #apply(agent: Agent, request: Request, runs: boolean): ArbiterResult {
     const { record, world } = this;
     if (request.type === "read_record") return { kind: "record", record };
     const { expectedRevision } = request;
@@ -78,7 +80,7 @@ export class Arbiter {
     if (record !== undefined && next.term < record.term)
       throw new Violation(4, `term ${next.term} after ${record.term}`);
     this.#holders.set(next.term, next.holder);
-    world.recorded(agent, record, next);
+    world.recorded(agent, runs, record, next);
     return { kind: "swapped", record: next };
   }
 }

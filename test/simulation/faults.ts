@@ -95,12 +95,17 @@ export const FAULTS = {
       host.uplink = true;
     });
   },
-  "own disk fails": (_, { agent }) => {
-    if (agent?.started) agent.tell({ type: "disk_error", disk: "own", reason: "an error of the disk" });
+  "own disk fails": (_, { agent, qemu }) => {
+    if (agent === undefined || !agent.started) return;
+    if (qemu !== undefined) qemu.hurt ??= "its disk fails";
+    agent.tell({ type: "disk_error", disk: "own", reason: "an error of the disk" });
   },
-  "replica's disk fails": (_, { agent }) => {
-    if (agent?.started)
-      agent.tell({ type: "disk_error", disk: "replica", reason: "an error of the replica's disk" });
+  "replica's disk fails": (world, host) => {
+    const { agent } = host;
+    if (agent === undefined || !agent.started) return;
+    const { qemu } = agent.holds ? world.peerOf(host) : host;
+    if (qemu !== undefined) qemu.hurt ??= "its disk fails";
+    agent.tell({ type: "disk_error", disk: "replica", reason: "an error of the replica's disk" });
   },
   "fail over wanted": (_, { agent }) => {
     if (agent?.started) agent.tell({ type: "fail_over_wanted", reason: "by the administrator" });

@@ -168,13 +168,13 @@ export class World {
   }
 
   /** What the record now says decides which copies count. */
-  recorded(agent: Agent, before: Record | undefined, after: Record): void {
+  recorded(agent: Agent, ran: boolean, before: Record | undefined, after: Record): void {
     const { host } = agent;
     if (before === undefined || before.holder === after.holder) {
       const replica = this.peerOf(host).qemu;
       if (after.replicaValid && replica !== undefined) replica.promised = true;
       // The holder goes on alone, with a VM of its own.
-      if (before?.replicaValid && !after.replicaValid && host.name === after.holder && host.qemu?.runs)
+      if (before?.replicaValid && !after.replicaValid && host.name === after.holder && ran)
         this.#supersede(host, `given up in revision ${after.revision}`);
       return;
     }
@@ -336,7 +336,10 @@ export class World {
     this.after(this.random.skewed(50, 1_500), () => {
       if (ok) {
         for (const host of this.hosts) {
-          if (host.name !== agent.host.name && host.up && !host.replaced) this.powerOff(host, "fenced");
+          if (host.name === agent.host.name || !host.up || host.replaced) continue;
+          if (this.arbiter.record?.holder === host.name)
+            throw new Violation(6, `${agent.id} turns ${host.id} off, which holds the VM`);
+          this.powerOff(host, "fenced");
         }
       }
       agent.post(() => done(ok, ok ? "" : "the fence device does not answer"));

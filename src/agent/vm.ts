@@ -471,7 +471,7 @@ export class VmAgent {
       agent: agent.name,
       peer: this.agent.peer.name,
       vm: this.config.name,
-      term: (this.#state.record?.term ?? 0) + 1,
+      term: this.#state.record?.term ?? 0,
     };
     void runFence(fence, facts).then(({ ok, output, reason }) => {
       this.#machine.log.warn("fence command", { ok, reason, output });

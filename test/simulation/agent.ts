@@ -64,7 +64,10 @@ export class Agent {
   interrupt: { afterActions: number; run: () => void } | undefined;
   /** Happens once, right after the next heartbeat is sent. */
   afterHeartbeat: (() => void) | undefined;
+  /** What has come in: messages, timers, ends of procedures. */
   readonly #work: (() => void)[] = [];
+  /** Decisions and their actions: all that follows from one thing that has come in is done before the next. */
+  readonly #decisions: (() => void)[] = [];
   #working = false;
   #frozen = false;
   #started = false;
@@ -117,7 +120,7 @@ export class Agent {
     if (this.#working) return;
     this.#working = true;
     while (this.alive && !this.#frozen) {
-      const work = this.#work.shift();
+      const work = this.#decisions.shift() ?? this.#work.shift();
       if (work === undefined) break;
       work();
     }
@@ -181,7 +184,13 @@ export class Agent {
   // --- decisions ---------------------------------------------------------------------------------------------------------
 
   tell(event: Event): void {
-    this.post(() => this.#decide(event));
+    this.#soon(() => this.#decide(event));
+  }
+
+  #soon(decision: () => void): void {
+    if (!this.alive) return;
+    this.#decisions.push(decision);
+    this.#drain();
   }
 
   #decide(event: Event, answer?: Answer): void {
@@ -193,11 +202,11 @@ export class Agent {
       world.trace(this.id, () => `${showEvent(event)}${showActions(actions)}`);
     }
     world.decided(this, before, event, state);
-    this.#work.unshift(
+    this.#decisions.unshift(
       ...actions.map((action) => () => {
         this.#countDown();
         if (this.alive && !this.#frozen) this.#perform(action, answer);
-        else this.#work.unshift(() => this.#perform(action, answer));
+        else this.#decisions.unshift(() => this.#perform(action, answer));
       }),
     );
     this.#armDeadline();
@@ -392,7 +401,7 @@ export class Agent {
 
   #prepare(): void {
     let result: { ok: boolean; reason: string } | undefined;
-    let settle = () => undefined as void;
+    let settle: () => void = () => undefined;
     this.#prepared = (resume, fail) => {
       settle = () => {
         if (result?.ok) resume();
@@ -548,7 +557,7 @@ export class Agent {
       case "prepare_secondary":
         this.#prepared = undefined;
         this.tell({ type: "prepare", generation });
-        this.post(() => {
+        this.#soon(() => {
           const prepared = this.#prepared;
           this.#prepared = undefined;
           if (prepared === undefined) answer(new ProcedureError("no replica to offer"));
@@ -558,7 +567,7 @@ export class Agent {
       case "enter_secondary":
         this.#entering = true;
         this.tell({ type: "entered", generation });
-        this.post(() => {
+        this.#soon(() => {
           answer(this.#entering ? new ProcedureError("expects no such primary") : undefined);
           this.#entering = false;
         });
@@ -627,10 +636,10 @@ export class Agent {
     const { generation, ready, uplink } = beat;
     this.tell({ type: "peer_seen", path, ready, uplink });
     if (generation === undefined) {
-      this.post(() => answer(this.#about()));
+      this.#soon(() => answer(this.#about()));
       return;
     }
-    this.post(() =>
+    this.#soon(() =>
       this.#decide(
         { type: "heartbeat", path, generation },
         { generation, send: (accepted) => answer({ ...this.#about(), accepted }) },

@@ -14,6 +14,8 @@ export const BLIND = -1;
 export class Arbiter {
   record: VmRecord | undefined;
   up = true;
+  /** How much later than usual the next requests arrive, and their answers. */
+  readonly late: { requestMs: number; answerMs: number }[] = [];
   readonly #holders = new Map<number, string>();
 
   constructor(private readonly world: World) {}
@@ -23,7 +25,8 @@ export class Arbiter {
     const { random, network } = world;
     if (!agent.state.settings.arbiter) throw new Error("there is no arbiter to ask");
     // A holder that gives its replica up has a VM of its own, at the time when it decides so.
-    const runs = agent.host.qemu?.runs === true;
+    const runs = agent.host.qemu?.mode === "running";
+    const { requestMs, answerMs } = this.late.shift() ?? { requestMs: 0, answerMs: 0 };
     let answered = false;
     const once = (result: ArbiterResult) => {
       if (answered) return;
@@ -33,6 +36,7 @@ export class Arbiter {
     };
     const timeout = world.after(TIMEOUT_MS, () => once({ kind: "unreachable", reason: "no answer in time" }));
     let delayMs = random.chance(0.02) ? random.between(5, 3_000) : random.skewed(0.3, world.arbiterMs);
+    delayMs += requestMs;
     if (random.chance(0.01)) return; // lost
     if (!network.arbiterUp(agent.host)) {
       // The kernel may send it again when the way is free, long after the agent has stopped waiting.
@@ -50,12 +54,10 @@ export class Arbiter {
         world.coverage.count("lost answers");
         return;
       }
-      world.after(
-        random.chance(0.02) ? random.between(5, 1_500) : random.skewed(0.3, world.arbiterMs),
-        () => {
-          if (network.arbiterUp(agent.host) && agent.host.up) once(result);
-        },
-      );
+      const backMs = random.chance(0.02) ? random.between(5, 1_500) : random.skewed(0.3, world.arbiterMs);
+      world.after(answerMs + backMs, () => {
+        if (network.arbiterUp(agent.host) && agent.host.up) once(result);
+      });
     });
   }
 

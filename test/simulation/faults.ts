@@ -1,7 +1,8 @@
 /** What goes wrong in a run, and when: drawn from the seed. Every fault heals or is repaired by the supervisor. */
 import type { Action, Phase } from "../../src/failover/state.ts";
 import type { Agent } from "./agent.ts";
-import { type Host, other } from "./host.ts";
+import { type Host, type Name, other } from "./host.ts";
+import type { LinkPath } from "./network.ts";
 import type { World } from "./world.ts";
 
 type Fault = (world: World, host: Host) => void;
@@ -20,6 +21,13 @@ function cutPath(path: string): Fault {
   };
 }
 
+function isolate(world: World, name: Name, paths: readonly LinkPath[], ms: number): void {
+  for (const path of paths) {
+    cutFor(world, `${path}:${name}`, ms);
+    cutFor(world, `${path}:${other(name)}`, ms);
+  }
+}
+
 function interruptBetweenActions(what: (agent: Agent) => void): Fault {
   return (world, { agent }) => {
     if (agent === undefined) return;
@@ -30,13 +38,15 @@ function interruptBetweenActions(what: (agent: Agent) => void): Fault {
   };
 }
 
-function freeze(agent: Agent | undefined): void {
+function freeze(agent: Agent | undefined, ms = agent === undefined ? 0 : freezeMs(agent)): void {
   if (agent === undefined || agent.frozen) return;
   const { world } = agent;
   agent.freeze();
-  const { random } = world;
-  const ms = random.chance(0.5) ? random.skewed(10, 3_000) : random.between(300, 5_000);
   world.after(ms, () => world.thaw(agent));
+}
+
+function freezeMs({ world: { random } }: Agent): number {
+  return random.chance(0.5) ? random.skewed(10, 3_000) : random.between(300, 5_000);
 }
 
 /** The answers to what it has just asked wait for it then. */
@@ -58,7 +68,7 @@ export const FAULTS = {
   "agent crash": (_, host) => host.agent?.die("process"),
   "agent crash between actions": interruptBetweenActions((agent) => agent.die("process")),
   "agent freeze": (_, host) => freeze(host.agent),
-  "agent freeze between actions": interruptBetweenActions(freeze),
+  "agent freeze between actions": interruptBetweenActions((agent) => freeze(agent)),
   "agent freeze after a heartbeat": freezeAfterHeartbeat,
   "qemu crash": (_, host) => host.killQemu("crashed"),
   "qemu hangs": hang("silent"),
@@ -77,10 +87,7 @@ export const FAULTS = {
     cutFor(world, `arbiter:${host.name}`, world.random.skewed(50, 9_000)),
   isolated: (world, { name }) => {
     const ms = world.random.skewed(500, 9_000);
-    for (const path of ["control", "client"]) {
-      cutFor(world, `${path}:${name}`, ms);
-      cutFor(world, `${path}:${other(name)}`, ms);
-    }
+    isolate(world, name, ["control", "client"], ms);
     cutFor(world, `arbiter:${name}`, ms);
   },
   "arbiter outage": (world) => {
@@ -163,13 +170,102 @@ const ACTIONS = [
 /** A fault that waits for a phase or an action. */
 export interface Trap {
   on: string;
+  when?: (host: Host) => boolean;
   fire(host: Host): void;
+}
+
+/** Chains of faults that go for a certain rule; by chance alone they would be too seldom. */
+const CHAINS: readonly ((world: World, fromMs: number) => void)[] = [
+  planReplacement,
+  // A primary that hangs for longer than its lease, with an answer waiting for it.
+  (world, fromMs) =>
+    once(world, fromMs, "phase protected", (host) => {
+      world.after(world.random.between(0, 500), () => {
+        const { agent } = host;
+        if (agent === undefined) return;
+        strike(world, "agent freeze after a heartbeat", host);
+        agent.afterHeartbeat = () => freeze(agent, world.random.between(1_500, 5_000));
+      });
+    }),
+  // The hosts lose each other; the links are back before or while the takeover is written.
+  (world, fromMs) => {
+    once(world, fromMs, "phase protected", (host) => {
+      world.after(world.random.between(0, 500), () => {
+        strike(world, "client link cut", host);
+        isolate(world, host.name, ["control", "client"], world.random.between(1_000, 6_000));
+      });
+    });
+    if (world.random.chance(0.4)) return;
+    world.traps.push({
+      on: "action swap_record",
+      when: ({ agent }) => agent?.state.phase === "taking_over",
+      fire: () => {
+        world.arbiter.late.push({ requestMs: world.random.between(50, 900), answerMs: 0 });
+        world.network.heal();
+      },
+    });
+  },
+  // A takeover that is written late, by an agent that has ended.
+  (world, fromMs) => {
+    once(world, fromMs, "phase protected", (host) => {
+      world.after(world.random.between(100, 500), () => strike(world, "host crash", host));
+    });
+    world.traps.push({
+      on: "action swap_record",
+      when: ({ agent }) => agent?.state.phase === "taking_over",
+      fire: (host) => {
+        world.arbiter.late.push({ requestMs: world.random.between(300, 3_000), answerMs: 0 });
+        world.after(world.random.between(0, 20), () => strike(world, "agent crash", host));
+      },
+    });
+  },
+  // "Replica valid" is written, the answer late, and meanwhile the replica is given up.
+  (world) =>
+    world.traps.push({
+      on: "action swap_record",
+      when: ({ agent }) => agent?.state.phase === "protecting",
+      fire: (host) => {
+        world.arbiter.late.push(
+          { requestMs: 0, answerMs: world.random.between(100, 600) },
+          { requestMs: world.random.between(200, 900), answerMs: 0 },
+        );
+        world.after(world.random.between(3, 300), () =>
+          strike(
+            world,
+            world.random.pick(["unprotect wanted", "control link cut", "replica's disk fails"]),
+            host,
+          ),
+        );
+      },
+    }),
+  // The one that is handed the VM is lost before it has it.
+  (world, fromMs) => {
+    once(world, fromMs, "phase protected", (host) => {
+      world.after(world.random.between(100, 900), () => strike(world, "fail over wanted", host));
+    });
+    world.traps.push({
+      on: "action retire",
+      fire: (host) =>
+        world.after(world.random.skewed(0, 30), () =>
+          strike(world, world.random.pick(["host crash", "agent crash", "qemu crash"]), world.peerOf(host)),
+        ),
+    });
+  },
+];
+
+/** From `fromMs` on, the next time. A pair that is protected by then counts too. */
+function once(world: World, fromMs: number, on: string, fire: (host: Host) => void): void {
+  world.after(fromMs, () => {
+    const host = world.hosts.find(({ agent }) => `phase ${agent?.state.phase}` === on);
+    if (host !== undefined) fire(host);
+    else world.traps.push({ on, fire });
+  });
 }
 
 /** Plans the faults of a run between `fromMs` and `untilMs`. */
 export function plan(world: World, fromMs: number, untilMs: number): void {
   const { random } = world;
-  if (random.chance(0.06)) planReplacement(world, fromMs);
+  if (random.chance(0.35)) random.pick(CHAINS)(world, fromMs);
   const count = 1 + Math.floor(random.chance(0.5) ? random.between(0, 2) : random.between(1, 9));
   for (let i = 0; i < count; i++) {
     const atMs = random.between(fromMs, untilMs);

@@ -19,6 +19,10 @@ export class Host {
   held: { state: VmState; verified: boolean }[] = [];
   /** Another machine stands in for this one, under its name; this one hangs, or the world forgot it. */
   replaced = false;
+  /** Replaced, but still on the clients' network, with the address that its replacement has too. */
+  reachable = false;
+  /** Its port on the replication link is dead. */
+  cutOff = false;
   readonly kernel: { role: Role; leaseUntilMs: number } = { role: "blocked", leaseUntilMs: 0 };
   #offsetMs = 0;
 

@@ -133,13 +133,6 @@ export const MUTATIONS: Record<string, Decide> = {
     event,
   ]),
 
-  "an answer to a heartbeat of before the replica was complete counts": seeing((s, event) => [
-    event.type === "heartbeat_answered" && s.protecting === "answer"
-      ? { ...s, lastAnswerMs: Number.NEGATIVE_INFINITY }
-      : s,
-    event,
-  ]),
-
   "a restarted secondary does not renounce its replica": reading(
     (s) => s.phase === "starting",
     (s) => (s.goal === undefined && s.found !== "running" ? { replicaValid: false } : {}),

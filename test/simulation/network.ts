@@ -13,9 +13,10 @@ export class Network {
   constructor(readonly world: World) {}
 
   linkUp(from: Host, to: Host, path: LinkPath): boolean {
-    if (path === "control" && (from.replaced || to.replaced)) return false;
+    if (path === "control" && (from.cutOff || to.cutOff)) return false;
     // A machine that was replaced stands elsewhere in the network.
-    if (path === "client" && (from.replaced || to.replaced)) return from.uplink && to.uplink;
+    if (path === "client" && (from.replaced || to.replaced))
+      return (from.reachable || !from.replaced) && (to.reachable || !to.replaced) && from.uplink && to.uplink;
     if (path === "client" && (!from.uplink || !to.uplink)) return false;
     return !this.#cut.has(`${path}:${from.name}`);
   }

@@ -58,6 +58,7 @@ export class World {
   #fenceWorks = true;
   readonly #settings: Omit<Settings, "self" | "peer" | "configuredRole">;
   readonly #driftPpm: number;
+  readonly #worstClocks: boolean;
   #lives = 0;
 
   constructor(
@@ -71,8 +72,9 @@ export class World {
     this.random = random;
     this.intervalMs = random.between(60, 160);
     this.lossRate = random.pick([0, 0.02, 0.3]);
+    this.#worstClocks = random.chance(0.2);
     this.arbiterMs = random.pick([5, 20, 20, 900]);
-    this.#driftPpm = random.pick([0, 200, 500, 20_000, 100_000]);
+    this.#driftPpm = this.#worstClocks ? 100_000 : random.pick([0, 200, 500, 20_000]);
     const leaseMs = Math.round(random.between(500, 1_500));
     const drift = this.#driftPpm / 1e6;
     this.#settings = {
@@ -143,10 +145,13 @@ export class World {
   }
 
   #newHost(name: Name, id: string): Host {
+    // The primary's clock as slow and the other as fast as is allowed: what the margin is for.
+    const worst = 1 + (this.#worstClocks ? this.#driftPpm : 0) / (name === "a" ? -1e6 : 1e6);
     const rate = 1 + (this.random.between(-1, 1) * this.#driftPpm) / 1e6;
     // Clocks at the limits of what is allowed are the interesting ones.
     const extreme = 1 + (this.random.pick([-1, 1]) * this.#driftPpm) / 1e6;
-    const host = new Host(this, name, id, this.random.chance(0.5) ? rate : extreme);
+    const drawn = this.random.chance(0.5) ? rate : extreme;
+    const host = new Host(this, name, id, this.#worstClocks ? worst : drawn);
     this.hosts.push(host);
     return host;
   }
@@ -202,7 +207,7 @@ export class World {
   }
 
   #spring(on: string, host: Host): void {
-    const i = this.traps.findIndex((trap) => trap.on === on);
+    const i = this.traps.findIndex((trap) => trap.on === on && (trap.when?.(host) ?? true));
     if (i < 0) return;
     const [trap] = this.traps.splice(i, 1);
     trap!.fire(host);
@@ -299,9 +304,15 @@ export class World {
     const { agent } = old;
     if (!old.up || agent === undefined || this.hosts.length > 2) return;
     agent.freeze();
+    old.cutOff = true;
     this.after(this.random.between(2_000, 4_000), () => {
-      if (!old.up || this.healed) return;
+      if (!old.up || this.healed) {
+        old.cutOff = false;
+        this.network.heal("none");
+        return;
+      }
       old.replaced = true;
+      old.reachable = this.random.chance(0.5);
       old.agent?.freeze();
       if (old.qemu !== undefined) old.qemu.hurt ??= "its host was replaced";
       const host = this.#newHost(old.name, `${old.name}'`);
@@ -323,7 +334,7 @@ export class World {
     const { qemu, agent } = host;
     if (qemu === undefined || !qemu.runs || !host.permitted) return;
     this.#shutDown = true;
-    agent?.tell({ type: "shutdown", reason: "the VM was shut down" });
+    agent?.post(() => agent.tell({ type: "shutdown", reason: "the VM was shut down" }));
     this.after(this.random.skewed(1, 60), () => {
       if (host.qemu === qemu) host.killQemu("shut down");
     });

@@ -229,13 +229,9 @@ const CHAINS: readonly ((world: World, fromMs: number) => void)[] = [
           { requestMs: 0, answerMs: world.random.between(100, 600) },
           { requestMs: world.random.between(200, 900), answerMs: 0 },
         );
-        world.after(world.random.between(3, 300), () =>
-          strike(
-            world,
-            world.random.pick(["unprotect wanted", "control link cut", "replica's disk fails"]),
-            host,
-          ),
-        );
+        const ms = world.random.between(3, 80);
+        world.after(ms / 2, () => isolate(world, host.name, ["control"], 5_000));
+        world.after(ms, () => strike(world, "unprotect wanted", host));
       },
     }),
   // The one that is handed the VM is lost before it has it.

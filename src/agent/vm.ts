@@ -4,7 +4,7 @@ import type { Arbiter } from "../arbiter/index.ts";
 import { DataPath } from "../datapath/handle.ts";
 import { DivergenceRecorder, type ReportedDivergence } from "../divergence/recorder.ts";
 import type { DivergenceStore } from "../divergence/store.ts";
-import { decide, isHolder, nextDeadlineMs } from "../failover/decide.ts";
+import { decide, heartbeatGeneration, isHolder, nextDeadlineMs } from "../failover/decide.ts";
 import { describe, type VmInWords } from "../failover/describe.ts";
 import {
   type Action,
@@ -30,6 +30,7 @@ import { type AgentMetrics, roleOf } from "./metrics.ts";
 import { ensureDevices, type VmDevices } from "./netdev.ts";
 import type { Peer, SecondaryAddresses } from "./peer_api.ts";
 import { Primary, type ProtectionError } from "./primary.ts";
+import { whatQemuHas } from "./qemu_found.ts";
 import { QemuWatch } from "./qemu_watch.ts";
 import { type Entry, Secondary } from "./secondary.ts";
 
@@ -125,7 +126,8 @@ export class VmAgent {
     let dataPlane: DataPlane | undefined;
     try {
       const facts = await checkQemu(qmp);
-      log.info("QEMU", { version: facts.version, verdict: facts.verdict.sentence });
+      const found = await whatQemuHas(qmp, facts);
+      log.info("QEMU", { version: facts.version, verdict: facts.verdict.sentence, found });
       const devices = await ensureDevices({
         tap: config.tap,
         tunnelId: config.tunnel_id,
@@ -152,7 +154,7 @@ export class VmAgent {
       vm.#primary = new Primary(vm.#machine, (reason) => vm.#tell({ type: "pair_broken", reason }));
       vm.#secondary = new Secondary(vm.#machine);
       vm.#qemuWatch = new QemuWatch(qmp, config, (event) => vm.#tell(event));
-      vm.#tell({ type: "started" });
+      vm.#tell({ type: "started", vm: found });
       return vm;
     } catch (error) {
       qmp.close();
@@ -167,10 +169,9 @@ export class VmAgent {
 
   /** What is to be said of this VM in heartbeats; `generation` names the replica that is to stand by. */
   get heartbeat(): { generation: number | undefined; ready: boolean; uplink: boolean } {
-    const { leaseFrom, generation, phase, ownUplink } = this.#state;
-    const beats = leaseFrom === "peer" || phase === "protecting";
+    const { phase, ownUplink } = this.#state;
     return {
-      generation: beats && this.#living ? generation : undefined,
+      generation: this.#living ? heartbeatGeneration(this.#state) : undefined,
       ready: phase === "waiting",
       uplink: ownUplink,
     };
@@ -470,7 +471,7 @@ export class VmAgent {
       agent: agent.name,
       peer: this.agent.peer.name,
       vm: this.config.name,
-      term: (this.#state.record?.term ?? 0) + 1,
+      term: this.#state.record?.term ?? 0,
     };
     void runFence(fence, facts).then(({ ok, output, reason }) => {
       this.#machine.log.warn("fence command", { ok, reason, output });

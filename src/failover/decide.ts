@@ -38,8 +38,12 @@ export function decide(before: State, event: Event, nowMs: number): Decision {
 export function nextDeadlineMs(s: State): number {
   let next = Number.POSITIVE_INFINITY;
   if (asksArbiter(s) && s.call === undefined) next = s.retryAtMs;
-  if (s.phase === "standby" && s.claim?.fence === "none") {
+  if (s.phase === "standby" && s.claim !== undefined && s.goal === undefined && s.settings.arbiter) {
     next = Math.min(next, s.givenUp ? 0 : takeoverAtMs(s));
+  }
+  if (isFencing(s) && s.claim?.fence === "none") next = Math.min(next, s.retryAtMs);
+  if (s.phase === "handing_over" && s.retiredMs !== undefined) {
+    next = Math.min(next, s.retiredMs + s.settings.timeoutMs);
   }
   if (s.leaseFrom === "peer") {
     next = Math.min(next, Math.min(s.lastAnswerMs, s.heardMs.control) + s.settings.timeoutMs);
@@ -47,10 +51,19 @@ export function nextDeadlineMs(s: State): number {
   return next;
 }
 
+/**
+ * The replica that a heartbeat of this agent names: the one it makes, or depends on. While it is being made the answers prolong nothing;
+ * they keep the other agent from waiting for a primary that has given the attempt up.
+ */
+export function heartbeatGeneration(s: State): number | undefined {
+  return s.leaseFrom === "peer" || s.phase === "protecting" ? s.generation : undefined;
+}
+
 function apply(step: Step, event: Event): void {
   const { s, now } = step;
   switch (event.type) {
     case "started":
+      s.found = event.vm;
       start(step);
       break;
     case "round":
@@ -118,7 +131,7 @@ function apply(step: Step, event: Event): void {
       fenced(step, event);
       break;
     case "handed_over":
-      if (s.phase === "handing_over") holderGivesUp(step, s.reason ?? "handed over", "retire");
+      retire(step);
       break;
     case "hand_over_failed":
       if (s.phase === "handing_over") goAlone(step, `the hand-over failed: ${event.reason}`);
@@ -176,30 +189,61 @@ function start(step: Step): void {
     askArbiter(step);
     return;
   }
-  if (s.settings.configuredRole === "primary") {
+  if (s.found === "running" && s.settings.configuredRole === "primary") {
     runAlone(step);
     return;
   }
-  enter(step, "waiting");
+  startAsOther(step, "there is no arbiter, so only the configured primary runs the VM");
 }
 
 function startFrom(step: Step, record: VmRecord | undefined): void {
   const { s } = step;
   if (record === undefined) {
-    if (s.settings.configuredRole === "primary") {
+    if (s.found === "running" && s.settings.configuredRole === "primary") {
       pursue(step, "first");
       return;
     }
-    enter(step, "waiting", "nobody has held this VM yet");
+    startAsOther(step, "nobody has held this VM yet");
     return;
   }
   s.generation = record.generation;
-  // Written anew even if it says so already: a write of an earlier life may still be on its way, and must fail.
   if (record.holder === s.settings.self) {
+    startAsHolder(step, record);
+    return;
+  }
+  // A takeover that an earlier life has written may still be on its way; its replica is gone, so it must fail.
+  if (record.replicaValid) pursue(step, "renounce");
+  else startAsOther(step, `${record.holder} runs the VM`);
+}
+
+/** Only a QEMU that has the VM may go on as the VM, and only one that has not may wait for it. */
+function startAsHolder(step: Step, record: VmRecord): void {
+  const { s } = step;
+  if (s.found !== "incoming") {
+    // Written anew even if it says so already: a write of an earlier life may still be on its way, and must fail.
     pursue(step, "invalid");
     return;
   }
-  enter(step, "waiting");
+  if (!record.replicaValid) {
+    const how = "start its QEMU without -incoming to boot it from its disk";
+    enter(
+      step,
+      "stopped",
+      `the VM is lost: this host ran it without a replica, and its QEMU is gone; ${how}`,
+    );
+    return;
+  }
+  // The replica is the last copy, and takes over when the lease that an earlier life may have left has run out.
+  enter(step, "waiting", `the VM's QEMU on this host is gone; ${s.settings.peer} is to take it over`);
+}
+
+function startAsOther(step: Step, reason: string): void {
+  if (step.s.found === "incoming") {
+    enter(step, "waiting", reason);
+    return;
+  }
+  const has = step.s.found === "running" ? "a VM" : "the replica of an earlier protection";
+  enter(step, "stopped", `${reason}, and this host's QEMU has ${has}; start it anew with -incoming`);
 }
 
 // --- time ----------------------------------------------------------------------------------------------------------------
@@ -226,10 +270,19 @@ function overdue(step: Step): void {
     goAlone(step, peerVerdict(s, now));
     return;
   }
+  if (s.phase === "handing_over" && s.retiredMs !== undefined && now - s.retiredMs > settings.timeoutMs) {
+    goAlone(step, "the peer was handed the VM and has had time to take it");
+    return;
+  }
+  if (s.phase === "incoming" && now - s.lastAnswerMs > settings.timeoutMs) {
+    replicaUseless(step, "the primary has given up making this replica");
+    return;
+  }
   if (s.phase === "standby") {
     if (s.claim === undefined && now - s.lastAnswerMs > settings.timeoutMs) claim(step, peerVerdict(s, now));
     else if (s.claim !== undefined) claimIfDue(step);
   }
+  if (isFencing(s) && s.claim?.fence === "none" && now >= s.retryAtMs) fenceFirst(step, s.claim.reason);
   if (s.phase === "alone" && s.peerReady && now >= Math.max(s.protectAtMs, s.unprotectedUntilMs)) {
     protect(step);
   }
@@ -266,16 +319,25 @@ function primed(step: Step, generation: number): void {
 function heartbeatAnswered(step: Step, event: Extract<Event, { type: "heartbeat_answered" }>): void {
   const { s, actions } = step;
   if (s.leaseFrom !== "peer" || event.generation !== s.generation) return;
-  // Asked while this agent still renewed its lease by itself: the answer may be old, and so may the time that the secondary counts from.
-  if (s.protecting === "answer" && event.sentMs < s.lastAnswerMs) return;
+  // Overtaken by a newer answer, or asked before the replica was complete: then the lease that this agent had given itself may last
+  // longer than the secondary would wait after that answer.
+  if (event.sentMs < s.lastAnswerMs) return;
   if (!event.accepted) {
     goAlone(step, "the secondary's agent says that it is not this VM's replica");
     return;
   }
-  s.lastAnswerMs = Math.max(s.lastAnswerMs, event.sentMs);
+  s.lastAnswerMs = event.sentMs;
   // From the time of sending: the secondary counts from its answer, which is later.
   actions.push({ type: "extend_lease", untilMs: event.sentMs + s.settings.leaseMs });
-  if (s.protecting === "answer" && s.goal === undefined) pursue(step, "valid");
+  if (s.protecting !== "answer" || s.goal !== undefined) return;
+  if (s.settings.arbiter) pursue(step, "valid");
+  else becomeProtected(step);
+}
+
+function becomeProtected(step: Step): void {
+  step.s.protecting = undefined;
+  enter(step, "protected");
+  step.actions.push({ type: "begin_checkpoints" });
 }
 
 function protectionFailed(step: Step, event: Extract<Event, { type: "protection_failed" }>): void {
@@ -331,15 +393,15 @@ function leaveReplica(step: Step): void {
 }
 
 /** `give up`: nothing leaves this host any more, so the secondary need not wait for the lease. */
-function holderGivesUp(step: Step, reason: string, how: "block" | "retire" = "block"): void {
+function holderGivesUp(step: Step, reason: string): void {
   const { s, actions } = step;
   const replicaMayBeValid = s.settings.arbiter && couldBeValid(s);
   const { generation } = s;
-  holderStops(step, reason, how);
+  holderStops(step, reason);
   if (replicaMayBeValid) actions.push({ type: "tell_peer", what: "give_up", generation, reason });
 }
 
-function holderStops(step: Step, reason: string, how: "block" | "retire" = "block"): void {
+function holderStops(step: Step, reason: string): void {
   const { s, actions } = step;
   s.leaseFrom = "none";
   s.protecting = undefined;
@@ -347,7 +409,7 @@ function holderStops(step: Step, reason: string, how: "block" | "retire" = "bloc
   s.goal = undefined;
   s.call = undefined;
   s.claim = undefined;
-  actions.push({ type: how }, { type: "end_protection", reason });
+  actions.push({ type: "block" }, { type: "end_protection", reason });
   enter(step, "stopped", reason);
 }
 
@@ -411,7 +473,25 @@ function handOverIfWorseOff(step: Step): void {
 function handOver(step: Step, reason: string): void {
   if (!step.s.settings.arbiter) return;
   enter(step, "handing_over", reason);
+  step.s.retiredMs = undefined;
   step.actions.push({ type: "hand_over" });
+}
+
+/**
+ * `retire`: nothing leaves this host any more, the secondary may take over. This VM is kept until that is certain: a peer that is lost now
+ * has not written itself into the record, and then this host goes on, as with any lost replica.
+ */
+function retire(step: Step): void {
+  const { s, now, actions } = step;
+  if (s.phase !== "handing_over") return;
+  const reason = s.reason ?? "handed over";
+  s.leaseFrom = "none";
+  s.retiredMs = now;
+  actions.push(
+    { type: "retire" },
+    { type: "end_protection", reason },
+    { type: "tell_peer", what: "give_up", generation: s.generation, reason },
+  );
 }
 
 function unprotect(step: Step, untilMs: number): void {
@@ -422,9 +502,10 @@ function unprotect(step: Step, untilMs: number): void {
 // --- the other one -------------------------------------------------------------------------------------------------------
 
 function replicaWanted(step: Step, generation: number): void {
-  const { s, actions } = step;
+  const { s, now, actions } = step;
   if (s.phase !== "waiting") return; // the one who asked sees from the phase that it was refused
   s.generation = generation;
+  s.lastAnswerMs = now;
   enter(step, "incoming");
   actions.push({ type: "prepare_replica" });
 }
@@ -442,7 +523,9 @@ function replicaEntered(step: Step, generation: number): void {
 /** `heartbeat`: an answer lets the holder send for another lease, so none is given once this agent may be the holder. */
 function heartbeatCame(step: Step, event: Extract<Event, { type: "heartbeat" }>): void {
   const { s, now, actions } = step;
-  const accepted = s.phase === "standby" && event.generation === s.generation && !s.givenUp && !s.committed;
+  const own = event.generation === s.generation;
+  if (s.phase === "incoming" && own) s.lastAnswerMs = now;
+  const accepted = s.phase === "standby" && own && !s.givenUp && !s.committed;
   if (accepted) {
     s.lastAnswerMs = now;
     // The primary is back before anything was written.
@@ -461,8 +544,12 @@ function controlClosed(step: Step): void {
     goAlone(step, peerVerdict(s, now));
     return;
   }
-  if (s.phase === "protecting") {
+  if (s.phase === "protecting" || s.phase === "handing_over") {
     goAlone(step, "the connection to the peer's agent closed");
+    return;
+  }
+  if (s.phase === "incoming") {
+    replicaUseless(step, "the connection to the peer's agent closed");
     return;
   }
   // No need to wait for silence to add up; the lease is waited for all the same.
@@ -490,35 +577,49 @@ function takeoverAtMs(s: State): number {
 }
 
 function claimIfDue(step: Step): void {
-  const { s, now, actions } = step;
+  const { s, now } = step;
   if (s.claim === undefined || s.goal !== undefined) return;
   if (!s.settings.arbiter) {
     s.reason = `${s.claim.reason}; there is no arbiter to tell a dead primary from a cut link, so only an administrator can promote this replica (colo-agent promote)`;
     return;
   }
   if (!s.givenUp && now < takeoverAtMs(s)) return;
-  // A primary that gave up has blocked itself; a fence device is for the others.
-  if (s.settings.fence !== "none" && !s.givenUp && s.claim.fence !== "done") {
-    if (s.claim.fence === "none") {
-      s.claim.fence = "running";
-      actions.push({ type: "fence" });
-    }
-    return;
-  }
   pursue(step, "take");
 }
 
+/** The record names this agent, which does not run the VM yet. */
+function isFencing(s: State): boolean {
+  return s.phase === "taking_over" && s.goal === undefined && s.leaseFrom === "none";
+}
+
+/**
+ * `fence`: after the record names this agent, or a primary might be turned off that goes on alone, rightly and with the only copy.
+ * One that gave up has blocked itself.
+ */
+function fenceFirst(step: Step, reason: string): void {
+  const { s, now, actions } = step;
+  s.committed = true;
+  s.claim ??= { reason, sinceMs: now, fence: "none" };
+  if (s.phase !== "taking_over") enter(step, "taking_over", reason);
+  if (s.settings.fence === "none" || s.givenUp) {
+    becomeHolder(step, reason);
+    return;
+  }
+  s.claim.fence = "running";
+  actions.push({ type: "fence" });
+}
+
 function fenced(step: Step, event: Extract<Event, { type: "fenced" }>): void {
-  const { s } = step;
-  if (s.claim === undefined || s.claim.fence !== "running") return;
+  const { s, now } = step;
+  if (!isFencing(s) || s.claim?.fence !== "running") return;
   if (!event.ok && s.settings.fence === "required") {
-    // Asked again in the next round: without its success nothing may be taken over.
     s.claim.fence = "none";
+    s.retryAtMs = now + s.settings.arbiterRetryMs;
     s.reason = `the fence command failed: ${event.output}`;
     return;
   }
   s.claim.fence = "done";
-  claimIfDue(step);
+  becomeHolder(step, s.claim.reason);
 }
 
 function promoted(step: Step): void {
@@ -623,13 +724,27 @@ function write(step: Step): void {
       }
       update = { term: 1, generation: s.generation, holder: self, replicaValid: false };
       break;
+    case "renounce":
+      if (record === undefined || record.holder === self || !record.replicaValid) {
+        s.goal = undefined;
+        startFrom(step, record);
+        return;
+      }
+      update = {
+        term: record.term,
+        generation: record.generation,
+        holder: record.holder,
+        replicaValid: false,
+      };
+      break;
     case "invalid":
     case "valid":
       if (record === undefined) {
         noRecord(step);
         return;
       }
-      if (record.holder !== self) {
+      // Of another term: the record means another machine of this name, or the peer has had the VM in between.
+      if (record.holder !== self || (s.term !== undefined && record.term !== s.term)) {
         lostToPeer(step, record);
         return;
       }
@@ -690,25 +805,28 @@ export function takeoverRefusal(s: State, record: VmRecord): string | undefined 
 
 /** The goal stands in the record. */
 function written(step: Step): void {
-  const { s, actions } = step;
+  const { s } = step;
   const { goal } = s;
   s.goal = undefined;
+  if (goal !== "renounce") s.term = s.record?.term;
   switch (goal) {
     case "first":
       runAlone(step);
       return;
+    case "renounce":
+      startFrom(step, s.record);
+      return;
     case "invalid":
-      if (s.phase === "starting") runAlone(step);
+      if (s.phase === "starting" && s.found === "replica")
+        fenceFirst(step, "an earlier life of this agent had taken the VM over");
+      else if (s.phase === "starting") runAlone(step);
       else if (s.goingAlone === "recording") leaveReplica(step);
       return;
     case "valid":
-      if (s.phase !== "protecting") return;
-      s.protecting = undefined;
-      enter(step, "protected");
-      actions.push({ type: "begin_checkpoints" });
+      if (s.phase === "protecting") becomeProtected(step);
       return;
     case "take":
-      becomeHolder(step, s.claim?.reason ?? "");
+      fenceFirst(step, s.claim?.reason ?? "");
       return;
     default:
       return;

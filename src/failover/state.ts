@@ -38,7 +38,7 @@ export interface Settings {
   readonly arbiterRetryMs: number;
   /** Pause between attempts to protect. */
   readonly protectRetryMs: number;
-  /** Whether a takeover runs the fence command first, and whether it must succeed. */
+  /** Whether a takeover runs the fence command before the VM, and whether it must succeed. */
   readonly fence: "none" | "try" | "required";
 }
 
@@ -49,6 +49,8 @@ export type Path = "control" | "client";
 export type Goal =
   /** Nobody holds the VM yet: this agent does, alone. */
   | "first"
+  /** The holder has no replica here any more. */
+  | "renounce"
   /** This agent goes on alone; the replica is out of date from now on. */
   | "invalid"
   /** The replica of this generation may take over. */
@@ -59,10 +61,14 @@ export type Goal =
 export interface State {
   readonly settings: Settings;
   phase: Phase;
+  /** What QEMU had when this agent found it. */
+  found: QemuHas;
   /** When the phase began. */
   sinceMs: number;
   /** Why the phase is what it is, where that is not plain. */
   reason: string | undefined;
+  /** Holder: the term in which this agent became it. */
+  term: number | undefined;
   /** The arbiter's record as last seen. */
   record: VmRecord | undefined;
   /**
@@ -84,6 +90,8 @@ export interface State {
   peerUplink: boolean;
   /** "copying": the procedure runs; "answer": waits for the first answered heartbeat. */
   protecting: "copying" | "answer" | undefined;
+  /** Handing over: when the secondary was told that it may take the VM. */
+  retiredMs: number | undefined;
   /** The frames of a protection that ends may be held, so that going alone has to release them. */
   goingAlone: "probing" | "recording" | "leaving" | undefined;
   /** The secondary sees the primary as lost. */
@@ -104,6 +112,9 @@ export interface State {
   shutdown: string | undefined;
 }
 
+/** What an agent finds in its QEMU: a VM that runs (or ran), nothing yet, or a replica that another life of the agent kept. */
+export type QemuHas = "running" | "incoming" | "replica";
+
 export type ArbiterResult =
   | { kind: "record"; record: VmRecord | undefined }
   | { kind: "swapped"; record: VmRecord }
@@ -112,7 +123,7 @@ export type ArbiterResult =
 
 export type Event =
   /** The agent has taken its QEMU and its tap over and keeps them blocked. */
-  | { type: "started" }
+  | { type: "started"; vm: QemuHas }
   /** A round of the agent's main loop is complete: all its parts have answered. */
   | { type: "round" }
   /** The moment that nextDeadlineMs() named has come, between two rounds. */
@@ -190,8 +201,10 @@ export function initialState(settings: Settings, nowMs: number): State {
   return {
     settings,
     phase: "starting",
+    found: "incoming",
     sinceMs: nowMs,
     reason: undefined,
+    term: undefined,
     record: undefined,
     leaseFrom: "none",
     generation: 0,
@@ -202,6 +215,7 @@ export function initialState(settings: Settings, nowMs: number): State {
     ownUplink: true,
     peerUplink: true,
     protecting: undefined,
+    retiredMs: undefined,
     goingAlone: undefined,
     claim: undefined,
     givenUp: false,

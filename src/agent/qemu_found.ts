@@ -1,0 +1,14 @@
+/** What an agent that starts finds in its QEMU, which may have run under an earlier life of the agent. */
+import type { QemuHas } from "../failover/state.ts";
+import type { QemuFacts } from "../qmp/check.ts";
+import type { QmpClient } from "../qmp/client.ts";
+
+/**
+ * A QEMU that has loaded a replica, or part of one, can become nothing else any more: it is told from one that waits untouched, and
+ * from one that has the VM (migration/colo.c: the mode says on which side of COLO a QEMU is).
+ */
+export async function whatQemuHas(qmp: QmpClient, facts: QemuFacts): Promise<QemuHas> {
+  if (facts.runState === "inmigrate") return facts.migrationStatus === "none" ? "incoming" : "replica";
+  const { mode } = await qmp.execute<{ mode: "none" | "primary" | "secondary" }>("query-colo-status");
+  return mode === "secondary" ? "replica" : "running";
+}

@@ -1,0 +1,157 @@
+/** Rules of src/failover/decide.ts, each broken on its own: the simulation has to notice. */
+import { decide } from "../../src/failover/decide.ts";
+import type { Action, Event, State } from "../../src/failover/state.ts";
+import { BLIND } from "./arbiter.ts";
+
+type Decide = typeof decide;
+type Swap = Extract<Action, { type: "swap_record" }>;
+
+/** Decides with an altered state and an altered event. */
+function seeing(alter: (s: State, event: Event, nowMs: number) => [State, Event]): Decide {
+  return (s, event, nowMs) => decide(...alter(s, event, nowMs), nowMs);
+}
+
+/** Decides, then alters the actions. */
+function doing(alter: (actions: Action[], s: State, event: Event, nowMs: number) => Action[]): Decide {
+  return (s, event, nowMs) => {
+    const { state, actions } = decide(s, event, nowMs);
+    return { state, actions: alter(actions, s, event, nowMs) };
+  };
+}
+
+/** The record that the arbiter gives is not looked at closely. */
+function reading(
+  applies: (s: State) => boolean,
+  alter: (s: State) => Partial<NonNullable<State["record"]>>,
+): Decide {
+  return seeing((s, event) => {
+    if (event.type !== "arbiter" || event.result.kind === "unreachable" || !applies(s)) return [s, event];
+    const { result } = event;
+    if (result.record === undefined) return [s, event];
+    const record = { ...result.record, ...alter(s) };
+    return [s, { ...event, result: { ...result, record } as typeof result }];
+  });
+}
+
+/** A write is not made but taken for made. */
+function pretending(which: (before: State, after: State, swap: Swap) => boolean): Decide {
+  return (s, event, nowMs) => {
+    const first = decide(s, event, nowMs);
+    const swap = first.actions.find((action) => action.type === "swap_record");
+    if (swap === undefined || !which(s, first.state, swap)) return first;
+    const record = { ...swap.record, revision: swap.expectedRevision };
+    const second = decide(
+      first.state,
+      { type: "arbiter", call: swap.call, result: { kind: "swapped", record } },
+      nowMs,
+    );
+    const others = first.actions.filter((action) => action !== swap);
+    return { state: second.state, actions: [...others, ...second.actions] };
+  };
+}
+
+export const MUTATIONS: Record<string, Decide> = {
+  "heartbeats are answered after a takeover may have been written": (s, event, nowMs) =>
+    event.type === "heartbeat" && s.phase === "taking_over" && event.generation === s.generation
+      ? { state: s, actions: [{ type: "answer_heartbeat", accepted: true }] }
+      : decide(s, event, nowMs),
+
+  "the lease counts from the arrival of the answer": doing((actions, s, event, nowMs) =>
+    actions.map((action) =>
+      action.type === "extend_lease" && event.type === "heartbeat_answered"
+        ? { ...action, untilMs: nowMs + s.settings.leaseMs }
+        : action,
+    ),
+  ),
+
+  "a takeover does not wait for the lease": seeing((s, event) => [
+    s.phase === "standby" && s.claim !== undefined ? { ...s, givenUp: true } : s,
+    event,
+  ]),
+
+  "no margin for clocks of different rates": seeing((s, event) => [
+    { ...s, settings: { ...s.settings, marginMs: 0 } },
+    event,
+  ]),
+
+  "a takeover ignores that the replica is out of date": reading(
+    (s) => s.goal === "take",
+    () => ({ replicaValid: true }),
+  ),
+
+  "a takeover ignores the generation": reading(
+    (s) => s.goal === "take",
+    (s) => ({ generation: s.generation }),
+  ),
+
+  "going alone is not recorded": pretending((_, after) => after.phase === "going_alone"),
+
+  "a restarted holder writes nothing": pretending(
+    (before, after) => before.phase === "starting" && after.goal === "invalid",
+  ),
+
+  "writes do not compare": doing((actions) =>
+    actions.map((action) =>
+      action.type === "swap_record" ? { ...action, expectedRevision: BLIND } : action,
+    ),
+  ),
+
+  "a holder without QEMU writes that the replica is invalid": (s, event, nowMs) => {
+    if (event.type !== "qemu_gone" || s.leaseFrom !== "peer" || s.shutdown !== undefined)
+      return decide(s, event, nowMs);
+    const first = decide(s, { type: "pair_broken", reason: event.reason }, nowMs);
+    const second = decide(first.state, { type: "qemu_answers" }, nowMs);
+    return { state: second.state, actions: [...first.actions, ...second.actions] };
+  },
+
+  "heartbeats for another generation are accepted": seeing((s, event) => [
+    s,
+    event.type === "heartbeat" ? { ...event, generation: s.generation } : event,
+  ]),
+
+  "the lease renews itself while the replica is valid": doing((actions, s, event, nowMs) =>
+    event.type === "round" && s.leaseFrom === "peer"
+      ? [...actions, { type: "extend_lease", untilMs: nowMs + s.settings.leaseMs }]
+      : actions,
+  ),
+
+  "the replica is recorded as valid before it is complete": (s, event, nowMs) => {
+    if (event.type !== "heartbeat_answered" || !event.accepted || s.protecting !== "copying")
+      return decide(s, event, nowMs);
+    const { state } = decide(s, { type: "primed", generation: s.generation }, event.sentMs);
+    return decide(state, event, nowMs);
+  },
+
+  "who gives up does not block": doing((actions) =>
+    actions.some((action) => action.type === "tell_peer" && action.what === "give_up")
+      ? actions.filter((action) => action.type !== "block" && action.type !== "retire")
+      : actions,
+  ),
+
+  "an answer of the arbiter to an older question counts": seeing((s, event) => [
+    event.type === "arbiter" ? { ...s, call: event.call } : s,
+    event,
+  ]),
+
+  "a restarted secondary does not renounce its replica": reading(
+    (s) => s.phase === "starting",
+    (s) => (s.goal === undefined && s.found !== "running" ? { replicaValid: false } : {}),
+  ),
+
+  "a fresh QEMU is taken for the VM": seeing((s, event) => [
+    s,
+    event.type === "started" ? { ...event, vm: "running" } : event,
+  ]),
+
+  "a replica that nobody makes any more waits for ever": (s, event, nowMs) =>
+    s.phase === "incoming" &&
+    (event.type === "control_closed" || event.type === "deadline" || event.type === "round")
+      ? { state: { ...s, lastAnswerMs: nowMs }, actions: [] }
+      : decide(s, event, nowMs),
+
+  "a hand-over is never taken back": (s, event, nowMs) => {
+    const decision = decide(s, event, nowMs);
+    if (event.type === "handed_over") decision.state.phase = "stopped";
+    return decision;
+  },
+};

@@ -48,8 +48,15 @@ export class HostAgent {
       (type, body) => this.#answer(type as PeerRequestType, body),
       log,
     );
-    this.#client = new PeerClient(config.peer.control, config.agent.control.host, log, () => {
-      for (const vm of this.#vms.values()) vm.controlClosed();
+    this.#client = new PeerClient(config.peer.control, config.agent.control.host, log, {
+      // Each time: a link that was down has lost its routes.
+      up: () =>
+        void disableDelayedAck(config.peer.control.host).catch((error) =>
+          log.warn("the route to the peer keeps delayed ACKs: checkpoints take 30 ms longer", { error }),
+        ),
+      down: () => {
+        for (const vm of this.#vms.values()) vm.controlClosed();
+      },
     });
     this.#peer = new Peer(this.#client);
     this.#divergences = new DivergenceStore({

@@ -136,7 +136,8 @@ const schema = z.strictObject({
       /** Silence after which the peer counts as lost. */
       timeout_ms: milliseconds(50, 600_000).default(1_000),
       /** The kernel drops the primary's output this long after the last heartbeat that the secondary acknowledged. */
-      lease_ms: milliseconds(50, 600_000).default(1_000),
+      /* With the margin 1.3 s: a takeover is done when a client's TCP tries for the third time, 1.4 s after the loss (RFC 6298, 0.2 s doubled). */
+      lease_ms: milliseconds(50, 600_000).default(1_100),
       /** Added to the lease before a takeover: clock rate differences and scheduling. */
       margin_ms: milliseconds(0, 60_000).default(200),
       /** How much a host's clock may be too fast or too slow, in parts per million. */

@@ -40,7 +40,7 @@ export class PeerClient {
     private readonly peer: Endpoint,
     private readonly localHost: string,
     private readonly log: Logger,
-    private readonly onDown: () => void,
+    private readonly events: { up(): void; down(): void },
   ) {
     this.#dial();
   }
@@ -94,6 +94,7 @@ export class PeerClient {
       clearTimeout(dialTimer);
       this.#connected = true;
       this.log.info("connected to the peer agent");
+      this.events.up();
     });
     socket.on("data", (chunk) => {
       try {
@@ -111,7 +112,7 @@ export class PeerClient {
         pending.reject(new PeerUnreachableError("the connection to the peer agent closed"));
       }
       this.#pending.clear();
-      if (was) this.onDown();
+      if (was) this.events.down();
       if (!this.#closed) setTimeout(() => this.#dial(), REDIAL_MS);
     });
   }

@@ -32,7 +32,7 @@ describe("configuration", () => {
     expect(config.heartbeat).toEqual({
       interval_ms: 100,
       timeout_ms: 1000,
-      lease_ms: 1000,
+      lease_ms: 1100,
       margin_ms: 200,
       clock_drift_ppm: 500,
     });
@@ -109,12 +109,12 @@ describe("configuration", () => {
     [
       "a slow arbiter",
       `${GOOD}${witness}url = "http://127.0.0.1:7300"\ntimeout_ms = 5000\n`,
-      /set arbiter\.timeout_ms to at most 1200/,
+      /set arbiter\.timeout_ms to at most 1300/,
     ],
     [
       "a margin that clocks eat up",
       `${GOOD}[heartbeat]\nclock_drift_ppm = 90000\n`,
-      /set margin_ms to at least 248/,
+      /set margin_ms to at least 268/,
     ],
     [
       "a fence without a path",
@@ -134,7 +134,7 @@ describe("configuration", () => {
     ["etcd", `${etcd}endpoints = ["https://192.0.2.3:2379", "https://192.0.2.4:2379"]\nca = "/x/ca.pem"\n`],
     ["fence and watchdog", '[fence]\ncommand = ["/usr/sbin/fence_ipmilan", "--action=off"]\n[watchdog]\n'],
   ])("%s: good", (_, text) => {
-    expect(parseConfig(`${GOOD}${text}`, "agent.toml").heartbeat.lease_ms).toBe(1000);
+    expect(parseConfig(`${GOOD}${text}`, "agent.toml").heartbeat.lease_ms).toBe(1100);
   });
   mistakes.push(["a rule that is none", `${GOOD}passthrough = ["udp port ninety"]\n`, /vm vm1: .*ninety/]);
   for (const [what, text, message] of mistakes) {

@@ -5,7 +5,7 @@
  * permanent entry with a MAC that nobody has, so that each frame leaves and the other side's kernel throws it away.
  */
 import type { Lab } from "./lab.ts";
-import { HOST_ADDRESSES, type HostLetter, run } from "./network.ts";
+import { CLIENT_IPV4, HOST_ADDRESSES, type HostLetter, run } from "./network.ts";
 import { endProcess, isAlive } from "./process.ts";
 
 export type Victim = "witness" | `${"agent" | "qemu" | "both"}-${HostLetter}`;
@@ -31,9 +31,22 @@ export class LabFaults {
   }
 
   /** What `from` sends to the other host over the replication link gets lost from now on; its network card notices nothing. */
-  async loseReplicationFrom(from: HostLetter): Promise<void> {
-    const peer = HOST_ADDRESSES[otherHost(from)].replication;
-    await this.#ip(from, "neigh", "replace", peer, "lladdr", NOBODY, "dev", "repl", "nud", "permanent");
+  loseReplicationFrom(from: HostLetter): Promise<void> {
+    return this.#loseTo(from, HOST_ADDRESSES[otherHost(from)].replication, "repl");
+  }
+
+  /** What the agent of `from` sends to the arbiter gets lost; the VM's clients are reached as before. */
+  loseArbiterFrom(from: HostLetter): Promise<void> {
+    return this.#loseTo(from, CLIENT_IPV4, "br0");
+  }
+
+  /** What `from` itself, not its VM, sends to the other host over the clients' network gets lost. */
+  loseClientPathFrom(from: HostLetter): Promise<void> {
+    return this.#loseTo(from, HOST_ADDRESSES[otherHost(from)].lan, "br0");
+  }
+
+  #loseTo(from: HostLetter, address: string, device: string): Promise<void> {
+    return this.#ip(from, "neigh", "replace", address, "lladdr", NOBODY, "dev", device, "nud", "permanent");
   }
 
   /** Takes the replication link down: both cards notice. */
@@ -62,8 +75,9 @@ export class LabFaults {
   async healLinks(): Promise<void> {
     await this.#ip("a", "link", "set", "repl", "up");
     for (const letter of LETTERS) {
-      const peer = HOST_ADDRESSES[otherHost(letter)].replication;
-      await this.#ip(letter, "neigh", "flush", "to", peer, "dev", "repl", "nud", "permanent");
+      for (const device of ["repl", "br0"]) {
+        await this.#ip(letter, "neigh", "flush", "dev", device, "nud", "permanent");
+      }
       await this.#ip(letter, "link", "set", "uplink", "up");
       await run("ip", "-netns", this.lab.namespaces.switch, "link", "set", `to-${letter}`, "up");
     }

@@ -28,6 +28,9 @@ export interface FaultCase {
   heal?(scene: FaultScene): Promise<void> | void;
 }
 
+/** The lab's lease is 1 s, its margin 200 ms. */
+const ABOUT_A_LEASE_MS = [800, 1_500] as const;
+
 const killCase = (whose: "primary" | "secondary", what: "agent" | "qemu" | "both"): FaultCase => ({
   name: `${whose}-${what}-kill`,
   outcome: whose === "primary" ? "secondary" : "primary",
@@ -50,6 +53,17 @@ const freezeCase = (
   outcome: whose === "primary" ? "secondary" : "primary",
   inject: (scene) => scene.faults.signal(`${what}-${scene[whose]}`, "SIGSTOP"),
   heal: (scene) => scene.faults.signal(`${what}-${scene[whose]}`, then),
+});
+
+/** Frozen for about as long as the lease: it goes on just when the other one takes over, or does not. */
+const lapseCase = (whose: "primary" | "secondary", what: "agent" | "both"): FaultCase => ({
+  name: `${whose}-${what}-freezes-for-about-a-lease`,
+  outcome: "any",
+  inject: async ({ faults, random, ...scene }) => {
+    faults.signal(`${what}-${scene[whose]}`, "SIGSTOP");
+    await Bun.sleep(random.between(...ABOUT_A_LEASE_MS));
+    faults.signal(`${what}-${scene[whose]}`, "SIGCONT");
+  },
 });
 
 /** Far shorter than the lease: nothing has to happen, and nothing must break. */
@@ -102,12 +116,29 @@ const withoutArbiter = (fault: FaultCase): FaultCase => ({
   },
 });
 
-const replicationCut = (name: string, lose: readonly ("primary" | "secondary")[]): FaultCase => ({
-  name,
-  outcome: "either",
+/** The same with an arbiter that takes connections and does not answer. */
+const withFrozenArbiter = (fault: FaultCase): FaultCase => ({
+  ...fault,
+  name: `arbiter-frozen-${fault.name}`,
   inject: async (scene) => {
-    await Promise.all(lose.map((whose) => scene.faults.loseReplicationFrom(scene[whose])));
+    scene.faults.signal("witness", "SIGSTOP");
+    await Bun.sleep(scene.random.between(0, 300));
+    await fault.inject(scene);
+    await Bun.sleep(scene.random.between(500, 2_500));
+    scene.faults.signal("witness", "SIGCONT");
   },
+});
+
+/** Links that are cut until the VM is reachable again. */
+const cut = (
+  name: string,
+  outcome: Outcome,
+  inject: (faults: LabFaults, primary: HostLetter, secondary: HostLetter) => Promise<void>[],
+): FaultCase => ({
+  name,
+  outcome,
+  inject: async ({ faults, primary, secondary }) =>
+    void (await Promise.all(inject(faults, primary, secondary))),
   heal: (scene) => scene.faults.healLinks(),
 });
 
@@ -120,7 +151,10 @@ const whileProtecting = (fault: FaultCase): FaultCase => ({
   whileProtecting: true,
 });
 
-const bothCut = replicationCut("replication-silent", ["primary", "secondary"]);
+const bothCut = cut("replication-silent", "either", (faults, p, s) => [
+  faults.loseReplicationFrom(p),
+  faults.loseReplicationFrom(s),
+]);
 
 export const FAULT_CASES: readonly FaultCase[] = [
   killCase("primary", "qemu"),
@@ -146,23 +180,50 @@ export const FAULT_CASES: readonly FaultCase[] = [
   freezeCase("secondary", "both", "SIGKILL"),
   hiccupCase("primary", "both"),
   hiccupCase("secondary", "both"),
+  lapseCase("primary", "agent"),
+  lapseCase("primary", "both"),
+  lapseCase("secondary", "agent"),
+  lapseCase("secondary", "both"),
   restartCase("primary"),
   restartCase("secondary"),
 
   bothCut,
-  replicationCut("replication-silent-from-primary", ["primary"]),
-  replicationCut("replication-silent-from-secondary", ["secondary"]),
+  cut("replication-silent-from-primary", "either", (faults, p) => [faults.loseReplicationFrom(p)]),
+  cut("replication-silent-from-secondary", "either", (faults, _p, s) => [faults.loseReplicationFrom(s)]),
+  cut("replication-cable-pulled", "either", (faults) => [faults.pullReplication()]),
+  cut("primary-uplink-pulled", "secondary", (faults, p) => [faults.pullUplink(p)]),
+  cut("primary-isolated", "secondary", (faults, p, s) => [
+    faults.loseReplicationFrom(p),
+    faults.loseReplicationFrom(s),
+    faults.pullUplink(p),
+  ]),
+  cut("secondary-isolated", "primary", (faults, p, s) => [
+    faults.loseReplicationFrom(p),
+    faults.loseReplicationFrom(s),
+    faults.pullUplink(s),
+  ]),
+  // Its VM still reaches the clients, and so would anything that it sent too late.
+  cut("primary-reaches-only-clients", "secondary", (faults, p, s) => [
+    faults.loseReplicationFrom(p),
+    faults.loseReplicationFrom(s),
+    faults.loseClientPathFrom(p),
+    faults.loseArbiterFrom(p),
+  ]),
+  cut("primary-cut-from-arbiter-and-replication", "secondary", (faults, p, s) => [
+    faults.loseReplicationFrom(p),
+    faults.loseReplicationFrom(s),
+    faults.loseArbiterFrom(p),
+  ]),
+  cut("primary-cut-from-arbiter", "stays", (faults, p) => [faults.loseArbiterFrom(p)]),
+  cut("client-path-silent", "stays", (faults, p) => [faults.loseClientPathFrom(p)]),
   {
-    name: "replication-cable-pulled",
-    outcome: "either",
-    inject: (scene) => scene.faults.pullReplication(),
-    heal: (scene) => scene.faults.healLinks(),
-  },
-  {
-    name: "primary-uplink-pulled",
-    outcome: "secondary",
-    inject: (scene) => scene.faults.pullUplink(scene.primary),
-    heal: (scene) => scene.faults.healLinks(),
+    name: "replication-silent-for-about-a-lease",
+    outcome: "any",
+    inject: async ({ faults, random, primary, secondary }) => {
+      await Promise.all([faults.loseReplicationFrom(primary), faults.loseReplicationFrom(secondary)]);
+      await Bun.sleep(random.between(...ABOUT_A_LEASE_MS));
+      await faults.healLinks();
+    },
   },
   {
     name: "secondary-uplink-pulled",
@@ -187,6 +248,8 @@ export const FAULT_CASES: readonly FaultCase[] = [
   healing(withoutArbiter(powerCase("primary"))),
   withoutArbiter(killCase("secondary", "both")),
   withoutArbiter(bothCut),
+  withFrozenArbiter(killCase("primary", "both")),
+  withFrozenArbiter(killCase("secondary", "agent")),
 
   checkpointCase("stop", "primary", "qemu", 0),
   checkpointCase("stop", "primary", "qemu", 25),

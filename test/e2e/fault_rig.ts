@@ -2,7 +2,7 @@
  * One lab over many faults: a protected pair under traffic, a fault, the VM reachable again, the pair protected again, roles as they fell.
  * After each cycle it is judged whether a client could have noticed anything but a pause, and who sent when.
  */
-import { mkdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import type { VmStatus } from "../../src/agent/vm.ts";
 import { LabFaults, otherHost } from "../../src/lab/faults.ts";
@@ -200,10 +200,11 @@ export class FaultRig {
       return figures;
     } catch (error) {
       const tails = logs.map((log) => `--- ${log.path}\n${log.read()}`);
+      this.#keepLogs(lab, number);
       await this.#end(false);
       throw new Error(
         `cycle ${number} (${fault.name}), COLO_FAULT_SEED=${this.seed}: ${(error as Error).message}\n` +
-          `captures: ${Object.values(capture.paths).join(" ")}\n${tails.join("\n")}`,
+          `captures and whole logs: ${this.directory}/cycle-${number}-*\n${tails.join("\n")}`,
         { cause: error },
       );
     } finally {
@@ -281,6 +282,16 @@ export class FaultRig {
     };
   }
 
+  /** The lab's directory goes with it. */
+  #keepLogs(lab: Lab, number: number): void {
+    for (const letter of ["a", "b"]) {
+      for (const log of ["agent.log", "qemu.log", "serial.log"]) {
+        const path = join(lab.directory, letter, log);
+        if (existsSync(path)) copyFileSync(path, join(this.directory, `cycle-${number}-${letter}-${log}`));
+      }
+    }
+  }
+
   async #protectedPair(): Promise<Pair> {
     const old = this.#pair;
     if (old !== undefined && old.cycles < CYCLES_PER_LAB && old.clients.blocks < BLOCKS_PER_LAB) return old;
@@ -333,9 +344,8 @@ async function reachable(
   } else {
     const candidates: readonly HostLetter[] =
       outcome === "primary" ? [primary] : outcome === "secondary" ? [otherHost(primary)] : ["a", "b"];
-    // "protected" would be news from before the fault.
-    const alone = () =>
-      candidates.find((letter) => ["alone", "protecting"].includes(watch.latest[letter]?.phase ?? ""));
+    // "protected" would be news from before the fault. A VM is protected again by itself only after the lost host has come back.
+    const alone = () => candidates.find((letter) => watch.latest[letter]?.phase === "alone");
     await watch.until(
       `host ${candidates.join(" or ")} goes on`,
       () => alone() !== undefined,

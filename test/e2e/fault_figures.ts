@@ -36,5 +36,5 @@ export function faultTable(figures: readonly CycleFigures[]): string {
     ]);
   }
   const seconds = figures.reduce((sum, { cycleMs }) => sum + cycleMs, 0) / 1000;
-  return `${figures.length} cycles without a fault of ours in ${Math.round(seconds)} s\n${table.toString()}`;
+  return `${figures.length} cycles passed in ${Math.round(seconds)} s\n${table.toString()}`;
 }

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import type { VmStatus } from "../../src/agent/vm.ts";
 import { LabFaults, otherHost } from "../../src/lab/faults.ts";
 import { Lab } from "../../src/lab/lab.ts";
-import { GUEST_IPV4, type HostLetter } from "../../src/lab/network.ts";
+import { GUEST_IPV4, GUEST_MAC, type HostLetter, inNamespace, run } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
 import { Random } from "../stacks/random.ts";
@@ -17,6 +17,8 @@ import { SwitchCapture } from "./switch_capture.ts";
 
 const LAB = "faults";
 const OPTIONS = { memoryMib: 256, vmConfig: "checkpoint = { period_ms = 2000 }" };
+const FORGED_IPV4 = "198.18.0.98";
+const NOBODYS_IPV4 = "198.18.0.99";
 const CYCLES_PER_LAB = 30;
 /** The lab's disk has 16 384 blocks. */
 const BLOCKS_PER_LAB = 13_000;
@@ -212,6 +214,20 @@ export class FaultRig {
     }
   }
 
+  /** What the judge says when the host that does not hold the VM sends a frame with its MAC: proof that the capture sees it. */
+  async forgery(): Promise<string[]> {
+    const { lab, clients } = await this.#protectedPair();
+    using watch = new PairWatch(lab);
+    await watch.until("the pair is protected", () => watch.protectedOn() !== undefined, PROTECT_TIMEOUT_MS);
+    const holder = watch.protectedOn()!;
+    const capture = await SwitchCapture.start(lab, this.directory, "forgery");
+    await clients.flow(RECOVERY_TIMEOUT_MS);
+    await sendAsVm(lab, otherHost(holder));
+    await clients.flow(RECOVERY_TIMEOUT_MS); // and the VM's own frames after it
+    await capture.stop();
+    return judgeSenders(mergeCaptures(capture.paths), { holder, takeovers: 0 });
+  }
+
   /** Ends the lab; the clients have to have got everything. */
   async close(): Promise<void> {
     await this.#end(true);
@@ -367,6 +383,22 @@ function checkRoles(status: Record<HostLetter, VmStatus | undefined>, holder: Ho
     !other.protected &&
     other.phase === "standby";
   if (!good) throw new Error(`the agents' status is not that of a protected pair: ${JSON.stringify(status)}`);
+}
+
+/** Another card with the VM's MAC on a host's bridge asks for an address once. */
+async function sendAsVm(lab: Lab, letter: HostLetter): Promise<void> {
+  const ip = (...words: string[]) => run("ip", "-netns", lab.namespaces[letter], ...words);
+  await ip("link", "add", "forged0", "type", "veth", "peer", "name", "forged1", "address", GUEST_MAC);
+  try {
+    await ip("link", "set", "forged0", "master", "br0", "up");
+    await ip("address", "add", `${FORGED_IPV4}/32`, "dev", "forged1");
+    await ip("link", "set", "forged1", "up");
+    await ip("route", "add", `${NOBODYS_IPV4}/32`, "dev", "forged1");
+    const program = `(await Bun.udpSocket({})).send("x", 9, "${NOBODYS_IPV4}"); await Bun.sleep(200); process.exit(0);`;
+    await run(...inNamespace(lab.namespaces[letter]), process.execPath, "-e", program);
+  } finally {
+    await ip("link", "del", "forged0");
+  }
 }
 
 async function nextEvent(lab: Lab, letter: HostLetter, name: string): Promise<void> {

@@ -51,6 +51,14 @@ describe(`${cycles} faults in a row, seed ${seed}`, () => {
     );
   }
 
+  test(
+    "the judge finds a frame that the other host sends with the VM's MAC",
+    async () => {
+      expect((await rig.forgery()).join()).toMatch(/changed ports [12] times with 0 takeover/);
+    },
+    CYCLE_TIMEOUT_MS,
+  );
+
   test("every client got every byte", () => rig.close(), CYCLE_TIMEOUT_MS);
 
   afterAll(async () => {

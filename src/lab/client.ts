@@ -1,7 +1,8 @@
 /**
  * The lab's client: traffic against the lab guest's services (guest/README.md) that notices every wrong, missing or
  * doubled byte. Runs as a process of its own inside the client's namespace and reports on standard output, one JSON
- * object a line; it ends when its standard input closes, or after `seconds`.
+ * object a line; it ends when its standard input closes, or after `seconds`. A line "mark" on standard input begins
+ * the longest gap anew.
  *
  *   bun client.ts KIND '{"host": "198.18.0.10", "seconds": 10, ...}'
  */
@@ -20,9 +21,21 @@ export interface ClientOptions {
   pauseMs?: number;
   /** Of the bulk kinds: pieces of 256 KiB under way at a time. Default 1. */
   piecesAhead?: number;
+  /** Of the kind "blocks": the numbers of the blocks to read. */
+  blocks?: readonly number[];
 }
 
-export type ClientKind = "duplex" | "random" | "disk" | "source" | "sink" | "http" | "clock" | "udp";
+export type ClientKind =
+  | "duplex"
+  | "random"
+  | "disk"
+  | "blocks"
+  | "source"
+  | "sink"
+  | "http"
+  | "connect"
+  | "clock"
+  | "udp";
 
 export interface ClientReport {
   kind: ClientKind;
@@ -36,9 +49,11 @@ export interface ClientReport {
   answers: number;
   /** UDP: datagrams sent and not returned. */
   lost: number;
-  /** Longest time without anything received, and when it ended (milliseconds since the start). */
+  /** Longest time without anything received since the last mark, and when it ended (milliseconds since the start). */
   longestGapMs: number;
   longestGapEndMs: number;
+  /** Marks so far. */
+  marks: number;
   /** Times from request to answer in ms: median and 99th percentile; only at the end. */
   latencyMs?: { p50: number; p99: number; max: number };
   message?: string;
@@ -49,12 +64,17 @@ const REPORT_MS = 100;
 const SEND_AHEAD_BYTES = 256 * 1024;
 /** After the last request, this long without an answer is an error. */
 const FINISH_MS = 30_000;
+/** Of the guest's disk service. */
+const BLOCK_BYTES = 4096;
+/** Of a connection of the kind "connect". */
+const SHORT_BYTES = 2048;
 
 class Traffic {
   sent = 0;
   received = 0;
   answers = 0;
   lost = 0;
+  #marks = 0;
   readonly latencies: number[] = [];
   #longestGapMs = 0;
   #longestGapEndMs = 0;
@@ -84,6 +104,13 @@ class Traffic {
     this.received += bytes;
   }
 
+  /** The longest gap counts from here; one that is under way counts from its own beginning. */
+  mark(): void {
+    this.#marks++;
+    this.#longestGapMs = 0;
+    this.#longestGapEndMs = 0;
+  }
+
   report(type: ClientReport["type"], message?: string): void {
     const sorted = this.latencies.toSorted((a, b) => a - b);
     const at = (share: number) => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? 0;
@@ -97,6 +124,7 @@ class Traffic {
       lost: this.lost,
       longestGapMs: Math.max(this.#longestGapMs, type === "progress" ? performance.now() - this.#last : 0),
       longestGapEndMs: this.#longestGapEndMs,
+      marks: this.#marks,
       ...(type === "end" && sorted.length > 0
         ? { latencyMs: { p50: at(0.5), p99: at(0.99), max: at(1) } }
         : {}),
@@ -249,6 +277,34 @@ function disk(traffic: Traffic): Promise<void> {
   );
 }
 
+/** Port 7005: reads the blocks of the options past the guest's cache and compares them with what `disk` writes there; ends by itself. */
+async function blocks(traffic: Traffic): Promise<void> {
+  const wanted = traffic.options.blocks ?? [];
+  if (wanted.length === 0) return;
+  const socket = await open(traffic, 7005);
+  const { promise, resolve } = Promise.withResolvers<void>();
+  closedEarly(traffic, socket, () => traffic.answers === wanted.length);
+  let rest = "";
+  socket.on("data", (chunk) => {
+    traffic.arrived(chunk.length);
+    const lines = (rest + chunk.toString()).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines) {
+      const block = wanted[traffic.answers]!;
+      const content = patternBytes(block * BLOCK_BYTES, BLOCK_BYTES);
+      const right = `BLOCK ${block} ${createHash("md5").update(content).digest("hex")}`;
+      if (line !== right) traffic.fail(`block ${block} on the disk is not what was acknowledged: ${line}`);
+      traffic.answers++;
+    }
+    if (traffic.answers === wanted.length) resolve();
+  });
+  const deadline = setTimeout(() => traffic.fail("the guest does not read its disk"), FINISH_MS);
+  socket.write(wanted.map((block) => `READ ${block}\n`).join(""));
+  await promise;
+  clearTimeout(deadline);
+  socket.end();
+}
+
 const PIECE_BYTES = 256 * 1024;
 
 /** Starts pieces until the end, at the rate and as many at a time as the options say; returns when all are complete. */
@@ -357,6 +413,37 @@ async function pages(
   }
 }
 
+/** Port 7001: a new connection each time, a few bytes of the pattern there and back. */
+async function connections(traffic: Traffic): Promise<void> {
+  const bytes = patternBytes(0, SHORT_BYTES);
+  let stop = false;
+  void untilEnd(traffic.options).then(() => {
+    stop = true;
+  });
+  while (!stop) {
+    const begun = performance.now();
+    const socket = await open(traffic, 7001);
+    const { promise, resolve } = Promise.withResolvers<void>();
+    let received = 0;
+    closedEarly(traffic, socket, () => received === SHORT_BYTES);
+    socket.on("data", (chunk) => {
+      if (!bytes.subarray(received, received + chunk.length).equals(chunk as Buffer)) {
+        traffic.fail(`wrong bytes from position ${received} on`);
+      }
+      received += chunk.length;
+      traffic.arrived(chunk.length);
+      if (received === SHORT_BYTES) resolve();
+    });
+    socket.write(bytes);
+    traffic.sent += SHORT_BYTES;
+    await promise;
+    socket.end();
+    traffic.latencies.push(performance.now() - begun);
+    traffic.answers++;
+    if (traffic.options.pauseMs) await Bun.sleep(traffic.options.pauseMs);
+  }
+}
+
 /** Port 80: a page of the pattern. */
 function http(traffic: Traffic): Promise<void> {
   const expected = patternBytes(0, 4096);
@@ -412,9 +499,11 @@ const KINDS: Record<ClientKind, (traffic: Traffic) => Promise<void>> = {
   duplex,
   random,
   disk,
+  blocks,
   source,
   sink,
   http,
+  connect: connections,
   clock,
   udp,
 };
@@ -424,6 +513,9 @@ if (import.meta.main) {
   const run = KINDS[kind as ClientKind];
   if (run === undefined) throw new Error(`kinds of traffic: ${Object.keys(KINDS).join(", ")}`);
   const traffic = new Traffic(kind as ClientKind, JSON.parse(options ?? "{}") as ClientOptions);
+  process.stdin.on("data", (chunk) => {
+    for (const line of chunk.toString().split("\n")) if (line === "mark") traffic.mark();
+  });
   await run(traffic);
   traffic.report("end");
   process.exit(0);

@@ -263,11 +263,36 @@ export class Lab {
     };
   }
 
-  /** kill -9, as a host's death would be for its processes. */
+  /** kill -9 of processes only; src/lab/faults.ts has the loss of a whole host and the rest. */
   async kill(letter: HostLetter, what: "qemu" | "agent" | "both"): Promise<void> {
     const { agent, qemu } = this.state.hosts[letter];
     const victims = [what === "qemu" ? undefined : agent, what === "agent" ? undefined : qemu];
     await Promise.all(victims.map((victim) => victim && endProcess(victim)));
+  }
+
+  /** Starts the witness; after a kill it goes on with the records it had. */
+  startWitness(): void {
+    const { state } = this;
+    state.witness = startDetached(
+      [
+        ...inNamespace(state.namespaces.client),
+        ...colo("witness", "--listen", `${CLIENT_IPV4}:${WITNESS_PORT}`),
+        ...["--directory", join(this.directory, "witness")],
+        ...["--tls-ca", this.#certificate("ca.pem")],
+        ...["--tls-certificate", this.#certificate("witness.pem")],
+        ...["--tls-key", this.#certificate("witness.key")],
+      ],
+      join(this.directory, "witness.log"),
+    );
+    this.#save();
+  }
+
+  /** Processes of the lab by what they are; undefined for one that was never started. */
+  process(which: "witness" | `${"agent" | "qemu"}-${HostLetter}`): ProcessIdentity | undefined {
+    const { witness, hosts } = this.state;
+    if (which === "witness") return witness;
+    const letter: HostLetter = which.endsWith("a") ? "a" : "b";
+    return which.startsWith("agent") ? hosts[letter].agent : hosts[letter].qemu;
   }
 
   #certificate(file = ""): string {
@@ -292,18 +317,7 @@ export class Lab {
         ],
         days: CERTIFICATE_DAYS,
       });
-      state.witness = startDetached(
-        [
-          ...inNamespace(state.namespaces.client),
-          ...colo("witness", "--listen", `${CLIENT_IPV4}:${WITNESS_PORT}`),
-          ...["--directory", join(this.directory, "witness")],
-          ...["--tls-ca", this.#certificate("ca.pem")],
-          ...["--tls-certificate", this.#certificate("witness.pem")],
-          ...["--tls-key", this.#certificate("witness.key")],
-        ],
-        join(this.directory, "witness.log"),
-      );
-      this.#save();
+      this.startWitness();
     }
     const letters: readonly HostLetter[] = withAgents ? LETTERS : ["a"];
     for (const letter of letters) {

@@ -52,7 +52,7 @@ export function inNamespace(name: string): string[] {
 }
 
 /** Runs a command to its end. Throws an Error with its complaint. */
-async function run(...command: string[]): Promise<void> {
+export async function run(...command: string[]): Promise<void> {
   const child = Bun.spawn(command, { stdin: "ignore", stdout: "ignore", stderr: "pipe" });
   const complaint = await new Response(child.stderr).text();
   if ((await child.exited) !== 0) throw new Error(`${command.join(" ")}: ${complaint.trim()}`);

@@ -1,6 +1,6 @@
 /** Processes that outlive the command that starts them, and are ended by id only if they are still the same ones. */
 import { spawn } from "node:child_process";
-import { closeSync, openSync, readFileSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readFileSync } from "node:fs";
 
 export interface ProcessIdentity {
   pid: number;
@@ -24,9 +24,22 @@ export function identify(pid: number): ProcessIdentity {
   return { pid, startTicks: Number(fields[19]) };
 }
 
+/**
+ * Whether the process still has anything: its first thread may be a zombie already while others are ending, and only the
+ * last of them closes the files (a tap is busy until then).
+ */
 export function isAlive(process: ProcessIdentity): boolean {
   const fields = statFields(process.pid);
-  return fields !== undefined && fields[0] !== "Z" && Number(fields[19]) === process.startTicks;
+  if (fields === undefined || Number(fields[19]) !== process.startTicks) return false;
+  return fields[0] !== "Z" || threads(process.pid) > 1;
+}
+
+function threads(pid: number): number {
+  try {
+    return readdirSync(`/proc/${pid}/task`).length;
+  } catch {
+    return 0;
+  }
 }
 
 /** Ends a process and waits until it is gone; one that is gone already is no error. */

@@ -4,8 +4,11 @@ import type { ClientKind, ClientOptions, ClientReport } from "./client.ts";
 import type { Lab } from "./lab.ts";
 import { inNamespace } from "./network.ts";
 
+const MARK_TIMEOUT_MS = 10_000;
+
 export class LabTraffic {
   #last: ClientReport | undefined;
+  #marks = 0;
   #ended: Promise<ClientReport>;
   readonly #child;
 
@@ -29,6 +32,14 @@ export class LabTraffic {
   /** What it reported last. */
   get last(): ClientReport | undefined {
     return this.#last;
+  }
+
+  /** Begins the longest gap of its reports anew; resolves when reports tell of it. */
+  async mark(): Promise<void> {
+    const marks = ++this.#marks;
+    this.#child.stdin.write("mark\n");
+    this.#child.stdin.flush();
+    await this.until("a mark", (report) => report.marks >= marks, MARK_TIMEOUT_MS);
   }
 
   /** Lets it come to its end. Resolves with its last report; rejects when it found something wrong. */

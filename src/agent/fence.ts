@@ -1,6 +1,6 @@
 /**
  * Fencing: a command of the administrator's that turns the lost peer off (or cuts it from its network) before its VM
- * is taken over. The kernel's lease already keeps a lost primary silent; fencing is for those who want to see it off.
+ * runs here. The kernel's lease already keeps a lost primary silent; fencing is for those who want to see it off.
  */
 import { spawn } from "node:child_process";
 import { accessSync, constants } from "node:fs";
@@ -14,7 +14,7 @@ export const fenceConfig = z.strictObject({
     .refine((words) => words[0]?.startsWith("/") ?? true, "must begin with the absolute path of a program"),
   /** After this the command counts as failed and is killed with everything it has started. */
   timeout_ms: z.number().int().min(100).max(600_000).default(30_000),
-  /** true: without the command's success nothing of this peer's is taken over. */
+  /** true: without the command's success nothing of this peer's runs here. */
   required: z.boolean().default(true),
 });
 

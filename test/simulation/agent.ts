@@ -2,7 +2,7 @@
  * One agent process: runs the real decide() and carries out its actions in simulated time. What it does follows
  * src/agent/{vm,agent,control_channel}.ts; the procedures are in procedures.ts.
  */
-import { isHolder, nextDeadlineMs } from "../../src/failover/decide.ts";
+import { heartbeatGeneration, isHolder, nextDeadlineMs } from "../../src/failover/decide.ts";
 import { type Action, type Event, initialState, type Path, type State } from "../../src/failover/state.ts";
 import type { Host } from "./host.ts";
 import { Connection } from "./network.ts";
@@ -600,7 +600,12 @@ export class Agent {
   // --- heartbeats --------------------------------------------------------------------------------------------------------
 
   #about(): Beat {
-    return { ...this.world.heartbeatOf(this.state), uplink: this.state.ownUplink };
+    const { state } = this;
+    return {
+      generation: heartbeatGeneration(state),
+      ready: state.phase === "waiting",
+      uplink: state.ownUplink,
+    };
   }
 
   #sendHeartbeats(): void {

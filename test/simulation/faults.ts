@@ -151,7 +151,7 @@ export const PHASES: readonly Phase[] = [
 ];
 
 /** Moments of a decision's being carried out, when a fault hurts most. */
-const ACTIONS = [
+export const ACTIONS = [
   "read_record",
   "swap_record",
   "probe_qemu",
@@ -208,7 +208,10 @@ const CHAINS: readonly ((world: World, fromMs: number) => void)[] = [
   // A takeover that is written late, by an agent that has ended.
   (world, fromMs) => {
     once(world, fromMs, "phase protected", (host) => {
-      world.after(world.random.between(100, 500), () => strike(world, "host crash", host));
+      world.after(world.random.between(100, 500), () => {
+        strike(world, "agent freeze", host);
+        freeze(host.agent, world.random.between(1_500, 6_000));
+      });
     });
     world.traps.push({
       on: "action swap_record",
@@ -261,8 +264,13 @@ function once(world: World, fromMs: number, on: string, fire: (host: Host) => vo
 /** Plans the faults of a run between `fromMs` and `untilMs`. */
 export function plan(world: World, fromMs: number, untilMs: number): void {
   const { random } = world;
-  if (random.chance(0.35)) random.pick(CHAINS)(world, fromMs);
-  const count = 1 + Math.floor(random.chance(0.5) ? random.between(0, 2) : random.between(1, 9));
+  if (random.chance(0.4)) random.pick(CHAINS)(world, fromMs);
+  if (!world.hasArbiter && random.chance(0.5)) {
+    once(world, fromMs, "phase protected", (host) => {
+      world.after(random.between(100, 900), () => strike(world, "host crash", host));
+    });
+  }
+  const count = 1 + Math.floor(random.chance(0.6) ? random.between(0, 2) : random.between(1, 6));
   for (let i = 0; i < count; i++) {
     const atMs = random.between(fromMs, untilMs);
     const name = pickFault(world);
@@ -293,10 +301,12 @@ export function plan(world: World, fromMs: number, untilMs: number): void {
 /** A protected pair loses one host to a replacement, and later the replacement too, while the first one is back. */
 function planReplacement(world: World, fromMs: number): void {
   const { random } = world;
-  const name = random.pick(["a", "b"] as const);
-  world.after(fromMs + random.between(0, 1_000), () => strike(world, "host replaced", world.host(name)));
-  if (random.chance(0.6))
-    world.after(fromMs + random.between(6_000, 13_000), () => strike(world, "isolated", world.host(name)));
+  once(world, fromMs, "phase protected", (host) => {
+    const lost = random.chance(0.7) ? world.peerOf(host) : host;
+    world.after(random.between(50, 500), () => strike(world, "host replaced", lost));
+    if (random.chance(0.6))
+      world.after(random.between(6_000, 12_000), () => strike(world, "isolated", world.host(lost.name)));
+  });
 }
 
 function anyHost(world: World): Host {

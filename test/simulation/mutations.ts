@@ -2,8 +2,8 @@
 import { decide } from "../../src/failover/decide.ts";
 import type { Action, Event, State } from "../../src/failover/state.ts";
 import { BLIND } from "./arbiter.ts";
+import type { Decide } from "./world.ts";
 
-type Decide = typeof decide;
 type Swap = Extract<Action, { type: "swap_record" }>;
 
 /** Decides with an altered state and an altered event. */

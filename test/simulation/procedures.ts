@@ -231,6 +231,10 @@ export function* promote(agent: Agent): Procedure<void> {
     host.setRole("solo");
   }
   yield* qmp(agent, qemu, random.skewed(5, 100), STEP_TIMEOUT_MS);
+  if (random.chance(0.02)) {
+    qemu.hurt ??= "refused to fail over";
+    throw new ProcedureError("QEMU refused by chance");
+  }
   if (qemu.pair !== undefined) qemu.pair.broken = true;
   qemu.pair = undefined;
   qemu.mode = "running";

@@ -19,12 +19,7 @@ const HEALED_MS = 18_000;
 /** By then the pair must be protected again: the supervisor's pauses, a few attempts. */
 const LIMIT_MS = 90_000;
 
-/** How the agents decide; a mutation breaks something of it. */
-export interface Rules {
-  decide: typeof decide;
-  heartbeatOf(state: State): { generation: number | undefined; ready: boolean };
-}
-
+export type Decide = typeof decide;
 type Record = NonNullable<State["record"]>;
 
 export type Outcome = "protected" | "shut down" | "lost" | "no arbiter";
@@ -64,7 +59,8 @@ export class World {
   constructor(
     readonly seed: number,
     readonly coverage: Coverage,
-    private readonly rules: Rules,
+    /** The real one, or one with a rule broken. */
+    readonly decide: Decide,
     readonly tracing = false,
   ) {
     resetIds();
@@ -101,14 +97,6 @@ export class World {
     if (this.tracing) this.lines.push({ atMs: this.nowMs, who, text: text() });
   }
 
-  decide(state: State, event: Event, nowMs: number) {
-    return this.rules.decide(state, event, nowMs);
-  }
-
-  heartbeatOf(state: State) {
-    return this.rules.heartbeatOf(state);
-  }
-
   settingsOf(host: Host): Settings {
     return {
       ...this.#settings,
@@ -116,6 +104,10 @@ export class World {
       peer: other(host.name),
       configuredRole: host.name === "a" ? "primary" : "secondary",
     };
+  }
+
+  get hasArbiter(): boolean {
+    return this.#settings.arbiter;
   }
 
   host(name: Name): Host {
@@ -177,7 +169,7 @@ export class World {
     const { host } = agent;
     if (before === undefined || before.holder === after.holder) {
       const replica = this.peerOf(host).qemu;
-      if (after.replicaValid && replica !== undefined) replica.promised = true;
+      if (after.replicaValid && agent.alive && replica !== undefined) replica.promised = true;
       // The holder goes on alone, with a VM of its own.
       if (before?.replicaValid && !after.replicaValid && host.name === after.holder && ran)
         this.#supersede(host, `given up in revision ${after.revision}`);
@@ -364,6 +356,7 @@ export class World {
     this.network.heal();
     this.arbiter.up = true;
     for (const host of this.hosts) {
+      host.reachable = false;
       host.uplink = true;
       if (host.qemu !== undefined) host.qemu.hang = undefined;
       const { agent } = host;

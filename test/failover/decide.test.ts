@@ -1,0 +1,534 @@
+/** Each transition of docs/failover.md by itself; test/simulation tries them together. */
+import { describe, expect, test } from "bun:test";
+import { decide, heartbeatGeneration, nextDeadlineMs, takeoverRefusal } from "../../src/failover/decide.ts";
+import {
+  type Action,
+  type Event,
+  initialState,
+  type Settings,
+  type State,
+} from "../../src/failover/state.ts";
+
+const settings: Settings = {
+  self: "a",
+  peer: "b",
+  configuredRole: "primary",
+  arbiter: true,
+  timeoutMs: 500,
+  leaseMs: 1_000,
+  marginMs: 200,
+  arbiterRetryMs: 300,
+  protectRetryMs: 1_000,
+  fence: "none",
+};
+const NOW = 10_000;
+const own = { revision: 7, term: 3, generation: 5, holder: "a", replicaValid: true };
+const theirs = { ...own, holder: "b" };
+
+function state(changes: Partial<State>): State {
+  const base = initialState(settings, 9_000);
+  return {
+    ...base,
+    generation: 5,
+    term: 3,
+    record: own,
+    lastAnswerMs: NOW - 100,
+    heardMs: { control: NOW - 100, client: NOW - 100 },
+    ...changes,
+  };
+}
+
+const alone = state({ phase: "alone", leaseFrom: "self", peerReady: true });
+const copying = state({ phase: "protecting", leaseFrom: "self", protecting: "copying" });
+const awaiting = state({
+  phase: "protecting",
+  leaseFrom: "peer",
+  protecting: "answer",
+  lastAnswerMs: NOW - 50,
+  record: { ...own, generation: 4, replicaValid: false },
+});
+const held = state({ phase: "protected", leaseFrom: "peer" });
+const probing = state({ phase: "going_alone", goingAlone: "probing" });
+const recording = state({ phase: "going_alone", goingAlone: "recording", goal: "invalid", call: 4 });
+const handing = state({ phase: "handing_over", leaseFrom: "peer" });
+const retired = state({ phase: "handing_over", retiredMs: NOW - 600 });
+const waiting = state({ phase: "waiting", term: undefined, record: undefined });
+const incoming = state({ phase: "incoming", term: undefined, record: undefined });
+const standby = state({ phase: "standby", term: undefined, record: undefined });
+const claiming = state({
+  ...standby,
+  lastAnswerMs: NOW - 1_200,
+  claim: { reason: "silence", sinceMs: NOW - 700, fence: "none" },
+});
+const taking = state({
+  ...claiming,
+  phase: "taking_over",
+  committed: true,
+  goal: "take",
+  call: 4,
+  record: theirs,
+});
+const asked = state({ phase: "starting", record: undefined, term: undefined, call: 4 });
+
+function answer(record: State["record"], kind: "record" | "conflict" = "record"): Event {
+  return { type: "arbiter", call: 4, result: { kind, record } };
+}
+const swapped = (record: NonNullable<State["record"]>): Event => ({
+  type: "arbiter",
+  call: 4,
+  result: { kind: "swapped", record },
+});
+const unreachable: Event = { type: "arbiter", call: 4, result: { kind: "unreachable", reason: "" } };
+const round: Event = { type: "round" };
+const gone: Event = { type: "qemu_gone", reason: "" };
+
+/** name, state, event, phase afterwards, types of the actions (tell_peer with what is told). */
+type Case = [name: string, before: State, event: Event, phase: State["phase"], actions: string[]];
+
+const without = (s: State, changes: Partial<Settings>): State => ({
+  ...s,
+  settings: { ...s.settings, ...changes },
+});
+
+const CASES: Case[] = [
+  [
+    "start: asks",
+    state({ phase: "starting", call: undefined }),
+    { type: "started", vm: "running" },
+    "starting",
+    ["read_record"],
+  ],
+  ["start: first", { ...asked, found: "running" }, answer(undefined), "starting", ["swap_record"]],
+  [
+    "start: resume",
+    { ...asked, found: "running" },
+    answer({ ...own, replicaValid: false }),
+    "starting",
+    ["swap_record"],
+  ],
+  ["start: a fresh QEMU leaves the VM to its replica", asked, answer(own), "waiting", []],
+  ["start: a fresh QEMU is not the VM", asked, answer({ ...own, replicaValid: false }), "stopped", []],
+  ["start: somebody else's", asked, answer({ ...theirs, replicaValid: false }), "waiting", []],
+  ["start: renounce", asked, answer(theirs), "starting", ["swap_record"]],
+  [
+    "start: an old copy",
+    { ...asked, found: "running" },
+    answer({ ...theirs, replicaValid: false }),
+    "stopped",
+    [],
+  ],
+  [
+    "start: without an arbiter",
+    without(state({ phase: "starting" }), { arbiter: false }),
+    { type: "started", vm: "running" },
+    "starting",
+    ["extend_lease", "run_alone"],
+  ],
+  [
+    "resume takeover",
+    { ...asked, found: "replica", goal: "invalid" },
+    swapped({ ...own, replicaValid: false }),
+    "taking_over",
+    ["extend_lease", "promote"],
+  ],
+  ["resume", { ...asked, found: "running" }, { type: "alone" }, "alone", []],
+  ["protect", alone, round, "protecting", ["extend_lease", "protect"]],
+  [
+    "protect: not against the administrator",
+    { ...alone, unprotectedUntilMs: Number.POSITIVE_INFINITY },
+    round,
+    "alone",
+    ["extend_lease"],
+  ],
+  ["primed", copying, { type: "primed", generation: 5 }, "protecting", []],
+  ["primed: of another attempt", copying, { type: "primed", generation: 4 }, "protecting", []],
+  [
+    "protected: recorded first",
+    awaiting,
+    { type: "heartbeat_answered", path: "control", sentMs: NOW - 20, generation: 5, accepted: true },
+    "protecting",
+    ["extend_lease", "swap_record"],
+  ],
+  [
+    "protected: an answer from before the replica was complete",
+    awaiting,
+    { type: "heartbeat_answered", path: "control", sentMs: NOW - 60, generation: 5, accepted: true },
+    "protecting",
+    [],
+  ],
+  ["protected", { ...awaiting, goal: "valid", call: 4 }, swapped(own), "protected", ["begin_checkpoints"]],
+  [
+    "protected: without an arbiter",
+    without(awaiting, { arbiter: false }),
+    { type: "heartbeat_answered", path: "client", sentMs: NOW, generation: 5, accepted: true },
+    "protected",
+    ["extend_lease", "begin_checkpoints"],
+  ],
+  [
+    "protection failed",
+    copying,
+    { type: "protection_failed", generation: 5, entered: false, reason: "" },
+    "alone",
+    ["tell_peer abandon"],
+  ],
+  [
+    "leave",
+    copying,
+    { type: "protection_failed", generation: 5, entered: true, reason: "" },
+    "going_alone",
+    ["tell_peer abandon", "extend_lease", "run_alone"],
+  ],
+  [
+    "heartbeat answered",
+    held,
+    { type: "heartbeat_answered", path: "control", sentMs: NOW - 20, generation: 5, accepted: true },
+    "protected",
+    ["extend_lease"],
+  ],
+  [
+    "heartbeat answered: overtaken",
+    held,
+    { type: "heartbeat_answered", path: "client", sentMs: NOW - 200, generation: 5, accepted: false },
+    "protected",
+    [],
+  ],
+  [
+    "heartbeat answered: another generation",
+    held,
+    { type: "heartbeat_answered", path: "client", sentMs: NOW, generation: 4, accepted: false },
+    "protected",
+    [],
+  ],
+  [
+    "go alone: refused",
+    held,
+    { type: "heartbeat_answered", path: "client", sentMs: NOW, generation: 5, accepted: false },
+    "going_alone",
+    ["end_protection", "probe_qemu"],
+  ],
+  [
+    "go alone: silence",
+    { ...held, lastAnswerMs: NOW - 501 },
+    { type: "deadline" },
+    "going_alone",
+    ["end_protection", "probe_qemu"],
+  ],
+  [
+    "go alone: silence of the replication link alone",
+    { ...held, heardMs: { control: NOW - 501, client: NOW } },
+    round,
+    "going_alone",
+    ["end_protection", "probe_qemu"],
+  ],
+  [
+    "go alone: connection closed",
+    held,
+    { type: "control_closed" },
+    "going_alone",
+    ["end_protection", "probe_qemu"],
+  ],
+  [
+    "go alone: while copying only the procedure ends",
+    copying,
+    { type: "control_closed" },
+    "protecting",
+    ["end_protection"],
+  ],
+  [
+    "go alone: replica lost",
+    held,
+    { type: "replica_lost", generation: 5, reason: "" },
+    "going_alone",
+    ["end_protection", "probe_qemu"],
+  ],
+  [
+    "go alone: another replica was lost",
+    held,
+    { type: "replica_lost", generation: 4, reason: "" },
+    "protected",
+    [],
+  ],
+  [
+    "go alone: retired and not relieved",
+    retired,
+    { type: "deadline" },
+    "going_alone",
+    ["end_protection", "probe_qemu"],
+  ],
+  ["record alone", probing, { type: "qemu_answers" }, "going_alone", ["swap_record"]],
+  [
+    "leave the replica",
+    recording,
+    swapped({ ...own, replicaValid: false }),
+    "going_alone",
+    ["tell_peer abandon", "extend_lease", "run_alone"],
+  ],
+  ["alone", { ...recording, goingAlone: "leaving" }, { type: "alone" }, "alone", []],
+  ["ask: later, when the arbiter is out of reach", recording, unreachable, "going_alone", []],
+  ["ask: an older answer", { ...recording, call: 5 }, swapped(own), "going_alone", []],
+  [
+    "lost to the peer",
+    recording,
+    answer({ ...theirs, term: 4 }, "conflict"),
+    "stopped",
+    ["block", "end_protection"],
+  ],
+  [
+    "lost to another machine of this name",
+    recording,
+    answer({ ...own, term: 5 }, "conflict"),
+    "stopped",
+    ["block", "end_protection"],
+  ],
+  ["QEMU gone", held, gone, "stopped", ["block", "end_protection", "tell_peer give_up"]],
+  ["QEMU gone: nobody to tell", alone, gone, "stopped", ["block", "end_protection"]],
+  [
+    "QEMU gone: shut down",
+    { ...held, shutdown: "the VM was shut down" },
+    gone,
+    "stopped",
+    ["block", "end_protection", "tell_peer abandon", "swap_record"],
+  ],
+  [
+    "QEMU silent",
+    held,
+    { type: "qemu_silent", reason: "" },
+    "stopped",
+    ["block", "end_protection", "tell_peer give_up"],
+  ],
+  ["QEMU silent: nobody to take over", alone, { type: "qemu_silent", reason: "" }, "alone", []],
+  ["hand over", held, { type: "fail_over_wanted", reason: "" }, "handing_over", ["hand_over"]],
+  ["hand over: worse off", held, { type: "uplink", up: false }, "handing_over", ["hand_over"]],
+  [
+    "hand over: the peer is no better off",
+    { ...held, peerUplink: false },
+    { type: "uplink", up: false },
+    "protected",
+    [],
+  ],
+  [
+    "hand over: not without an arbiter",
+    without(held, { arbiter: false }),
+    { type: "fail_over_wanted", reason: "" },
+    "protected",
+    [],
+  ],
+  [
+    "retire",
+    handing,
+    { type: "handed_over" },
+    "handing_over",
+    ["retire", "end_protection", "tell_peer give_up"],
+  ],
+  ["prepare", waiting, { type: "prepare", generation: 6 }, "incoming", ["prepare_replica"]],
+  ["prepare: refused", standby, { type: "prepare", generation: 6 }, "standby", []],
+  ["follow", incoming, { type: "entered", generation: 5 }, "standby", ["follow"]],
+  ["follow: another attempt", incoming, { type: "entered", generation: 4 }, "incoming", []],
+  [
+    "heartbeat",
+    standby,
+    { type: "heartbeat", path: "client", generation: 5 },
+    "standby",
+    ["answer_heartbeat yes"],
+  ],
+  [
+    "heartbeat: another generation",
+    standby,
+    { type: "heartbeat", path: "client", generation: 4 },
+    "standby",
+    ["answer_heartbeat no"],
+  ],
+  [
+    "heartbeat: after the takeover may be written",
+    taking,
+    { type: "heartbeat", path: "client", generation: 5 },
+    "taking_over",
+    ["answer_heartbeat no"],
+  ],
+  [
+    "heartbeat: after the primary gave up",
+    { ...standby, givenUp: true },
+    { type: "heartbeat", path: "client", generation: 5 },
+    "standby",
+    ["answer_heartbeat no"],
+  ],
+  [
+    "useless: nobody makes it any more",
+    { ...incoming, lastAnswerMs: NOW - 501 },
+    round,
+    "stopped",
+    ["block", "tell_peer replica_lost"],
+  ],
+  [
+    "useless: abandoned",
+    standby,
+    { type: "abandoned", generation: 5, reason: "" },
+    "stopped",
+    ["block", "tell_peer replica_lost"],
+  ],
+  ["claim: waits for the lease", { ...claiming, lastAnswerMs: NOW - 1_199 }, round, "standby", []],
+  ["claim: due", claiming, round, "standby", ["read_record"]],
+  [
+    "claim: at once, if the primary gave up",
+    standby,
+    { type: "peer_gave_up", generation: 5, reason: "" },
+    "standby",
+    ["read_record"],
+  ],
+  ["claim: never without an arbiter", without(claiming, { arbiter: false }), round, "standby", []],
+  ["take", { ...claiming, goal: "take", call: 4 }, answer(theirs), "taking_over", ["swap_record"]],
+  [
+    "take: refused, out of date",
+    { ...claiming, goal: "take", call: 4 },
+    answer({ ...theirs, replicaValid: false }),
+    "stopped",
+    ["block", "tell_peer replica_lost"],
+  ],
+  [
+    "take: refused, another generation",
+    { ...claiming, goal: "take", call: 4 },
+    answer({ ...theirs, generation: 6 }),
+    "stopped",
+    ["block", "tell_peer replica_lost"],
+  ],
+  ["take: written", taking, swapped({ ...own, term: 4 }), "taking_over", ["extend_lease", "promote"]],
+  [
+    "take: its answer was lost",
+    taking,
+    answer({ ...own, term: 4 }),
+    "taking_over",
+    ["extend_lease", "promote"],
+  ],
+  [
+    "fence: after the takeover is recorded",
+    without(taking, { fence: "required" }),
+    swapped({ ...own, term: 4 }),
+    "taking_over",
+    ["fence"],
+  ],
+  [
+    "fence: not who gave up",
+    without({ ...taking, givenUp: true }, { fence: "required" }),
+    swapped({ ...own, term: 4 }),
+    "taking_over",
+    ["extend_lease", "promote"],
+  ],
+  [
+    "promote by hand",
+    without(standby, { arbiter: false }),
+    { type: "promote_wanted" },
+    "taking_over",
+    ["extend_lease", "promote"],
+  ],
+  ["promote by hand: not with an arbiter", standby, { type: "promote_wanted" }, "standby", []],
+  ["promoted", { ...taking, goal: undefined, leaseFrom: "self" }, { type: "promoted" }, "alone", []],
+  [
+    "promotion failed",
+    { ...taking, goal: undefined, leaseFrom: "self" },
+    { type: "promotion_failed", reason: "" },
+    "stopped",
+    ["block", "end_protection"],
+  ],
+];
+
+function told(action: Action): string {
+  if (action.type === "tell_peer") return `tell_peer ${action.what}`;
+  if (action.type === "answer_heartbeat") return `answer_heartbeat ${action.accepted ? "yes" : "no"}`;
+  return action.type;
+}
+
+test.each(CASES)("%s", (_, before, event, phase, actions) => {
+  const copy = structuredClone(before);
+  const decision = decide(before, event, NOW);
+  expect(before).toEqual(copy); // pure
+  expect([decision.state.phase, ...decision.actions.map(told)]).toEqual([phase, ...actions]);
+});
+
+describe("what is written", () => {
+  const swap = (before: State, event: Event) =>
+    decide(before, event, NOW).actions.find((action) => action.type === "swap_record");
+
+  test("a takeover: next term, on the revision that was read", () => {
+    expect(swap({ ...claiming, goal: "take", call: 4 }, answer(theirs))).toMatchObject({
+      expectedRevision: 7,
+      record: { term: 4, generation: 5, holder: "a", replicaValid: false },
+    });
+  });
+
+  test("invalid, anew even if it stands there", () => {
+    expect(swap({ ...asked, found: "running" }, answer({ ...own, replicaValid: false }))).toMatchObject({
+      expectedRevision: 7,
+      record: { term: 3, generation: 5, holder: "a", replicaValid: false },
+    });
+  });
+
+  test("renounced: the holder stays", () => {
+    expect(swap(asked, answer(theirs))?.record).toEqual({
+      term: 3,
+      generation: 5,
+      holder: "b",
+      replicaValid: false,
+    });
+  });
+});
+
+describe("the lease", () => {
+  const until = (before: State, event: Event, nowMs = NOW) =>
+    decide(before, event, nowMs).actions.find((action) => action.type === "extend_lease")?.untilMs;
+
+  test("counts from the sending of the heartbeat", () => {
+    const event: Event = {
+      type: "heartbeat_answered",
+      path: "control",
+      sentMs: NOW - 90,
+      generation: 5,
+      accepted: true,
+    };
+    expect(until(held, event)).toBe(NOW - 90 + settings.leaseMs);
+    expect(until(held, event, NOW + 5_000)).toBe(NOW - 90 + settings.leaseMs);
+  });
+
+  test("is prolonged by a round only where the record says that there is no replica", () => {
+    expect(until({ ...alone, peerReady: false }, round)).toBe(NOW + settings.leaseMs);
+    for (const before of [held, awaiting, probing, recording, retired, standby, taking])
+      expect(until(before, round)).toBeUndefined();
+  });
+});
+
+test("a fence command that must succeed is asked again, and the VM waits", () => {
+  const fencing = without(
+    { ...taking, goal: undefined, claim: { ...taking.claim!, fence: "running" } },
+    { fence: "required" },
+  );
+  const failed = decide(fencing, { type: "fenced", ok: false, output: "no answer" }, NOW);
+  expect(failed.actions).toEqual([]);
+  expect(decide(failed.state, round, NOW + 299).actions).toEqual([]);
+  expect(decide(failed.state, round, NOW + 300).actions.map(told)).toEqual(["fence"]);
+  const succeeded = decide(fencing, { type: "fenced", ok: true, output: "" }, NOW);
+  expect(succeeded.actions.map(told)).toEqual(["extend_lease", "promote"]);
+  const tried = decide(without(fencing, { fence: "try" }), { type: "fenced", ok: false, output: "" }, NOW);
+  expect(tried.actions.map(told)).toEqual(["extend_lease", "promote"]);
+});
+
+test("heartbeats name the replica that is made or depended on", () => {
+  expect([copying, awaiting, held, handing].map(heartbeatGeneration)).toEqual([5, 5, 5, 5]);
+  expect([alone, probing, retired, standby, taking].map(heartbeatGeneration)).toEqual(
+    Array(5).fill(undefined),
+  );
+});
+
+test("a deadline never lies in the past for good: the event that comes then changes it", () => {
+  for (const [name, before] of CASES) {
+    const dueMs = nextDeadlineMs(before);
+    if (dueMs > NOW) continue;
+    const { state: after } = decide(before, { type: "deadline" }, NOW + 1);
+    expect([name, nextDeadlineMs(after) > NOW + 1 || after.call !== undefined]).toEqual([name, true]);
+  }
+});
+
+test("a takeover is refused from whatever does not cover what was seen", () => {
+  expect(takeoverRefusal(standby, theirs)).toBeUndefined();
+  expect(takeoverRefusal(standby, { ...theirs, replicaValid: false })).toContain("out of date");
+  expect(takeoverRefusal(standby, { ...theirs, generation: 4 })).toContain("generation 4");
+  expect(takeoverRefusal(standby, own)).toContain("names this host");
+});

@@ -168,8 +168,11 @@ export class World {
   recorded(agent: Agent, ran: boolean, before: Record | undefined, after: Record): void {
     const { host } = agent;
     if (before === undefined || before.holder === after.holder) {
-      const replica = this.peerOf(host).qemu;
-      if (after.replicaValid && agent.alive && replica !== undefined) replica.promised = true;
+      const { agent: keeper, qemu: replica } = this.peerOf(host);
+      const kept = keeper?.state.phase === "standby" && keeper.state.generation === after.generation;
+      // A write that arrives when one of the two has given up already promises nothing.
+      if (after.replicaValid && kept && agent.alive && agent.holds && replica !== undefined)
+        replica.promised = true;
       // The holder goes on alone, with a VM of its own.
       if (before?.replicaValid && !after.replicaValid && host.name === after.holder && ran)
         this.#supersede(host, `given up in revision ${after.revision}`);
@@ -298,14 +301,16 @@ export class World {
     agent.freeze();
     old.cutOff = true;
     this.after(this.random.between(2_000, 4_000), () => {
-      if (!old.up || this.healed) {
+      if (!old.up || this.healed || this.hosts.length > 2) {
         old.cutOff = false;
         this.network.heal("none");
         return;
       }
       old.replaced = true;
       old.reachable = this.random.chance(0.5);
-      old.agent?.freeze();
+      // One that is only starting would renounce its replacement's replica, as nobody could tell it from an earlier life of that.
+      if (old.agent?.state.phase === "starting") old.agent.die("process");
+      else old.agent?.freeze();
       if (old.qemu !== undefined) old.qemu.hurt ??= "its host was replaced";
       const host = this.#newHost(old.name, `${old.name}'`);
       this.trace(host.id, () => `stands in for ${old.id}`);

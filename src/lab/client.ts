@@ -516,6 +516,9 @@ if (import.meta.main) {
   process.stdin.on("data", (chunk) => {
     for (const line of chunk.toString().split("\n")) if (line === "mark") traffic.mark();
   });
+  // Whoever started it may be gone, and the guest too: it must not wait for an answer for ever.
+  const late = () => traffic.fail(`it did not come to its end within ${FINISH_MS / 1000} s`);
+  process.stdin.on("end", () => setTimeout(late, FINISH_MS));
   await run(traffic);
   traffic.report("end");
   process.exit(0);

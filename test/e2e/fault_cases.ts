@@ -28,7 +28,7 @@ export interface FaultCase {
   heal?(scene: FaultScene): Promise<void> | void;
 }
 
-/** The lab's lease is 1 s, its margin 200 ms. */
+/** Around the default lease of 1.1 s and its end with the margin, 1.3 s. */
 const ABOUT_A_LEASE_MS = [800, 1_500] as const;
 
 const killCase = (whose: "primary" | "secondary", what: "agent" | "qemu" | "both"): FaultCase => ({

@@ -46,8 +46,11 @@ export class Secondary {
    * charge finds none to write to.
    */
   async prepare(generation: number): Promise<SecondaryAddresses> {
-    const { config, qmp, dataPlane, replicationAddress } = this.#machine;
+    const { config, qmp, dataPlane, dataPath, replicationAddress, log } = this.#machine;
     dataPlane.state.role = ROLE.BLOCKED;
+    // Frames of the VM's former life on this host: others have gone on from there, so they must never be sent.
+    const discarded = await dataPath.discard();
+    if (discarded > 0) log.info("frames that an earlier agent had held were dropped", { discarded });
     const { disk } = config;
     const migrate = { host: replicationAddress, port: config.migrate_port };
     const nbd =

@@ -77,6 +77,11 @@ export class DataPath {
     return this.#command(Command.ReplayInput);
   }
 
+  /** Drops what an earlier agent left held or diverted, of a VM that is not to be seen again. Resolves with the number of frames. */
+  discard(): Promise<number> {
+    return this.#command(Command.Discard);
+  }
+
   /** Resolves when the data path has looked at its commands: it lives. */
   ping(): Promise<number> {
     return this.#command(Command.None);

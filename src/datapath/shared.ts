@@ -70,6 +70,8 @@ export enum Command {
   Quit = 5,
   /** argumentA: the horizon; newer primary frames wait for the checkpoint without being compared. */
   BeginCheckpoint = 6,
+  /** Drops what an earlier agent left in the rings of the primary and of diverted input. */
+  Discard = 7,
 }
 
 const COMMAND_SLOT_INTS = 2; // sequence number, command

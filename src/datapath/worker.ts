@@ -205,6 +205,16 @@ class DataPathLoop {
     }
   }
 
+  /** Drops what an earlier agent left in a ring. */
+  #discard(ring: Ring): number {
+    let count = 0;
+    for (let slot = ring.next(); slot >= 0; slot = ring.next()) {
+      ring.done(slot);
+      count++;
+    }
+    return count;
+  }
+
   #obey(): void {
     const sequence = this.#shared.sequence();
     this.#lastSequence = sequence;
@@ -236,6 +246,9 @@ class DataPathLoop {
       case Command.ReplayInput:
         count = this.#replayInput();
         this.#stats[STAT_INDEX.replayed_frames]! += count;
+        break;
+      case Command.Discard:
+        count = this.#discard(this.#primary) + this.#discard(this.#input);
         break;
       case Command.Quit:
         this.#quit = true;

@@ -217,17 +217,17 @@ export class HostAgent {
       case "heartbeat":
         return this.#answerHeartbeat("control", raw as PeerRequests["heartbeat"][0]);
       case "prepare_secondary": {
-        const { vm, generation } = raw as PeerRequests["prepare_secondary"][0];
-        return this.#vm(vm).prepareReplica(generation);
+        const { vm, generation, proxy } = raw as PeerRequests["prepare_secondary"][0];
+        return this.#vm(vm).prepareReplica(generation, proxy);
       }
       case "enter_secondary": {
-        const { vm, generation, connections, ...entry } = raw as PeerRequests["enter_secondary"][0];
-        this.#vm(vm).enterReplica(generation, { ...entry, connections: Buffer.from(connections, "base64") });
+        const { vm, generation, proxy } = raw as PeerRequests["enter_secondary"][0];
+        await this.#vm(vm).enterReplica(generation, proxy);
         return {};
       }
       case "drain_input": {
         const body = raw as PeerRequests["drain_input"][0];
-        return { drained: await this.#vm(body.vm).secondary.drainInput(body.mirroredFrames, body.timeoutMs) };
+        return { drained: await this.#vm(body.vm).drainMirrored(body.mirroredFrames, body.timeoutMs) };
       }
       case "loaded": {
         const { vm, epoch } = raw as PeerRequests["loaded"][0];

@@ -1,25 +1,19 @@
 /**
  * Checkpoints, as the primary's agent runs them: one after the other, whatever asks for them.
  *
- *   divert input -> both taps read empty -> ask QEMU -> STOP -> secondary has loaded -> release what was held
+ *   divert input -> all taps read empty -> ask QEMU -> STOP -> secondary has loaded -> release what was held
  *   -> RESUME -> put diverted input back
  *
  * Which primary frames a checkpoint covers is decided by their own time stamp against the STOP event's, never by when
  * the agent got round to them: between STOP and RESUME the VM sends nothing, so the boundary has slack.
  */
-import type { DataPath } from "../datapath/handle.ts";
-import type { DataPlane } from "../ffi/data_plane.ts";
+import type { PacketProxy } from "../proxy/proxy.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import { requestCheckpoint } from "../qmp/colo.ts";
-import { bootNs, wallToBootNs } from "./clock.ts";
 import type { VmConfig } from "./config.ts";
-import type { TapQueue } from "./input_barrier.ts";
 import type { Logger } from "./log.ts";
 
 export type CheckpointCause = "prime" | "periodic" | "divergence" | "missing" | "overflow" | "requested";
-
-/** STOP's stamp is cut to microseconds, and no checkpoint resumes a VM this fast (measured: 2 ms and more). */
-const BOUNDARY_SLACK_NS = 100_000;
 
 export interface CheckpointReport {
   cause: CheckpointCause;
@@ -29,7 +23,7 @@ export interface CheckpointReport {
   pauseMs: number;
   /** From the decision to the return of diverted input. */
   totalMs: number;
-  /** Waiting for both taps to be read empty; part of the total. */
+  /** Waiting for all taps to be read empty; part of the total. */
   drainMs: number;
   /** Whether they were. */
   inputDrained: boolean;
@@ -40,12 +34,10 @@ export interface CheckpointReport {
 export interface CheckpointParts {
   config: VmConfig["checkpoint"];
   qmp: QmpClient;
-  dataPlane: DataPlane;
-  dataPath: DataPath;
-  tapQueue: TapQueue;
+  proxy: PacketProxy;
   log: Logger;
-  /** Asks the secondary's agent whether its tap has been read empty. */
-  drainPeer(mirroredFrames: number, timeoutMs: number): Promise<boolean>;
+  /** Asks the secondary's agent whether its taps have been read empty. */
+  drainPeer(mirroredFrames: number[], timeoutMs: number): Promise<boolean>;
   onReport(report: CheckpointReport): void;
   /** The pair is broken: a deadline passed or QEMU refused. */
   onBroken(reason: string): void;
@@ -147,18 +139,16 @@ export class Checkpoints {
   }
 
   async #run(cause: CheckpointCause): Promise<CheckpointReport> {
-    const { config, qmp, dataPlane, dataPath, tapQueue, log } = this.#parts;
+    const { config, qmp, proxy, log } = this.#parts;
     const { signal } = this.#abort;
     const begun = performance.now();
     this.#requested = undefined;
 
-    dataPlane.state.divertInput = true;
-    const mirrored = dataPlane.counters().mirrored;
+    const mirrored = proxy.divertInput();
     const [own, peer] = await Promise.all([
-      tapQueue.drained(0, config.input_drain_ms),
+      proxy.drainInput(config.input_drain_ms),
       this.#parts.drainPeer(mirrored, config.input_drain_ms),
     ]);
-    if (!own) tapQueue.rebase();
     const drainMs = performance.now() - begun;
 
     const stopped = qmp.waitFor("STOP", () => true, config.stop_timeout_ms, { signal });
@@ -166,18 +156,15 @@ export class Checkpoints {
       signal,
     });
     const loaded = this.#waitLoaded(config.stop_timeout_ms + config.load_timeout_ms);
-    // What the secondary has sent ahead of the primary is undone by the checkpoint; frames that the primary sends after it
-    // must not be compared with that, however late the news of STOP reaches us.
-    await dataPath.beginCheckpoint(bootNs());
+    await proxy.beginCheckpoint();
     await requestCheckpoint(qmp);
     const stop = await stopped;
-    const boundaryNs = wallToBootNs(stop.timestampNs) + BOUNDARY_SLACK_NS;
     // Frames that waited for their twin are covered from here on; a request they caused until now is answered.
     this.#epoch = await loaded;
     this.#requested = undefined;
-    const releasedFrames = await dataPath.checkpoint(boundaryNs, this.#epoch);
+    const releasedFrames = await proxy.releaseCheckpoint(stop.timestampNs, this.#epoch);
     const resume = await resumed;
-    const replayedFrames = await dataPath.replayInput();
+    const replayedFrames = await proxy.replayInput();
 
     this.#lastEndMs = performance.now();
     const report: CheckpointReport = {

@@ -6,6 +6,7 @@
 import { z } from "zod";
 import { arbiterConfig } from "../arbiter/config.ts";
 import { parseRules } from "../compare/rules.ts";
+import { PROXY_KINDS } from "../proxy/proxy.ts";
 import { fenceConfig } from "./fence.ts";
 import { timingMistakes } from "./timing.ts";
 import { watchdogConfig } from "./watchdog.ts";
@@ -66,21 +67,36 @@ const limits = z.strictObject({
   flows_max: z.number().int().min(16).max(1_048_576).default(65_536),
 });
 
+/** UDP port of the tunnel with id 1; those of the others follow. */
+const TUNNEL_PORT_FIRST = 4790;
+
+/** The order is the same on both hosts. */
+const nic = z
+  .strictObject({
+    tap: interfaceName,
+    /** 1..255, the same on both hosts; one per interface of all VMs. Part of the VXLAN network identifier. */
+    tunnel_id: z.number().int().min(1).max(255).default(1),
+    /** UDP port of this interface's tunnel, the same on both hosts. Without it: 4789 + tunnel_id. */
+    tunnel_port: port.optional(),
+  })
+  .transform(({ tunnel_port, ...rest }) => ({
+    ...rest,
+    tunnel_port: tunnel_port ?? TUNNEL_PORT_FIRST - 1 + rest.tunnel_id,
+  }));
+
 const vm = z.strictObject({
   name: identifier,
-  tap: interfaceName,
+  /** What holds and compares the VM's packets. */
+  proxy: z.enum(PROXY_KINDS).default("ebpf"),
+  nic: z.array(nic).min(1, "needs at least one [[vm.nic]]").max(8, "has more than 8 network interfaces"),
   qmp: z.string().startsWith("/", "must be an absolute path of a unix socket"),
   /** Who holds the VM when no record of it exists yet. */
   initial_role: z.enum(["primary", "secondary"]),
-  /** 1..255, the same on both hosts; one per VM. Part of the VXLAN network identifier. */
-  tunnel_id: z.number().int().min(1).max(255).default(1),
-  /** UDP port of this VM's tunnel, the same on both hosts. */
-  tunnel_port: port.default(4790),
   /** TCP port where the secondary's QEMU waits for the migration stream. */
   migrate_port: port.default(7410),
   /** false: a VM without a disk to replicate. */
   disk: z.union([disk, z.literal(false)]).default(() => disk.parse({})),
-  /** Each of the two packet rings: what is held and what waits for comparison has to fit. */
+  /** Each of the two packet rings of an interface: what is held and what waits for comparison has to fit. */
   ring_bytes: z
     .number()
     .int()
@@ -88,7 +104,7 @@ const vm = z.strictObject({
     .max(1 << 30)
     .refine((bytes) => (bytes & (bytes - 1)) === 0, "must be a power of two")
     .default(64 << 20),
-  /** TCP connections of a secondary, or of a VM that took over, that are rewritten at a time. */
+  /** TCP connections over one interface of a secondary, or of a VM that took over, that are rewritten at a time. */
   connections_max: z.number().int().min(64).max(4_000_000).default(65_536),
   /** The interface to the VM's clients; without a carrier there the VM is handed over to a host that has one. */
   uplink: interfaceName.optional(),
@@ -172,6 +188,7 @@ export function parseConfig(text: string, origin: string): Config {
       `${origin}: [witness] is now [arbiter]: write type = "witness" below it, beside url (docs/arbiters.md)`,
     );
   }
+  refuseScalarNic(raw, origin);
   const result = schema.safeParse(raw);
   if (!result.success) {
     const lines = result.error.issues.map((issue) => {
@@ -216,16 +233,42 @@ export function parseConfig(text: string, origin: string): Config {
       throw new ConfigError(`${origin}: vm ${machine.name}: ${(error as Error).message}`, { cause: error });
     }
   }
-  for (const key of ["name", "tap", "qmp", "tunnel_id", "tunnel_port", "migrate_port"] as const) {
-    const seen = new Set<unknown>();
-    for (const machine of config.vm) {
-      if (seen.has(machine[key])) {
-        throw new ConfigError(`${origin}: two VMs have the same ${key} (${machine[key]}); it must be unique`);
-      }
-      seen.add(machine[key]);
-    }
+  for (const key of ["name", "qmp", "migrate_port"] as const) checkUnique(config.vm, key, "VMs", origin);
+  const nics = config.vm.flatMap((machine) => machine.nic);
+  for (const key of ["tap", "tunnel_id", "tunnel_port"] as const) {
+    checkUnique(nics, key, "network interfaces ([[vm.nic]])", origin);
   }
   return config;
+}
+
+function checkUnique<K extends string>(
+  items: readonly Record<K, unknown>[],
+  key: K,
+  what: string,
+  origin: string,
+): void {
+  const seen = new Set<unknown>();
+  for (const { [key]: value } of items) {
+    if (seen.has(value)) {
+      throw new ConfigError(`${origin}: two ${what} have the same ${key} (${value}); it must be unique`);
+    }
+    seen.add(value);
+  }
+}
+
+/** The spelling of before a VM could have several network interfaces is told with the one of today. */
+function refuseScalarNic(raw: unknown, origin: string): void {
+  const { vm } = (raw ?? {}) as { vm?: unknown };
+  if (!Array.isArray(vm)) return;
+  for (const machine of vm as Record<string, unknown>[]) {
+    const old = ["tap", "tunnel_id", "tunnel_port"].filter((key) => key in machine);
+    if (old.length === 0) continue;
+    const lines = old.map((key) => `  ${key} = ${JSON.stringify(machine[key])}`);
+    throw new ConfigError(
+      `${origin}: vm ${String(machine.name)}: ${old.join(", ")} belong${old.length === 1 ? "s" : ""} to a network interface now; ` +
+        `behind the VM's other settings write\n  [[vm.nic]]\n${lines.join("\n")}`,
+    );
+  }
 }
 
 /** Reads and checks a configuration file. Throws {@link ConfigError} when it is missing or wrong. */

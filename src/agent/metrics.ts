@@ -1,7 +1,8 @@
 /** Prometheus metrics of one agent (prom-client). docs/metrics.md lists them for readers. */
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
-import { HOLD_BUCKETS_SECONDS, type SharedBlock } from "../datapath/shared.ts";
+import { HOLD_BUCKETS_SECONDS, type StatName } from "../datapath/shared.ts";
 import type { Phase } from "../failover/state.ts";
+import type { NicReading } from "../proxy/proxy.ts";
 import type { CheckpointReport } from "./checkpoint.ts";
 
 const PAUSE_BUCKETS_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
@@ -13,9 +14,12 @@ export interface VmReading {
   phase: Phase;
   epoch: number;
   heartbeatAgeMs: number | undefined;
-  shared: SharedBlock;
-  /** The BPF programs' counters, by name. */
-  counters: Readonly<Record<string, number>>;
+  nics: readonly NicReading[];
+}
+
+/** The worker's number, over all interfaces. */
+function stat({ nics }: VmReading, name: StatName): number {
+  return nics.reduce((sum, { shared }) => sum + shared.stat(name), 0);
 }
 
 /** The counters and histograms of one VM that the control plane writes itself. */
@@ -185,12 +189,12 @@ export class AgentMetrics {
       vm.heartbeatAgeMs === undefined ? undefined : vm.heartbeatAgeMs / 1000,
     );
     gauge("colo_frames_held", "Primary frames that wait for their counterpart now", (vm) =>
-      vm.shared.stat("held_frames"),
+      stat(vm, "held_frames"),
     );
     gauge("colo_secondary_frames_pending", "Secondary frames that wait for their counterpart now", (vm) =>
-      vm.shared.stat("secondary_pending_frames"),
+      stat(vm, "secondary_pending_frames"),
     );
-    gauge("colo_flows", "Flows in the comparer's table", (vm) => vm.shared.stat("flows"));
+    gauge("colo_flows", "Flows in the comparer's table", (vm) => stat(vm, "flows"));
     new Gauge({
       name: "colo_vm_role",
       help: "1 for the role that this agent has for the VM",
@@ -204,80 +208,87 @@ export class AgentMetrics {
         }
       },
     });
-    this.#addCounter("colo_frames_held_total", "Primary frames taken from the VM and held", [], (vm) => [
-      [{}, vm.counters.held ?? 0],
+    this.#addCounter("colo_frames_held_total", "Primary frames taken from the VM and held", [], (nic) => [
+      [{}, nic.counters.held ?? 0],
     ]);
     this.#addCounter(
       "colo_frames_released_total",
       "Primary frames released, by what allowed it",
       ["reason"],
-      (vm) => [
-        [{ reason: "compared" }, vm.shared.stat("released_compared")],
-        [{ reason: "checkpoint" }, vm.shared.stat("released_checkpoint")],
-        [{ reason: "alone" }, vm.shared.stat("released_alone") + vm.shared.stat("released_late")],
-        [{ reason: "passthrough" }, vm.shared.stat("released_passthrough")],
-        [{ reason: "address_resolution" }, vm.shared.stat("released_bypass")],
-        [{ reason: "direct" }, vm.counters.passed_direct ?? 0],
-        [{ reason: "solo" }, vm.counters.passed_solo ?? 0],
+      ({ shared, counters }) => [
+        [{ reason: "compared" }, shared.stat("released_compared")],
+        [{ reason: "checkpoint" }, shared.stat("released_checkpoint")],
+        [{ reason: "alone" }, shared.stat("released_alone") + shared.stat("released_late")],
+        [{ reason: "passthrough" }, shared.stat("released_passthrough")],
+        [{ reason: "address_resolution" }, shared.stat("released_bypass")],
+        [{ reason: "direct" }, counters.passed_direct ?? 0],
+        [{ reason: "solo" }, counters.passed_solo ?? 0],
       ],
     );
     this.#addCounter(
       "colo_frame_parts_total",
       "Verified beginnings of held TCP segments that were sent before the rest",
       [],
-      (vm) => [[{}, vm.shared.stat("parts_sent")]],
+      ({ shared }) => [[{}, shared.stat("parts_sent")]],
     );
     this.#addCounter(
       "colo_frames_sent_in_parts_total",
       "Released TCP segments of which everything had been sent in parts before",
       [],
-      (vm) => [[{}, vm.shared.stat("sent_in_parts")]],
+      ({ shared }) => [[{}, shared.stat("sent_in_parts")]],
     );
     this.#addCounter(
       "colo_frames_joined_total",
       "Released TCP segments that left as part of one large frame with the segment before them",
       [],
-      (vm) => [[{}, vm.shared.stat("joined_frames")]],
+      ({ shared }) => [[{}, shared.stat("joined_frames")]],
     );
     this.#addCounter(
       "colo_windows_clamped_total",
       "Released TCP frames whose window was made as small as the secondary's",
       [],
-      (vm) => [[{}, vm.shared.stat("windows_clamped")]],
+      ({ shared }) => [[{}, shared.stat("windows_clamped")]],
     );
-    this.#addCounter("colo_frames_dropped_total", "Frames dropped, by reason", ["reason"], (vm) => [
-      ...DROPPED_BY_REASON.map(([name, reason]): [Record<string, string>, number] => [
-        { reason },
-        vm.counters[name] ?? 0,
-      ]),
-      [{ reason: "send_failed" }, vm.shared.stat("send_failed")],
-      [{ reason: "secondary_stale" }, vm.shared.stat("secondary_stale")],
-    ]);
+    this.#addCounter(
+      "colo_frames_dropped_total",
+      "Frames dropped, by reason",
+      ["reason"],
+      ({ shared, counters }) => [
+        ...DROPPED_BY_REASON.map(([name, reason]): [Record<string, string>, number] => [
+          { reason },
+          counters[name] ?? 0,
+        ]),
+        [{ reason: "send_failed" }, shared.stat("send_failed")],
+        [{ reason: "secondary_stale" }, shared.stat("secondary_stale")],
+      ],
+    );
     this.#addCounter(
       "colo_bpf_frames_total",
       "Frames seen by the BPF programs, by what was done",
       ["action"],
-      (vm) => Object.entries(vm.counters).map(([action, value]) => [{ action }, value]),
+      ({ counters }) => Object.entries(counters).map(([action, value]) => [{ action }, value]),
     );
   }
 
-  /** A counter whose values are kept elsewhere and only read here. */
+  /** A counter of frames, of each interface, whose values are kept elsewhere and only read here. */
   #addCounter(
     name: string,
     help: string,
     labels: string[],
-    read: (vm: VmReading) => [Record<string, string>, number][],
+    read: (nic: NicReading) => [Record<string, string>, number][],
   ): void {
     const vms = this.#vms;
     new Counter({
       name,
       help,
-      labelNames: ["vm", ...labels],
+      labelNames: ["vm", "tap", ...labels],
       registers: [this.registry],
       collect() {
         this.reset();
         for (const [vm, reading] of vms) {
-          for (const [extra, value] of read(reading())) this.inc({ vm, ...extra }, value);
+          for (const nic of reading().nics) {
+            for (const [extra, value] of read(nic)) this.inc({ vm, tap: nic.tap, ...extra }, value);
+          }
         }
       },
     });
@@ -296,15 +307,17 @@ class HoldHistogram {
   get() {
     const values: { labels: Record<string, string | number>; value: number; metricName: string }[] = [];
     for (const [vm, reading] of this.vms) {
-      const { shared } = reading();
-      let cumulated = 0;
-      shared.holdBuckets().forEach((frames, index) => {
-        cumulated += frames;
-        const le = HOLD_BUCKETS_SECONDS[index] ?? "+Inf";
-        values.push({ labels: { vm, le }, value: cumulated, metricName: `${this.name}_bucket` });
-      });
-      values.push({ labels: { vm }, value: shared.stat("hold_seconds_sum"), metricName: `${this.name}_sum` });
-      values.push({ labels: { vm }, value: cumulated, metricName: `${this.name}_count` });
+      for (const { tap, shared } of reading().nics) {
+        const labels = { vm, tap };
+        let cumulated = 0;
+        shared.holdBuckets().forEach((frames, index) => {
+          cumulated += frames;
+          const le = HOLD_BUCKETS_SECONDS[index] ?? "+Inf";
+          values.push({ labels: { ...labels, le }, value: cumulated, metricName: `${this.name}_bucket` });
+        });
+        values.push({ labels, value: shared.stat("hold_seconds_sum"), metricName: `${this.name}_sum` });
+        values.push({ labels, value: cumulated, metricName: `${this.name}_count` });
+      }
     }
     return Promise.resolve({
       name: this.name,

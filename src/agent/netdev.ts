@@ -1,5 +1,5 @@
 /**
- * The network devices beside the tap: made and checked with iproute2, once, when a VM is adopted.
+ * The network devices beside a tap: made and checked with iproute2, once, when its VM is adopted.
  *
  * For tunnel id N: `colo-tN`, a VXLAN device in external mode (the programs choose remote and VNI per frame), and the
  * pair `colo-iN` / `colo-jN`, through which verified frames go back into the kernel. All of them are silent (no
@@ -54,12 +54,12 @@ export async function checkTap(name: string): Promise<{ ifindex: number; mtu: nu
   const facts = await link(name);
   if (facts === undefined) {
     throw new NetworkSetupError(
-      `there is no interface "${name}"; make the tap first (ip tuntap add dev ${name} mode tap vnet_hdr) and give its name as vm.tap`,
+      `there is no interface "${name}"; make the tap first (ip tuntap add dev ${name} mode tap vnet_hdr) and give its name as tap in [[vm.nic]]`,
     );
   }
   if (facts.linkinfo?.info_kind !== "tun" || facts.linkinfo.info_data?.type === "tun") {
     throw new NetworkSetupError(
-      `interface "${name}" is not a tap device; vm.tap must name the tap that QEMU uses`,
+      `interface "${name}" is not a tap device; tap in [[vm.nic]] must name one that QEMU uses`,
     );
   }
   return { ifindex: facts.ifindex, mtu: facts.mtu };
@@ -71,7 +71,7 @@ async function silence(name: string): Promise<void> {
 }
 
 /**
- * Makes the tunnel and the injection pair of a VM (or takes over those an earlier agent made) and checks that the
+ * Makes the tunnel and the injection pair of a tap (or takes over those an earlier agent made) and checks that the
  * replication link carries the VM's frames in one piece.
  */
 export async function ensureDevices(options: {

@@ -1,4 +1,5 @@
 /** What the two agents ask of each other (control_channel.ts carries it). */
+import type { ProxyEntry, ProxyKind } from "../proxy/proxy.ts";
 import type { PeerClient } from "./control_channel.ts";
 
 /** What an agent says of itself for one VM, in heartbeats and in their answers. */
@@ -29,21 +30,15 @@ export interface SecondaryAddresses {
 export interface PeerRequests {
   heartbeat: [HeartbeatRequest, HeartbeatAnswer];
   /** Primary to secondary: get QEMU ready for the incoming migration. */
-  prepare_secondary: [{ vm: string; generation: number }, SecondaryAddresses];
-  /**
-   * Primary to secondary: from now on your tap takes mirrored frames only. `connections` (base64 of
-   * DataPlane.exportConnections) are those that need rewriting because the VM once took over.
-   */
-  enter_secondary: [
-    { vm: string; generation: number; epoch: number; mirroredFrames: number; connections: string },
-    Record<string, never>,
-  ];
+  prepare_secondary: [{ vm: string; generation: number; proxy: ProxyKind }, SecondaryAddresses];
+  /** Primary to secondary: from now on your taps take the primary's input only. */
+  enter_secondary: [{ vm: string; generation: number; proxy: ProxyEntry }, Record<string, never>];
   /** Primary to secondary: this replica is of no use any more; forget it. */
   abandon: [{ vm: string; generation: number; reason: string }, Record<string, never>];
   /** Primary to secondary: hold what your VM sends from now on, the VM is about to be yours. */
   succeed: [{ vm: string; generation: number }, Record<string, never>];
   /** Primary to secondary: has your VM read everything that was mirrored? */
-  drain_input: [{ vm: string; mirroredFrames: number; timeoutMs: number }, { drained: boolean }];
+  drain_input: [{ vm: string; mirroredFrames: number[]; timeoutMs: number }, { drained: boolean }];
   /** Secondary to primary: the checkpoint is loaded, the VM runs in this epoch. */
   loaded: [{ vm: string; epoch: number }, Record<string, never>];
   /** Secondary to primary: this replica is of no use any more. */

@@ -3,12 +3,9 @@
  * src/failover/decide.ts; nothing here changes who may send.
  */
 import type { ReportedDivergence } from "../divergence/recorder.ts";
-import { ROLE } from "../ffi/layout.ts";
 import { announceSelf, primaryFailover, secondaryFailover, startProtection } from "../qmp/colo.ts";
 import { coloMode, MIGRATION_ENDED, migrationStatus, orAborted, yank } from "../qmp/vm.ts";
 import { type CheckpointCause, Checkpoints } from "./checkpoint.ts";
-import { TapQueue } from "./input_barrier.ts";
-import { LOSSES_ON_PRIMARY, lostFrames } from "./losses.ts";
 import { diskOption, type Machine, NO_EXPORT } from "./machine.ts";
 
 const PREPARE_TIMEOUT_MS = 20_000;
@@ -17,9 +14,6 @@ const TELL_TIMEOUT_MS = 1_000;
 /** The first checkpoints copy all memory with both VMs stopped; before they are done the replica cannot take over. */
 const PRIMING_CHECKPOINTS = 2;
 const PROBE_TIMEOUT_MS = 2_000;
-/** Frames of the secondary that are under way have arrived by then; the link is a LAN. */
-const HAND_OVER_QUIET_MS = 3;
-const HAND_OVER_LIMIT_MS = 100;
 
 export class ProtectionError extends Error {
   override name = "ProtectionError";
@@ -36,7 +30,6 @@ export class ProtectionError extends Error {
 export class Primary {
   readonly #machine: Machine;
   readonly #onBroken: (reason: string) => void;
-  readonly #tapQueue: TapQueue;
   #protection = new AbortController();
   #checkpoints: Checkpoints | undefined;
   #epoch: number;
@@ -47,13 +40,8 @@ export class Primary {
   constructor(machine: Machine, onBroken: (reason: string) => void) {
     this.#machine = machine;
     this.#onBroken = onBroken;
-    const { dataPlane } = machine;
-    this.#epoch = dataPlane.state.epoch;
-    this.#lostFrames = lostFrames(dataPlane.counters(), LOSSES_ON_PRIMARY);
-    this.#tapQueue = new TapQueue(machine.config.tap, () => {
-      const counters = dataPlane.counters();
-      return counters.mirrored + counters.mirror_failed + counters.input_solo;
-    });
+    this.#epoch = machine.proxy.epoch;
+    this.#lostFrames = machine.proxy.lostFrames("primary");
   }
 
   get epoch(): number {
@@ -70,8 +58,8 @@ export class Primary {
    * record must say already that there is no replica. Also right after a crash of an earlier agent, at any point of anything.
    */
   async runAlone(): Promise<void> {
-    const { qmp, config, divergences, log } = this.#machine;
-    const released = await this.#passAlone();
+    const { qmp, config, proxy, divergences, log } = this.#machine;
+    const released = await proxy.passAlone();
     divergences.ended("released: the VM runs alone");
     if (!MIGRATION_ENDED.has((await migrationStatus(qmp)).status)) {
       try {
@@ -110,12 +98,12 @@ export class Primary {
    */
   async protect(generation: number): Promise<void> {
     const machine = this.#machine;
-    const { config, peer, qmp, dataPlane, dataPath, log } = machine;
+    const { config, peer, qmp, proxy, log } = machine;
     this.#protection = new AbortController();
     const { signal } = this.#protection;
     let entered = false;
     try {
-      const body = { vm: config.name, generation };
+      const body = { vm: config.name, generation, proxy: proxy.kind };
       const addresses = await orAborted(peer.ask("prepare_secondary", body, PREPARE_TIMEOUT_MS), signal);
       const epoch = this.#epoch + 1;
       await startProtection(
@@ -130,21 +118,12 @@ export class Primary {
           onStep: (step) => log.info("protecting", { step }),
           onStopped: async () => {
             entered = true;
-            dataPlane.state.divertInput = true;
-            dataPlane.state.epoch = epoch;
-            await dataPath.start(epoch);
-            dataPlane.state.role = ROLE.PRIMARY;
-            const entry = {
-              vm: config.name,
-              generation,
-              epoch,
-              mirroredFrames: dataPlane.counters().mirrored,
-              connections: Buffer.from(dataPlane.exportConnections()).toString("base64"),
-            };
+            const entry = { vm: config.name, generation, proxy: await proxy.hold(epoch) };
             await orAborted(peer.ask("enter_secondary", entry, ENTER_TIMEOUT_MS), signal);
+            await orAborted(proxy.replicaEntered(), signal);
           },
           onUndo: async () => {
-            await this.#passAlone();
+            await proxy.passAlone();
             entered = false;
           },
         },
@@ -182,25 +161,16 @@ export class Primary {
    * sent before has been released here. The VM can still go on on this host if the hand-over is not completed.
    */
   async handOver(generation: number): Promise<void> {
-    const { peer, config, dataPlane, dataPath, log } = this.#machine;
+    const { peer, config, proxy, log } = this.#machine;
     const checkpoints = this.#checkpoints;
     if (checkpoints === undefined) throw new Error("the VM is not protected");
     await checkpoints.last("requested");
     await peer.ask("succeed", { vm: config.name, generation }, TELL_TIMEOUT_MS);
-    const begun = performance.now();
-    let collected = -1;
-    for (let quietMs = 0; quietMs < HAND_OVER_QUIET_MS; ) {
-      await Bun.sleep(1);
-      const now = dataPlane.counters().collected;
-      const settled = now === collected && dataPath.shared.stat("secondary_pending_frames") === 0;
-      quietMs = settled ? quietMs + 1 : 0;
-      collected = now;
-      if (performance.now() - begun > HAND_OVER_LIMIT_MS) {
-        log.warn("the two VMs did not come together for the hand-over; TCP sends again what was held", {
-          pending: dataPath.shared.stat("secondary_pending_frames"),
-        });
-        return;
-      }
+    const pending = await proxy.settle();
+    if (pending > 0) {
+      log.warn("the two VMs did not come together for the hand-over; TCP sends again what was held", {
+        pending,
+      });
     }
   }
 
@@ -235,7 +205,7 @@ export class Primary {
   /** Frames that a program had to drop or could not copy are counted there; each such loss ends in a checkpoint. */
   watchLosses(): void {
     if (this.#checkpoints === undefined) return;
-    const lost = lostFrames(this.#machine.dataPlane.counters(), LOSSES_ON_PRIMARY);
+    const lost = this.#machine.proxy.lostFrames("primary");
     if (lost > this.#lostFrames)
       this.checkpointWanted(`${lost - this.#lostFrames} frames were lost on this host`);
     this.#lostFrames = lost;
@@ -251,9 +221,7 @@ export class Primary {
       {
         config: machine.config.checkpoint,
         qmp: machine.qmp,
-        dataPlane: machine.dataPlane,
-        dataPath: machine.dataPath,
-        tapQueue: this.#tapQueue,
+        proxy: machine.proxy,
         log: machine.log,
         drainPeer: async (mirroredFrames, timeoutMs) => {
           try {
@@ -284,15 +252,5 @@ export class Primary {
     this.#unlisten = () => {
       for (const end of ends) end();
     };
-  }
-
-  /** Lets everything through that is held or diverted, and from now on everything. Returns what had been held. */
-  async #passAlone(): Promise<number> {
-    const { dataPlane, dataPath } = this.#machine;
-    let released = await dataPath.releaseAlone();
-    dataPlane.state.role = ROLE.SOLO;
-    released += await dataPath.releaseAlone(); // what was held while the role changed
-    await dataPath.replayInput();
-    return released;
   }
 }

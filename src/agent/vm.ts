@@ -1,8 +1,7 @@
 /** One VM on this host: tells src/failover/decide.ts what happens and carries out what it decides. */
 import { existsSync } from "node:fs";
 import type { Arbiter } from "../arbiter/index.ts";
-import { DataPath } from "../datapath/handle.ts";
-import { DivergenceRecorder, type ReportedDivergence } from "../divergence/recorder.ts";
+import { DivergenceRecorder } from "../divergence/recorder.ts";
 import type { DivergenceStore } from "../divergence/store.ts";
 import { decide, heartbeatGeneration, isHolder, nextDeadlineMs } from "../failover/decide.ts";
 import { describe, type VmInWords } from "../failover/describe.ts";
@@ -16,25 +15,23 @@ import {
   type Settings,
   type State,
 } from "../failover/state.ts";
-import { DataPlane } from "../ffi/data_plane.ts";
 import { isRunning } from "../ffi/interface_flags.ts";
-import { ROLE } from "../ffi/layout.ts";
+import { openProxy } from "../proxy/open.ts";
+import { countersOf, type PacketProxy, type ProxyEntry, type ProxyKind } from "../proxy/proxy.ts";
 import { checkQemu } from "../qmp/check.ts";
 import { QmpClient } from "../qmp/client.ts";
 import { bootMs } from "./clock.ts";
 import type { Config, VmConfig } from "./config.ts";
 import { runFence } from "./fence.ts";
 import type { Logger } from "./log.ts";
-import { block, extendLease, type Machine } from "./machine.ts";
+import type { Machine } from "./machine.ts";
 import { type AgentMetrics, roleOf } from "./metrics.ts";
-import { ensureDevices, type VmDevices } from "./netdev.ts";
 import type { Peer, SecondaryAddresses } from "./peer_api.ts";
 import { Primary, type ProtectionError } from "./primary.ts";
 import { whatQemuHas } from "./qemu_found.ts";
 import { QemuWatch } from "./qemu_watch.ts";
-import { type Entry, Secondary } from "./secondary.ts";
+import { Secondary } from "./secondary.ts";
 
-const PIN_ROOT = "/sys/fs/bpf/colo-agent";
 const ARBITER_RETRY_MS = 300;
 /** Pause between attempts to protect a VM that runs alone while the peer offers a replica. */
 const PROTECT_RETRY_MS = 1_000;
@@ -42,10 +39,6 @@ const TELL_TIMEOUT_MS = 1_000;
 /** By then the network has learnt from the VM's own frames where it is now. */
 const RETIRE_MS = 1_000;
 const COLLECT_INTERVAL_MS = 10_000;
-/** A closed connection may still retransmit its FIN: twice the maximum segment lifetime of Linux (TCP_TIMEWAIT_LEN). */
-const CONNECTION_CLOSED_FOR_MS = 120_000;
-/** As long as Linux's connection tracking keeps an established connection (nf_conntrack_tcp_timeout_established). */
-const CONNECTION_IDLE_FOR_MS = 5 * 24 * 3_600_000;
 
 export interface VmStatus {
   name: string;
@@ -58,7 +51,8 @@ export interface VmStatus {
   epoch: number;
   term: number | undefined;
   generation: number;
-  tap: string;
+  proxy: ProxyKind;
+  taps: string[];
   qmp: string;
   heartbeatAgeMs: number | undefined;
   framesHeld: number;
@@ -81,13 +75,14 @@ export class VmAgent {
   readonly #events: Event[] = [];
   #deciding = false;
   #deadline: Timer | undefined;
-  /** The data path has not answered since the last round. */
+  /** The data plane has not answered since the last round. */
   #roundOpen = false;
   /** The last round was complete. */
   #living = false;
   /** What the peer's request is about that the decision under way may carry out. */
-  #entry: Entry | undefined;
+  #entry: ProxyEntry | undefined;
   #prepared: Promise<SecondaryAddresses> | undefined;
+  #followed: Promise<void> = Promise.resolve();
   #lastCollectMs = performance.now();
   #closed = false;
 
@@ -123,28 +118,19 @@ export class VmAgent {
       );
     }
     const qmp = await QmpClient.connect(config.qmp, { onClose: (reason) => vm.#qemuClosed(reason.message) });
-    let dataPlane: DataPlane | undefined;
+    let proxy: PacketProxy | undefined;
     try {
       const facts = await checkQemu(qmp);
       const found = await whatQemuHas(qmp, facts);
       log.info("QEMU", { version: facts.version, verdict: facts.verdict.sentence, found });
-      const devices = await ensureDevices({
-        tap: config.tap,
-        tunnelId: config.tunnel_id,
-        tunnelPort: config.tunnel_port,
-        peerAddress: agent.peer.control.host,
+      proxy = await openProxy(config, agent, parts.objectPath, {
+        diverged: (divergence, epoch) => vm.#primary.diverged(divergence, epoch),
+        failed: (message) => vm.#proxyFailed(message),
       });
-      dataPlane = loadDataPlane(config, agent, devices, parts.objectPath);
-      // A state that an earlier agent left behind is closed before anything looks at it.
-      dataPlane.state.leaseDeadlineNs = 0n;
-      dataPlane.state.role = ROLE.BLOCKED;
-      const dataPath = openDataPath(vm, config, dataPlane, devices);
-      await dataPath.ready();
       vm.#machine = {
         config,
         qmp,
-        dataPlane,
-        dataPath,
+        proxy,
         peer: parts.peer,
         replicationAddress: agent.agent.control.host,
         log,
@@ -158,7 +144,7 @@ export class VmAgent {
       return vm;
     } catch (error) {
       qmp.close();
-      dataPlane?.close();
+      await proxy?.close();
       throw error;
     }
   }
@@ -178,7 +164,7 @@ export class VmAgent {
   }
 
   /**
-   * A round of the agent's main loop. It is complete, and renews the lease, only if the data path has answered since the
+   * A round of the agent's main loop. It is complete, and renews the lease, only if the data plane has answered since the
    * last one.
    */
   round(): void {
@@ -187,11 +173,11 @@ export class VmAgent {
     this.#watch();
     this.#tell({ type: "round" });
     this.#roundOpen = true;
-    this.#machine.dataPath.ping().then(
+    this.#machine.proxy.ping().then(
       () => {
         this.#roundOpen = false;
       },
-      () => undefined, // reported by the data path itself
+      () => undefined, // reported by the data plane itself
     );
   }
 
@@ -217,8 +203,13 @@ export class VmAgent {
   }
 
   /** The primary's request: get a replica ready. Throws when this host has none to offer. */
-  async prepareReplica(generation: number): Promise<SecondaryAddresses> {
+  async prepareReplica(generation: number, proxy: ProxyKind): Promise<SecondaryAddresses> {
     const { phase } = this.#state;
+    if (proxy !== this.config.proxy) {
+      throw new Error(
+        `VM ${this.config.name} has proxy = "${proxy}" on the host that runs it and "${this.config.proxy}" on this one; write the same on both`,
+      );
+    }
     this.#tell({ type: "prepare", generation });
     if (this.#prepared === undefined)
       throw new Error(`this host has no replica to offer for VM ${this.config.name}: it is ${phase}`);
@@ -228,10 +219,10 @@ export class VmAgent {
   }
 
   /** The primary's request: follow it from here. */
-  enterReplica(generation: number, entry: Entry): void {
+  async enterReplica(generation: number, entry: ProxyEntry): Promise<void> {
     this.#entry = entry;
     this.#tell({ type: "entered", generation });
-    if (this.#entry === undefined) return;
+    if (this.#entry === undefined) return this.#followed;
     this.#entry = undefined;
     throw new Error(
       `this host expects no such primary of VM ${this.config.name}: it is ${this.#state.phase}`,
@@ -247,11 +238,12 @@ export class VmAgent {
     const { phase, generation: own } = this.#state;
     if (phase !== "standby" || generation !== own)
       throw new Error(`this host keeps no such replica of VM ${this.config.name}: it is ${phase}`);
-    this.#secondary.succeed();
+    this.#machine.proxy.succeed();
   }
 
-  get secondary(): Secondary {
-    return this.#secondary;
+  /** The primary's request: has the VM read what was mirrored to it? */
+  drainMirrored(mirroredFrames: readonly number[], timeoutMs: number): Promise<boolean> {
+    return this.#machine.proxy.drainMirrored(mirroredFrames, timeoutMs);
   }
 
   get primary(): Primary {
@@ -294,11 +286,12 @@ export class VmAgent {
       epoch: reading.epoch,
       term: state.record?.term,
       generation: state.generation,
-      tap: this.config.tap,
+      proxy: this.config.proxy,
+      taps: this.config.nic.map(({ tap }) => tap),
       qmp: this.config.qmp,
       heartbeatAgeMs: reading.heartbeatAgeMs,
-      framesHeld: reading.shared.stat("held_frames"),
-      counters: reading.counters,
+      framesHeld: reading.nics.reduce((sum, { shared }) => sum + shared.stat("held_frames"), 0),
+      counters: countersOf(reading.nics),
     };
   }
 
@@ -306,19 +299,14 @@ export class VmAgent {
   async close(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#deadline);
-    await this.#machine.dataPath.close();
+    await this.#machine.proxy.close();
     this.#machine.qmp.close();
-    this.#machine.dataPlane.close();
   }
 
-  onDiverged(divergence: ReportedDivergence, epoch: number): void {
-    this.#primary.diverged(divergence, epoch);
-  }
-
-  onDataPathFailed(message: string): void {
+  #proxyFailed(message: string): void {
     const machine: Machine | undefined = this.#machine; // it can fail before the VM is adopted
-    if (machine === undefined) throw new Error(`the data path failed: ${message}`);
-    machine.log.error("the data path failed; the VM's output stays held", { message });
+    if (machine === undefined) throw new Error(`the data plane failed: ${message}`);
+    machine.log.error("the data plane failed; the VM's output stays held", { message });
     process.exitCode = 1;
     // A new agent adopts the VM; until then the kernel drops and the lease runs out.
     process.exit();
@@ -386,18 +374,18 @@ export class VmAgent {
         });
         break;
       case "extend_lease":
-        extendLease(machine, action.untilMs);
+        machine.proxy.extendLease(action.untilMs);
         break;
       case "block":
-        block(machine);
+        machine.proxy.block();
         this.#secondary.stop();
         machine.divergences.ended(`not released: ${this.#state.reason}`);
         break;
       case "retire":
-        machine.dataPlane.state.leaseDeadlineNs = 0n;
+        machine.proxy.dropLease();
         machine.divergences.ended("handed over");
         setTimeout(() => {
-          if (this.#state.phase === "stopped" && !this.#closed) block(machine);
+          if (this.#state.phase === "stopped" && !this.#closed) machine.proxy.block();
         }, RETIRE_MS);
         break;
       case "run_alone":
@@ -437,7 +425,10 @@ export class VmAgent {
         );
         break;
       case "follow":
-        if (this.#entry !== undefined) this.#secondary.follow(this.#entry);
+        if (this.#entry !== undefined) {
+          this.#followed = this.#secondary.follow(this.#entry);
+          this.#followed.catch(() => undefined); // enterReplica tells the primary
+        }
         this.#entry = undefined;
         break;
       case "promote":
@@ -532,10 +523,7 @@ export class VmAgent {
     const now = performance.now();
     if (now - this.#lastCollectMs < COLLECT_INTERVAL_MS) return;
     this.#lastCollectMs = now;
-    this.#machine.dataPlane.collectConnections({
-      closedForMs: CONNECTION_CLOSED_FOR_MS,
-      idleForMs: CONNECTION_IDLE_FOR_MS,
-    });
+    this.#machine.proxy.collectConnections();
   }
 
   #qemuClosed(reason: string): void {
@@ -545,15 +533,13 @@ export class VmAgent {
   }
 
   #reading() {
-    const { dataPath, dataPlane } = this.#machine;
     const { phase, leaseFrom, lastAnswerMs } = this.#state;
     const beats = leaseFrom === "peer" || phase === "standby";
     return {
       phase,
       epoch: isHolder(this.#state) ? this.#primary.epoch : this.#secondary.epoch,
       heartbeatAgeMs: beats ? bootMs() - lastAnswerMs : undefined,
-      shared: dataPath.shared,
-      counters: dataPlane.counters(),
+      nics: this.#machine.proxy.readings(),
     };
   }
 }
@@ -589,63 +575,4 @@ function refusalOf(command: OperatorCommand, state: State): string | undefined {
         ? undefined
         : `this host does not run it ("${phase}"); ask the agent of ${settings.peer}`;
   }
-}
-
-/** Marks live in the skb only inside this host; the tunnel id keeps those of several VMs apart. */
-function marks(tunnelId: number) {
-  return {
-    injectMark: 0xc0100000 + tunnelId,
-    deliverMark: 0xc0200000 + tunnelId,
-    replayMark: 0xc0300000 + tunnelId,
-  };
-}
-
-function loadDataPlane(config: VmConfig, agent: Config, devices: VmDevices, objectPath: string): DataPlane {
-  const [a, b, c, d] = agent.peer.control.host.split(".").map(Number) as [number, number, number, number];
-  const dataPlane = DataPlane.load({
-    objectPath,
-    pinDirectory: `${PIN_ROOT}/${agent.agent.name}/${config.name}`,
-    settings: {
-      tapIfindex: devices.tapIfindex,
-      tunnelIfindex: devices.tunnelIfindex,
-      peerIpv4: a * 2 ** 24 + b * 2 ** 16 + c * 2 ** 8 + d,
-      tunnelId: config.tunnel_id,
-      ...marks(config.tunnel_id),
-    },
-    ringBytes: config.ring_bytes,
-    connectionsMax: config.connections_max,
-  });
-  dataPlane.attach({
-    tapIfindex: devices.tapIfindex,
-    tunnelIfindex: devices.tunnelIfindex,
-    injectIfindex: devices.injectIfindex,
-  });
-  return dataPlane;
-}
-
-function openDataPath(vm: VmAgent, config: VmConfig, dataPlane: DataPlane, devices: VmDevices): DataPath {
-  const { ringFds, ringBytes } = dataPlane;
-  return new DataPath(
-    {
-      primaryRing: { fd: ringFds.primary, bytes: ringBytes.primary },
-      secondaryRing: { fd: ringFds.secondary, bytes: ringBytes.secondary },
-      inputRing: { fd: ringFds.input, bytes: ringBytes.input },
-      doorbellFd: ringFds.doorbell,
-      stateFd: dataPlane.stateFd,
-      injectIfindex: devices.injectIfindex,
-      tapIfindex: devices.tapIfindex,
-      replayMark: marks(config.tunnel_id).replayMark,
-      maxWaitMs: config.checkpoint.max_wait_ms,
-      rules: { passthrough: config.passthrough, ignore: config.ignore },
-      limits: {
-        heldFramesMax: config.limits.held_frames_max,
-        heldFramesPerFlowMax: config.limits.held_frames_per_flow_max,
-        flowsMax: config.limits.flows_max,
-      },
-    },
-    {
-      diverged: (divergence, epoch) => vm.onDiverged(divergence, epoch),
-      failed: (message) => vm.onDataPathFailed(message),
-    },
-  );
 }

@@ -456,12 +456,14 @@ key = "${this.#certificate(`${this.state.name}-${letter}.key`)}"
 
 [[vm]]
 name = "${VM_NAME}"
-tap = "${TAP}"
 qmp = "${join(this.directory, letter, "qmp.sock")}"
 uplink = "uplink"
 initial_role = "${letter === "a" ? "primary" : "secondary"}"
 disk = { quorum_node = "${LAB_NODES.quorum}", export_node = "${LAB_NODES.disk}" }
 ${options.vmConfig ?? ""}
+
+[[vm.nic]]
+tap = "${TAP}"
 `;
   }
 }

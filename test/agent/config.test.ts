@@ -11,9 +11,10 @@ name = "host-b"
 control = "198.18.1.2:7400"
 [[vm]]
 name = "vm1"
-tap = "tap0"
 qmp = "/run/vm1/qmp.sock"
 initial_role = "primary"
+[[vm.nic]]
+tap = "tap0"
 `;
 
 function mistake(text: string): string {
@@ -37,8 +38,8 @@ describe("configuration", () => {
       clock_drift_ppm: 500,
     });
     expect(config.vm[0]).toMatchObject({
-      tunnel_id: 1,
-      tunnel_port: 4790,
+      proxy: "ebpf",
+      nic: [{ tap: "tap0", tunnel_id: 1, tunnel_port: 4790 }],
       migrate_port: 7410,
       disk: { quorum_node: "colo-disk0", export_node: "parent0", nbd_port: 7420 },
       checkpoint: { period_ms: 20_000, max_wait_ms: 250 },
@@ -51,7 +52,11 @@ describe("configuration", () => {
     ["an unknown table", `${GOOD}\n[fencing]\n`, /Unrecognized key: "fencing"/],
     ["no TOML", "[agent", /not valid TOML/],
     ["no VM", GOOD.slice(0, GOOD.indexOf("[[vm]]")), /vm: /],
-    ["a long tap name", GOOD.replace("tap0", "a-name-of-16-chars"), /vm\.0\.tap: is longer than the 15/],
+    [
+      "a long tap name",
+      GOOD.replace("tap0", "a-name-of-16-chars"),
+      /vm\.0\.nic\.0\.tap: is longer than the 15/,
+    ],
     [
       "a relative socket",
       GOOD.replace("/run/vm1/qmp.sock", "qmp.sock"),
@@ -69,8 +74,21 @@ describe("configuration", () => {
     ["a short timeout", `${GOOD}\n[heartbeat]\ntimeout_ms = 150\n`, /set timeout_ms to at least 200/],
     [
       "two VMs on one tap",
-      `${GOOD}[[vm]]\nname = "vm2"\ntap = "tap0"\nqmp = "/q"\ninitial_role = "primary"\n`,
-      /same tap/,
+      `${GOOD}[[vm]]\nname = "vm2"\nqmp = "/q"\nmigrate_port = 1\ninitial_role = "primary"\n[[vm.nic]]\ntap = "tap0"\n`,
+      /same tap \(tap0\)/,
+    ],
+    ["one tap twice in a VM", `${GOOD}[[vm.nic]]\ntap = "tap0"\ntunnel_id = 2\n`, /same tap \(tap0\)/],
+    ["two interfaces on one tunnel id", `${GOOD}[[vm.nic]]\ntap = "tap1"\n`, /same tunnel_id \(1\)/],
+    [
+      "two interfaces on one port",
+      `${GOOD}[[vm.nic]]\ntap = "tap1"\ntunnel_id = 2\ntunnel_port = 4790\n`,
+      /same tunnel_port \(4790\)/,
+    ],
+    ["no interface", GOOD.replace(/\[\[vm\.nic\]\][\s\S]*$/, ""), /vm\.0\.nic: /],
+    [
+      "the old spelling of the interface",
+      GOOD.replace(/\[\[vm\.nic\]\][\s\S]*$/, 'tap = "tap0"\ntunnel_id = 3\n'),
+      /vm vm1: tap, tunnel_id belong to a network interface now; .*write\n {2}\[\[vm\.nic\]\]\n {2}tap = "tap0"\n {2}tunnel_id = 3/,
     ],
   ];
   const witness = '[arbiter]\ntype = "witness"\n';
@@ -136,10 +154,22 @@ describe("configuration", () => {
   ])("%s: good", (_, text) => {
     expect(parseConfig(`${GOOD}${text}`, "agent.toml").heartbeat.lease_ms).toBe(1100);
   });
-  mistakes.push(["a rule that is none", `${GOOD}passthrough = ["udp port ninety"]\n`, /vm vm1: .*ninety/]);
+  mistakes.push([
+    "a rule that is none",
+    GOOD.replace("[[vm.nic]]", 'passthrough = ["udp port ninety"]\n[[vm.nic]]'),
+    /vm vm1: .*ninety/,
+  ]);
   for (const [what, text, message] of mistakes) {
     test(`${what} is told`, () => expect(mistake(text)).toMatch(message));
   }
+
+  test("each further interface has a tunnel of its own", () => {
+    const config = parseConfig(`${GOOD}[[vm.nic]]\ntap = "tap1"\ntunnel_id = 2\n`, "agent.toml");
+    expect(config.vm[0]!.nic).toEqual([
+      { tap: "tap0", tunnel_id: 1, tunnel_port: 4790 },
+      { tap: "tap1", tunnel_id: 2, tunnel_port: 4791 },
+    ]);
+  });
 
   test("a file that is not there is told", async () => {
     await expect(loadConfig("/nonexistent/agent.toml")).rejects.toThrow(/no such file/);

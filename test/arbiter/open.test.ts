@@ -34,9 +34,10 @@ control = "198.18.1.2:7400"
 ${arbiter}
 [[vm]]
 name = "vm1"
-tap = "tap0"
 qmp = "/q"
 initial_role = "primary"
+[[vm.nic]]
+tap = "tap0"
 `,
     "agent.toml",
   );

@@ -22,9 +22,10 @@ name = "robust-b"
 control = "198.18.1.2:7400"
 [[vm]]
 name = "vm1"
-tap = "${changes.tap ?? "tap0"}"
 qmp = "${changes.qmp ?? join(lab().directory, "a", "qmp.sock")}"
 initial_role = "primary"
+[[vm.nic]]
+tap = "${changes.tap ?? "tap0"}"
 `;
 
   /** Runs an agent that is expected to end; returns its status and what it said. */

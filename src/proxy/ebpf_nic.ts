@@ -1,0 +1,143 @@
+/** One network interface of a VM on the agent's own data plane: its tap, the devices beside it, programs, rings and worker. */
+import { join } from "node:path";
+import { ensureDevices, type VmDevices } from "../agent/netdev.ts";
+import { DataPath, type DataPathEvents } from "../datapath/handle.ts";
+import type { WorkerSetup } from "../datapath/shared.ts";
+import { DataPlane } from "../ffi/data_plane.ts";
+import { ROLE } from "../ffi/layout.ts";
+import { TapQueue } from "./tap_queue.ts";
+
+export interface EbpfNicOptions {
+  tap: string;
+  /** 1..255, the same on both hosts, unique on this host. */
+  tunnelId: number;
+  tunnelPort: number;
+  /** The peer's IPv4 address on the replication link. */
+  peerAddress: string;
+  objectPath: string;
+  /** Of the VM; each interface gets a folder of its own in it. */
+  pinDirectory: string;
+  ringBytes: number;
+  connectionsMax: number;
+  comparing: Pick<WorkerSetup, "maxWaitMs" | "rules" | "limits">;
+}
+
+/** Marks live in the skb only inside this host; the tunnel id keeps those of several interfaces apart. */
+function marks(tunnelId: number) {
+  return {
+    injectMark: 0xc0100000 + tunnelId,
+    deliverMark: 0xc0200000 + tunnelId,
+    replayMark: 0xc0300000 + tunnelId,
+  };
+}
+
+export class EbpfNic {
+  /** What the VM has not read yet of what was put into its tap, while it is primary or runs alone. */
+  readonly #input: TapQueue;
+  #mirrored: TapQueue | undefined;
+  /** What the primary's mirror count is ahead of our delivery count by, so that lost frames are not waited for. */
+  #mirrorBase = 0;
+
+  private constructor(
+    readonly tap: string,
+    readonly dataPlane: DataPlane,
+    readonly dataPath: DataPath,
+  ) {
+    this.#input = new TapQueue(tap, () => {
+      const counters = dataPlane.counters();
+      return counters.mirrored + counters.mirror_failed + counters.input_solo;
+    });
+  }
+
+  /** Makes the devices, loads and attaches the programs, or takes over what an earlier agent left: closed, either way. */
+  static async open(options: EbpfNicOptions, events: DataPathEvents): Promise<EbpfNic> {
+    const { tap, tunnelId, peerAddress } = options;
+    const devices = await ensureDevices({ tap, tunnelId, tunnelPort: options.tunnelPort, peerAddress });
+    const dataPlane = loadDataPlane(options, devices);
+    try {
+      // A state that an earlier agent left behind is closed before anything looks at it.
+      dataPlane.state.leaseDeadlineNs = 0n;
+      dataPlane.state.role = ROLE.BLOCKED;
+      const dataPath = openDataPath(options, dataPlane, devices, events);
+      await dataPath.ready();
+      return new EbpfNic(tap, dataPlane, dataPath);
+    } catch (error) {
+      dataPlane.close();
+      throw error;
+    }
+  }
+
+  drainInput(timeoutMs: number): Promise<boolean> {
+    return drain(this.#input, 0, timeoutMs);
+  }
+
+  /** From now on the tap takes mirrored frames only. */
+  follow(mirroredFrames: number): void {
+    const { dataPlane } = this;
+    const delivered = () => dataPlane.counters().delivered;
+    this.#mirrored = new TapQueue(this.tap, delivered);
+    this.#mirrorBase = mirroredFrames - delivered();
+    dataPlane.state.leaseDeadlineNs = 0n;
+    dataPlane.state.role = ROLE.SECONDARY;
+  }
+
+  async drainMirrored(mirroredFrames: number, timeoutMs: number): Promise<boolean> {
+    if (this.#mirrored === undefined) return false;
+    const drained = await drain(this.#mirrored, mirroredFrames - this.#mirrorBase, timeoutMs);
+    if (!drained) this.#mirrorBase = mirroredFrames - this.dataPlane.counters().delivered;
+    return drained;
+  }
+
+  async close(): Promise<void> {
+    await this.dataPath.close();
+    this.dataPlane.close();
+  }
+}
+
+async function drain(queue: TapQueue, putMin: number, timeoutMs: number): Promise<boolean> {
+  const drained = await queue.drained(putMin, timeoutMs);
+  if (!drained) queue.rebase();
+  return drained;
+}
+
+function loadDataPlane(options: EbpfNicOptions, devices: VmDevices): DataPlane {
+  const [a, b, c, d] = options.peerAddress.split(".").map(Number) as [number, number, number, number];
+  const dataPlane = DataPlane.load({
+    objectPath: options.objectPath,
+    pinDirectory: join(options.pinDirectory, `nic${options.tunnelId}`),
+    settings: {
+      tapIfindex: devices.tapIfindex,
+      tunnelIfindex: devices.tunnelIfindex,
+      peerIpv4: a * 2 ** 24 + b * 2 ** 16 + c * 2 ** 8 + d,
+      tunnelId: options.tunnelId,
+      ...marks(options.tunnelId),
+    },
+    ringBytes: options.ringBytes,
+    connectionsMax: options.connectionsMax,
+  });
+  dataPlane.attach(devices);
+  return dataPlane;
+}
+
+function openDataPath(
+  options: EbpfNicOptions,
+  dataPlane: DataPlane,
+  devices: VmDevices,
+  events: DataPathEvents,
+): DataPath {
+  const { ringFds, ringBytes } = dataPlane;
+  return new DataPath(
+    {
+      primaryRing: { fd: ringFds.primary, bytes: ringBytes.primary },
+      secondaryRing: { fd: ringFds.secondary, bytes: ringBytes.secondary },
+      inputRing: { fd: ringFds.input, bytes: ringBytes.input },
+      doorbellFd: ringFds.doorbell,
+      stateFd: dataPlane.stateFd,
+      injectIfindex: devices.injectIfindex,
+      tapIfindex: devices.tapIfindex,
+      replayMark: marks(options.tunnelId).replayMark,
+      ...options.comparing,
+    },
+    events,
+  );
+}

@@ -30,9 +30,11 @@ debian_mirror() {
     awk -F '|' '$1 == "Debian" && $3 !~ /security|backports|updates/ { print $2; exit }'
 }
 
-# unpack_suite SUITE FOLDER PACKAGE...: unpacks the packages and what they depend on, without installing anything.
+# unpack_suite SUITE[,PREFERRED] FOLDER PACKAGE...: unpacks the packages and what they depend on, without installing
+# anything. With a second suite, such as backports, that has a package its version is taken.
 unpack_suite() {
-  local suite=$1 folder=$2 mirror packages
+  local suite=${1%%,*} preferred='' folder=$2 mirror packages
+  [[ $1 != *,* ]] || preferred=${1#*,}
   shift 2
   packages=$(IFS=, && printf '%s' "$*")
   mirror=$(debian_mirror)
@@ -50,8 +52,13 @@ unpack_suite() {
     --aptopt='APT::Install-Recommends "false"' --dpkgopt=path-exclude='/usr/share/doc/*'
     --dpkgopt=path-exclude='/usr/share/man/*' --dpkgopt=path-exclude='/usr/share/locale/*')
   [[ -z $proxy ]] || command+=(--aptopt="Acquire::http::Proxy \"$proxy\"")
+  local -a sources=("$mirror")
+  if [[ -n $preferred ]]; then
+    command+=(--aptopt="APT::Default-Release \"$preferred\"")
+    sources=("deb $mirror $suite main" "deb $mirror $preferred main")
+  fi
   local output
-  if output=$("${command[@]}" "$suite" "$folder" "$mirror" 2>&1); then
+  if output=$("${command[@]}" "$suite" "$folder" "${sources[@]}" 2>&1); then
     printf '%s\n' "$output"
     return
   fi
@@ -60,7 +67,7 @@ unpack_suite() {
   # A mirror that is a frozen copy serves a Release file whose validity has run out. Its signature is still checked.
   say "  the mirror's copy of Debian $suite is older than its Release file allows: taking it all the same"
   rm -rf "$folder"
-  "${command[@]}" --aptopt='Acquire::Check-Valid-Until "false"' "$suite" "$folder" "$mirror"
+  "${command[@]}" --aptopt='Acquire::Check-Valid-Until "false"' "$suite" "$folder" "${sources[@]}"
 }
 
 # unpack_program FOLDER PACKAGE PATH: unpacks one program of a package into a folder of the cache and asks for its

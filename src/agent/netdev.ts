@@ -8,7 +8,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
 
 /** Inner Ethernet 14, outer IPv4 20, UDP 8, VXLAN 8 (RFC 7348 section 5). */
-const VXLAN_OVERHEAD_BYTES = 50;
+export const VXLAN_OVERHEAD_BYTES = 50;
 
 export class NetworkSetupError extends Error {
   override name = "NetworkSetupError";

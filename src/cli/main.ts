@@ -7,6 +7,7 @@ import { certificatesCommand } from "./certificates.ts";
 import { compareCommand } from "./compare.ts";
 import { demoCommand } from "./demo.ts";
 import { divergencesCommand } from "./divergences.ts";
+import { doctorCommand } from "./doctor.ts";
 import { explainCommand } from "./explain.ts";
 import { labCommand } from "./lab.ts";
 import { operatorCommands } from "./operate.ts";
@@ -21,6 +22,7 @@ const program = new Command("colo-agent")
 
 for (const command of [
   runCommand(),
+  doctorCommand(),
   statusCommand(),
   ...operatorCommands(),
   divergencesCommand(),

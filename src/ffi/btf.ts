@@ -99,6 +99,36 @@ export class Btf {
     return found;
   }
 
+  /** Numbers of the functions and structures among `names`, as programs refer to them. */
+  ids(names: readonly string[]): Map<string, number> {
+    const wanted = this.#nameOffsets(names);
+    const found = new Map<string, number>();
+    let id = 0;
+    this.#forEachType((kind, nameOffset) => {
+      id++; // the types are numbered from 1
+      if (kind !== KIND.FUNC && kind !== KIND.STRUCT) return;
+      const name = wanted.get(nameOffset);
+      if (name !== undefined) found.set(name, id);
+    });
+    return found;
+  }
+
+  /** Values of all enumerators (of 32-bit enums) whose names begin so. */
+  enumeratorsWithPrefix(prefix: string): Map<string, number> {
+    const wanted = Buffer.from(prefix, "latin1");
+    const found = new Map<string, number>();
+    this.#forEachType((kind, _nameOffset, vlen, at) => {
+      if (kind !== KIND.ENUM) return;
+      for (let i = 0; i < vlen; i++) {
+        const name = this.#strings + this.#view.getUint32(at + 8 * i, true);
+        if (this.#buffer.compare(wanted, 0, wanted.length, name, name + wanted.length) !== 0) continue;
+        const end = this.#buffer.indexOf(0, name);
+        found.set(this.#buffer.toString("latin1", name, end), this.#view.getInt32(at + 8 * i + 4, true));
+      }
+    });
+    return found;
+  }
+
   /** Offset in the string section -> name. The section holds each string once. */
   #nameOffsets(names: readonly string[]): Map<number, string> {
     const offsets = new Map<number, string>();

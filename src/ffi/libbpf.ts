@@ -13,6 +13,8 @@ function open() {
   try {
     return dlopen("libbpf.so.1", {
       libbpf_set_print: { args: [ptr], returns: ptr },
+      libbpf_major_version: { args: [], returns: u32 },
+      libbpf_minor_version: { args: [], returns: u32 },
       libbpf_num_possible_cpus: { args: [], returns: i32 },
       bpf_object__open_file: { args: [ptr, ptr], returns: ptr },
       bpf_object__load: { args: [ptr], returns: i32 },
@@ -37,6 +39,9 @@ function open() {
       bpf_map_lookup_and_delete_elem: { args: [i32, ptr, ptr], returns: i32 },
       bpf_map_lookup_batch: { args: [i32, ptr, ptr, ptr, ptr, ptr, ptr], returns: i32 },
       bpf_prog_test_run_opts: { args: [i32, ptr], returns: i32 },
+      bpf_prog_load: { args: [i32, ptr, ptr, ptr, u64, ptr], returns: i32 },
+      libbpf_probe_bpf_helper: { args: [i32, i32, ptr], returns: i32 },
+      libbpf_probe_bpf_map_type: { args: [i32, ptr], returns: i32 },
       bpf_tc_hook_create: { args: [ptr], returns: i32 },
       bpf_tc_attach: { args: [ptr, ptr], returns: i32 },
       bpf_tc_detach: { args: [ptr, ptr], returns: i32 },
@@ -57,6 +62,10 @@ export function libbpf(): ReturnType<typeof open> {
     loaded.libbpf_set_print(null);
   }
   return loaded;
+}
+
+export function libbpfVersion(): { major: number; minor: number } {
+  return { major: libbpf().libbpf_major_version(), minor: libbpf().libbpf_minor_version() };
 }
 
 /** Throws unless a libbpf call succeeded: it returns a negative error number. */

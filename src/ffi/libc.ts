@@ -34,6 +34,7 @@ const { symbols: c } = dlopen("libc.so.6", {
   mount: { args: [ptr, ptr, ptr, u64, ptr], returns: i32 },
   unlink: { args: [ptr], returns: i32 },
   geteuid: { args: [], returns: u32 },
+  adjtimex: { args: [ptr], returns: i32 },
   setns: { args: [i32, i32], returns: i32 },
 });
 

@@ -24,20 +24,38 @@ function qemuFolder(): string {
   return join(cacheDirectory(), "qemu");
 }
 
-function qemuLibraries(): string {
-  return join(qemuFolder(), "usr/lib/x86_64-linux-gnu");
+function qemuLibraries(folder: string): string {
+  return join(folder, "usr/lib/x86_64-linux-gnu");
 }
 
-/** argv that starts a program of the unpacked QEMU through its own loader and libraries. */
-function programArgv(program: string): string[] {
-  const path = present(join(qemuFolder(), "usr/bin", program), program);
-  return [join(qemuLibraries(), "ld-linux-x86-64.so.2"), "--library-path", qemuLibraries(), path];
+/** argv that starts a program of an unpacked QEMU through its own loader and libraries. */
+function programArgv(program: string, folder = qemuFolder()): string[] {
+  const path = present(join(folder, "usr/bin", program), program);
+  const libraries = qemuLibraries(folder);
+  return [join(libraries, "ld-linux-x86-64.so.2"), "--library-path", libraries, path];
+}
+
+function systemArgv(folder: string): string[] {
+  const share = join(folder, "usr/share");
+  return [
+    ...programArgv("qemu-system-x86_64", folder),
+    ...["-L", join(share, "qemu"), "-L", join(share, "seabios")],
+  ];
 }
 
 /** The beginning of an argv that starts qemu-system-x86_64; options follow. Use it with qemuEnvironment(). */
 export function qemuArgv(): string[] {
-  const share = join(qemuFolder(), "usr/share");
-  return [...programArgv("qemu-system-x86_64"), "-L", join(share, "qemu"), "-L", join(share, "seabios")];
+  return systemArgv(qemuFolder());
+}
+
+/** QEMUs that cannot do COLO, for tests: Debian 12's own and that of its backports (scripts/lib/wrong_qemu.sh). */
+export const WRONG_QEMUS = ["7.2", "10.0"] as const;
+export type WrongQemu = (typeof WRONG_QEMUS)[number];
+
+/** As qemuArgv() and qemuEnvironment(), for one of {@link WRONG_QEMUS}. */
+export function wrongQemu(name: WrongQemu): { argv: string[]; environment: Record<string, string> } {
+  const folder = join(cacheDirectory(), `qemu-${name}`);
+  return { argv: systemArgv(folder), environment: environmentOf(folder) };
 }
 
 /** The beginning of an argv that starts qemu-img; its subcommand follows. Use it with qemuEnvironment(). */
@@ -47,9 +65,13 @@ export function qemuImgArgv(): string[] {
 
 /** This process's environment with what the unpacked QEMU needs to find its loadable modules. */
 export function qemuEnvironment(): Record<string, string> {
+  return environmentOf(qemuFolder());
+}
+
+function environmentOf(folder: string): Record<string, string> {
   const environment: Record<string, string> = {};
   for (const [name, value] of Object.entries(process.env)) if (value !== undefined) environment[name] = value;
-  environment.QEMU_MODULE_DIR = join(qemuLibraries(), "qemu");
+  environment.QEMU_MODULE_DIR = join(qemuLibraries(folder), "qemu");
   return environment;
 }
 

@@ -1,0 +1,44 @@
+/** The arbiter, by reading from it as the agent does. */
+import { createLogger } from "../agent/log.ts";
+import { openArbiter } from "../arbiter/index.ts";
+import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
+
+/** A read slower than this part of arbiter.timeout_ms leaves no room for bad days. */
+const SLOW_PART = 0.5;
+
+async function records({ config }: DoctorContext): Promise<Finding[]> {
+  const { arbiter: settings } = config!;
+  if (settings.type === "none") {
+    return [
+      warn(
+        "there is none: a lost primary is not taken over automatically",
+        "Run a witness on a third host, or name an etcd (docs/arbiters.md).",
+      ),
+    ];
+  }
+  const timeoutMs = settings.timeout_ms;
+  const arbiter = await openArbiter(config!, createLogger("error"));
+  const findings: Finding[] = [];
+  for (const { name } of config!.vm) {
+    findings.push({ subject: name, ...(await readRecord(name)) });
+  }
+  return findings;
+
+  async function readRecord(vm: string): Promise<Finding> {
+    const begun = performance.now();
+    try {
+      const record = await arbiter!.read(vm);
+      const tookMs = performance.now() - begun;
+      const what = record === undefined ? "no record yet" : `held by ${record.holder}, term ${record.term}`;
+      const words = `${arbiter!.description} answered in ${tookMs.toFixed(0)} ms: ${what}`;
+      if (tookMs < timeoutMs * SLOW_PART) return ok(words);
+      return warn(words, "Move the arbiter nearer, or give arbiter.timeout_ms and the lease more time.");
+    } catch (error) {
+      return fail((error as Error).message, "Start the arbiter, and check its address and the certificates.");
+    }
+  }
+}
+
+const checks: Check[] = [{ id: "records", title: "Arbiter", needsConfig: true, run: records }];
+
+export const arbiterGroup: Group = { name: "arbiter", title: "Arbiter", checks };

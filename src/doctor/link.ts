@@ -1,0 +1,135 @@
+/** The replication link: its MTU, its acknowledgements, and the agent at its other end. */
+import { PeerClient, PeerRefusedError, PeerUnreachableError } from "../agent/control_channel.ts";
+import { createLogger } from "../agent/log.ts";
+import { checkTap, VXLAN_OVERHEAD_BYTES } from "../agent/netdev.ts";
+import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
+import { ip } from "./scratch_namespace.ts";
+
+/** IPv4 and ICMP headers of a ping. */
+const PING_OVERHEAD_BYTES = 28;
+const TAP_MTU_USUAL = 1500;
+const PEER_LIMIT_MS = 3_000;
+
+function addresses({ config }: DoctorContext): { own: string; peer: string } {
+  return { own: config!.agent.control.host, peer: config!.peer.control.host };
+}
+
+async function ownAddress(context: DoctorContext): Promise<Finding> {
+  const { own } = addresses(context);
+  const all = JSON.parse(await ip("-json", "address", "show")) as {
+    ifname: string;
+    addr_info: { local?: string }[];
+  }[];
+  const found = all.find((one) => one.addr_info.some(({ local }) => local === own));
+  if (found !== undefined) return ok(`${own} on ${found.ifname}`);
+  return fail(`no interface has ${own}`, "Give agent.control an address of this host.");
+}
+
+async function neededMtu(context: DoctorContext): Promise<number> {
+  let tapMtu = TAP_MTU_USUAL;
+  for (const { tap } of context.config!.vm) {
+    const facts = await checkTap(tap).catch(() => undefined); // the VM's own check tells of it
+    tapMtu = Math.max(tapMtu, facts?.mtu ?? 0);
+  }
+  return tapMtu + VXLAN_OVERHEAD_BYTES;
+}
+
+async function linkMtu(context: DoctorContext): Promise<Finding> {
+  const { peer } = addresses(context);
+  const needed = await neededMtu(context);
+  const fix = `Give the replication link an MTU of ${needed} or more on both hosts and on the switches between (ip link set mtu).`;
+  const [route] = JSON.parse(await ip("-json", "route", "get", peer)) as { dev: string }[];
+  const [device] = JSON.parse(await ip("-json", "link", "show", "dev", route!.dev)) as { mtu: number }[];
+  const mtu = device!.mtu;
+  if (mtu < needed) return fail(`${route!.dev} has an MTU of ${mtu}, the tunnel needs ${needed}`, fix);
+  const whole = await ping(context, needed - PING_OVERHEAD_BYTES);
+  if (whole) return ok(`${route!.dev} has ${mtu}, and ${needed} bytes came back from ${peer} in one piece`);
+  if (await ping(context, 0))
+    return fail(
+      `${route!.dev} has ${mtu}, but packets of ${needed} bytes do not get to ${peer} and back`,
+      fix,
+    );
+  return warn(
+    `${route!.dev} has ${mtu}; ${peer} does not answer pings, so the way there was not tried`,
+    "Start the peer's host, or allow ICMP echo on the replication link.",
+  );
+}
+
+async function ping(context: DoctorContext, bytes: number): Promise<boolean> {
+  const { own, peer } = addresses(context);
+  const words = [
+    "-q",
+    "-n",
+    "-M",
+    "do",
+    "-c",
+    "2",
+    "-i",
+    "0.2",
+    "-W",
+    "1",
+    "-s",
+    String(bytes),
+    "-I",
+    own,
+    peer,
+  ];
+  const child = Bun.spawn(["ping", ...words], { stdin: "ignore", stdout: "ignore", stderr: "ignore" });
+  return (await child.exited) === 0;
+}
+
+/** src/agent/netdev.ts disableDelayedAck sets the route whenever the agents connect. */
+async function quickAck(context: DoctorContext): Promise<Finding> {
+  const { peer } = addresses(context);
+  const routes = await ip("route", "show", `${peer}/32`);
+  if (/\bquickack 1\b/.test(routes)) return ok(`the route to ${peer} has quickack 1`);
+  return warn(
+    `acknowledgements to ${peer} are delayed: each checkpoint would take about 30 ms longer`,
+    "The agent sets quickack 1 on the route when it reaches its peer; if it runs, see its log.",
+  );
+}
+
+/** Asks for something that no agent knows: its refusal shows that an agent is there. */
+async function peerAgent({ config }: DoctorContext): Promise<Finding> {
+  const { agent, peer } = config!;
+  const where = `${peer.control.host}:${peer.control.port}`;
+  let client: PeerClient | undefined;
+  try {
+    const connected = new Promise<void>((resolve, reject) => {
+      const late = () =>
+        reject(new PeerUnreachableError(`no agent answers at ${where} within ${PEER_LIMIT_MS / 1000} s`));
+      const timer = setTimeout(late, PEER_LIMIT_MS);
+      const up = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+      client = new PeerClient(peer.control, agent.control.host, createLogger("error"), {
+        up,
+        down: () => undefined,
+      });
+    });
+    await connected;
+    await client!.request("doctor", {}, PEER_LIMIT_MS);
+  } catch (error) {
+    if (error instanceof PeerRefusedError) return ok(`an agent answers at ${where}`);
+    return warn(
+      (error as Error).message,
+      "Start colo-agent on the peer, and check the replication link and its firewall.",
+    );
+  } finally {
+    client?.close();
+  }
+  return warn(
+    `what answers at ${where} is no agent of this version`,
+    "Install the same version on both hosts.",
+  );
+}
+
+const checks: Check[] = [
+  { id: "address", title: "Own address", needsConfig: true, run: ownAddress },
+  { id: "mtu", title: "Link's MTU", needsConfig: true, run: linkMtu },
+  { id: "quickack", title: "Acknowledgements", needsConfig: true, run: quickAck },
+  { id: "peer", title: "Peer agent", needsConfig: true, run: peerAgent },
+];
+
+export const linkGroup: Group = { name: "link", title: "Replication link", checks };

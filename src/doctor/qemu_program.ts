@@ -1,0 +1,96 @@
+/** Which QEMU the doctor tries, and small QEMUs of it. */
+import { existsSync, readFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { qemuArgv, qemuEnvironment, qemuImgArgv } from "../lab/assets.ts";
+
+const PROGRAM = "qemu-system-x86_64";
+
+export interface DoctorQemu {
+  /** Begins each command line. */
+  argv: readonly string[];
+  /** qemu-img of the same build; undefined if there is none. */
+  imgArgv: readonly string[] | undefined;
+  environment: Record<string, string>;
+  /** Where it comes from, for people. */
+  description: string;
+}
+
+/**
+ * The program that is named, else the machine's own, else the one that scripts/setup has unpacked.
+ * Throws an Error if there is none.
+ */
+export function findQemu(named?: string): DoctorQemu {
+  const path = named ?? Bun.which(PROGRAM) ?? undefined;
+  if (path !== undefined) {
+    if (!existsSync(path)) throw new Error(`there is no ${path}: give the path of ${PROGRAM} with --qemu`);
+    const beside = join(dirname(path), "qemu-img");
+    const img = existsSync(beside) ? beside : (Bun.which("qemu-img") ?? undefined);
+    return {
+      argv: [path],
+      imgArgv: img === undefined ? undefined : [img],
+      environment: environment(),
+      description: path,
+    };
+  }
+  try {
+    return {
+      argv: qemuArgv(),
+      imgArgv: qemuImgArgv(),
+      environment: qemuEnvironment(),
+      description: "the one of scripts/setup",
+    };
+  } catch {
+    throw new Error(`there is no ${PROGRAM}: install QEMU, or give its path with --qemu`);
+  }
+}
+
+function environment(): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(process.env).filter((pair): pair is [string, string] => pair[1] !== undefined),
+  );
+}
+
+export interface GuestRun {
+  /** Exit status; undefined if it had to be killed. */
+  status: number | undefined;
+  tookMs: number;
+  /** What QEMU said. */
+  complaint: string;
+}
+
+/** Runs a QEMU until it ends, or kills it after `limitMs`. */
+export async function runGuest(
+  qemu: DoctorQemu,
+  arguments_: readonly string[],
+  limitMs: number,
+): Promise<GuestRun> {
+  const begun = performance.now();
+  const child = Bun.spawn([...qemu.argv, ...arguments_], {
+    stdin: "ignore",
+    stdout: "ignore",
+    stderr: "pipe",
+    env: qemu.environment,
+  });
+  const words = new Response(child.stderr).text();
+  let late = false;
+  const timer = setTimeout(() => {
+    late = true;
+    child.kill("SIGKILL");
+  }, limitMs);
+  const status = await child.exited;
+  clearTimeout(timer);
+  return {
+    status: late ? undefined : status,
+    tookMs: performance.now() - begun,
+    complaint: (await words).trim(),
+  };
+}
+
+/** The last line of a file, for messages; "" if there is none. */
+export function lastLine(path: string): string {
+  try {
+    return readFileSync(path, "latin1").trimEnd().split("\n").at(-1)?.trim() ?? "";
+  } catch {
+    return "";
+  }
+}

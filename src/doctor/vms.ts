@@ -1,0 +1,77 @@
+/** The VMs of the configuration: their taps and their QEMUs. */
+import { existsSync } from "node:fs";
+import type { VmConfig } from "../agent/config.ts";
+import { checkTap } from "../agent/netdev.ts";
+import { checkQemu, QEMU_THAT_WORKS } from "../qmp/check.ts";
+import { QmpClient } from "../qmp/client.ts";
+import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
+import { ip } from "./scratch_namespace.ts";
+
+const QMP_LIMIT_MS = 1_500;
+
+interface TapFacts {
+  master?: string;
+  linkinfo?: { info_data?: { vnet_hdr?: boolean } };
+}
+
+async function tap({ tap: name }: VmConfig): Promise<Finding> {
+  await checkTap(name);
+  const [facts] = JSON.parse(await ip("-json", "-details", "link", "show", "dev", name)) as [TapFacts];
+  if (facts.linkinfo?.info_data?.vnet_hdr === false)
+    return fail(
+      `${name} was made without vnet_hdr`,
+      `Make it again: ip tuntap add dev ${name} mode tap vnet_hdr.`,
+    );
+  if (facts.master === undefined)
+    return warn(
+      `${name} is not in a bridge`,
+      `Put it where the clients are: ip link set ${name} master BRIDGE.`,
+    );
+  return ok(`${name}, port of ${facts.master}`);
+}
+
+async function runningQemu({ qmp }: VmConfig): Promise<Finding[]> {
+  if (!existsSync(qmp)) {
+    return [
+      warn(
+        `there is no QMP socket at ${qmp}`,
+        `Start its QEMU with -qmp unix:${qmp},server=on,wait=off (docs/qemu.md).`,
+      ),
+    ];
+  }
+  let client: QmpClient;
+  try {
+    client = await QmpClient.connect(qmp, { connectTimeoutMs: QMP_LIMIT_MS });
+  } catch {
+    // QEMU serves one client per socket.
+    return [ok(`${qmp} is in use, by the agent if it runs: colo-agent status tells about its QEMU`)];
+  }
+  try {
+    const { verdict, warnings, version, runState } = await checkQemu(client);
+    const name = `QEMU ${version.major}.${version.minor}.${version.micro}, ${runState}`;
+    const first = verdict.verdict === "works" ? ok(name) : warn(verdict.sentence, `Use ${QEMU_THAT_WORKS}.`);
+    return [first, ...warnings.map((one) => warn(one, "Change its command line, on both hosts."))];
+  } catch (error) {
+    return [fail((error as Error).message, `Use ${QEMU_THAT_WORKS}.`)];
+  } finally {
+    client.close();
+  }
+}
+
+function forEachVm(look: (vm: VmConfig) => Promise<Finding | Finding[]>): Check["run"] {
+  return async ({ config }: DoctorContext) => {
+    const findings: Finding[] = [];
+    for (const vm of config!.vm) {
+      const found = await look(vm).catch((error: Error) => fail(error.message, "See docs/configuration.md."));
+      for (const one of Array.isArray(found) ? found : [found]) findings.push({ ...one, subject: vm.name });
+    }
+    return findings;
+  };
+}
+
+const checks: Check[] = [
+  { id: "tap", title: "VM's tap", needsConfig: true, run: forEachVm(tap) },
+  { id: "qemu", title: "VM's QEMU", needsConfig: true, run: forEachVm(runningQemu) },
+];
+
+export const vmsGroup: Group = { name: "vms", title: "VMs", checks };

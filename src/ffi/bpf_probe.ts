@@ -1,0 +1,137 @@
+/** What the running kernel takes of BPF, found out by loading programs and making maps. */
+import type { Pointer } from "bun:ffi";
+import { Btf } from "./btf.ts";
+import { libbpf } from "./libbpf.ts";
+import { Arena, closeFd, errorText } from "./libc.ts";
+
+const PROGRAM_SCHED_CLS = 3; // BPF_PROG_TYPE_SCHED_CLS
+const MAP_RINGBUF = 27; // BPF_MAP_TYPE_RINGBUF
+const INSTRUCTION_BYTES = 8;
+const CALL = 0x85; // BPF_JMP | BPF_CALL
+const PSEUDO_KFUNC_CALL = 2;
+const PROBED = 1;
+
+/** Whether the kernel makes ring buffers. */
+export function ringBufferWorks(): boolean {
+  return libbpf().libbpf_probe_bpf_map_type(MAP_RINGBUF, null) === PROBED;
+}
+
+/** Whether the kernel loads a tc program that calls this helper function. */
+export function helperWorks(id: number): boolean {
+  return libbpf().libbpf_probe_bpf_helper(PROGRAM_SCHED_CLS, id, null) === PROBED;
+}
+
+/** Instruction words, see include/uapi/linux/bpf.h, struct bpf_insn. */
+type Instruction = [code: number, destination: number, source: number, offset: number, immediate: number];
+
+const mov = (destination: number, source: number): Instruction => [0xbf, destination, source, 0, 0];
+const movImmediate = (destination: number, value: number): Instruction => [0xb7, destination, 0, 0, value];
+const addImmediate = (destination: number, value: number): Instruction => [0x07, destination, 0, 0, value];
+const call = (btfId: number): Instruction => [CALL, 0, PSEUDO_KFUNC_CALL, 0, btfId];
+const exit: Instruction = [0x95, 0, 0, 0, 0];
+const STACK = 10;
+const DYNPTR = -16;
+
+/** Kernel functions that the programs call, each with the smallest program that does so. */
+const KERNEL_FUNCTIONS = {
+  bpf_cast_to_kern_ctx: (id) => [call(id("bpf_cast_to_kern_ctx"))],
+  bpf_rdonly_cast: (id) => [
+    call(id("bpf_cast_to_kern_ctx")),
+    mov(1, 0),
+    movImmediate(2, id("sk_buff")),
+    call(id("bpf_rdonly_cast")),
+  ],
+  bpf_dynptr_from_skb: (id) => [...dynptrFromSkb(id)],
+  bpf_dynptr_copy: (id) => [
+    ...dynptrFromSkb(id),
+    mov(1, STACK),
+    addImmediate(1, DYNPTR),
+    movImmediate(2, 0),
+    mov(3, 1),
+    movImmediate(4, 0),
+    movImmediate(5, 1),
+    call(id("bpf_dynptr_copy")),
+  ],
+} satisfies Record<string, (id: (name: string) => number) => Instruction[]>;
+
+function dynptrFromSkb(id: (name: string) => number): Instruction[] {
+  return [movImmediate(2, 0), mov(3, STACK), addImmediate(3, DYNPTR), call(id("bpf_dynptr_from_skb"))];
+}
+
+export type KernelFunction = keyof typeof KERNEL_FUNCTIONS;
+
+/** Undefined if the kernel loads a tc program that calls it, else why not. */
+export function kernelFunctionRefused(name: KernelFunction): string | undefined {
+  const ids = Btf.ofKernel().ids([...Object.keys(KERNEL_FUNCTIONS), "sk_buff"]);
+  const id = (wanted: string): number => {
+    const found = ids.get(wanted);
+    if (found === undefined) throw new Error(`the kernel has no ${wanted}`);
+    return found;
+  };
+  let program: Instruction[];
+  try {
+    program = [...KERNEL_FUNCTIONS[name](id), movImmediate(0, 0), exit];
+  } catch (error) {
+    return (error as Error).message;
+  }
+  const arena = new Arena(8192);
+  try {
+    const at = arena.allocate(program.length * INSTRUCTION_BYTES);
+    program.forEach(([code, destination, source, offset, immediate], i) => {
+      const instruction = at + i * INSTRUCTION_BYTES;
+      arena.view.setUint8(instruction, code);
+      arena.view.setUint8(instruction + 1, destination | (source << 4));
+      arena.view.setInt16(instruction + 2, offset, true);
+      arena.view.setInt32(instruction + 4, immediate, true);
+    });
+    const fd = libbpf().bpf_prog_load(
+      PROGRAM_SCHED_CLS,
+      arena.string("doctor") as Pointer,
+      arena.string("GPL") as Pointer,
+      (arena.address + at) as Pointer,
+      program.length,
+      null,
+    );
+    if (fd < 0) return `the kernel refuses a program that calls it: ${errorText(-fd)}`;
+    closeFd(fd);
+    return undefined;
+  } finally {
+    arena.close();
+  }
+}
+
+export const KERNEL_FUNCTION_NAMES = Object.keys(KERNEL_FUNCTIONS) as KernelFunction[];
+
+const ELF_MAGIC = 0x464c457f;
+const SECTION_PROGBITS = 1;
+const SECTION_EXECUTABLE = 4;
+
+/** Numbers of the helper functions that a compiled BPF object (64-bit little-endian ELF) calls. */
+export function helpersOf(object: Uint8Array): number[] {
+  const view = new DataView(object.buffer, object.byteOffset, object.byteLength);
+  if (view.getUint32(0, true) !== ELF_MAGIC) throw new Error("this is no ELF object");
+  const table = Number(view.getBigUint64(0x28, true));
+  const entryBytes = view.getUint16(0x3a, true);
+  const count = view.getUint16(0x3c, true);
+  const helpers = new Set<number>();
+  for (let section = table; section < table + count * entryBytes; section += entryBytes) {
+    const executable = (view.getBigUint64(section + 8, true) & BigInt(SECTION_EXECUTABLE)) !== 0n;
+    if (view.getUint32(section + 4, true) !== SECTION_PROGBITS || !executable) continue;
+    const begin = Number(view.getBigUint64(section + 0x18, true));
+    const end = begin + Number(view.getBigUint64(section + 0x20, true));
+    for (let at = begin; at < end; at += INSTRUCTION_BYTES) {
+      // Source register 0: a helper by number. Others are functions of the program or of the kernel.
+      if (view.getUint8(at) === CALL && view.getUint8(at + 1) >> 4 === 0)
+        helpers.add(view.getInt32(at + 4, true));
+    }
+  }
+  return [...helpers].sort((a, b) => a - b);
+}
+
+/** What the kernel calls its helper functions, by number. */
+export function helperNames(): Map<number, string> {
+  const names = new Map<number, string>();
+  for (const [name, id] of Btf.ofKernel().enumeratorsWithPrefix("BPF_FUNC_"))
+    names.set(id, name.replace("BPF_FUNC_", "bpf_"));
+  return names;
+}

@@ -27,7 +27,7 @@ async function ownAddress(context: DoctorContext): Promise<Finding> {
 
 async function neededMtu(context: DoctorContext): Promise<number> {
   let tapMtu = TAP_MTU_USUAL;
-  for (const { tap } of context.config!.vm) {
+  for (const { tap } of context.config!.vm.flatMap(({ nic }) => nic)) {
     const facts = await checkTap(tap).catch(() => undefined); // the VM's own check tells of it
     tapMtu = Math.max(tapMtu, facts?.mtu ?? 0);
   }

@@ -14,7 +14,15 @@ interface TapFacts {
   linkinfo?: { info_data?: { vnet_hdr?: boolean } };
 }
 
-async function tap({ tap: name }: VmConfig): Promise<Finding> {
+async function taps({ nic }: VmConfig): Promise<Finding[]> {
+  return Promise.all(
+    nic.map(({ tap }) =>
+      oneTap(tap).catch((error: Error) => fail(error.message, "See docs/configuration.md.")),
+    ),
+  );
+}
+
+async function oneTap(name: string): Promise<Finding> {
   await checkTap(name);
   const [facts] = JSON.parse(await ip("-json", "-details", "link", "show", "dev", name)) as [TapFacts];
   if (facts.linkinfo?.info_data?.vnet_hdr === false)
@@ -70,7 +78,7 @@ function forEachVm(look: (vm: VmConfig) => Promise<Finding | Finding[]>): Check[
 }
 
 const checks: Check[] = [
-  { id: "tap", title: "VM's tap", needsConfig: true, run: forEachVm(tap) },
+  { id: "tap", title: "VM's taps", needsConfig: true, run: forEachVm(taps) },
   { id: "qemu", title: "VM's QEMU", needsConfig: true, run: forEachVm(runningQemu) },
 ];
 

@@ -36,14 +36,64 @@ const interfaceName = z
 
 const identifier = z.string().regex(/^[a-z0-9][a-z0-9-]{0,31}$/, "must be 1-32 of a-z, 0-9 and -");
 
+/** Node names of QEMU have at most 31 characters. */
+const nodeName = z.string().min(1).max(31, "is longer than the 31 characters of a node name");
+
 const disk = z.strictObject({
+  /** The same on both hosts. */
+  name: z
+    .string()
+    .regex(/^[a-z0-9][a-z0-9-]{0,15}$/, "must be 1-16 of a-z, 0-9 and -")
+    .optional(),
   /** Node of the quorum that the VM's drive sits on, the same on both hosts. */
-  quorum_node: z.string().min(1).default("colo-disk0"),
+  quorum_node: nodeName.optional(),
   /** Node that the secondary exports over NBD: its copy of the disk. */
-  export_node: z.string().min(1).default("parent0"),
-  /** NBD server of the secondary's QEMU, on the replication network. */
-  nbd_port: port.default(7420),
+  export_node: nodeName.optional(),
 });
+
+const DISK_TABLES =
+  "disks are tables now: write [[vm.disk]] with quorum_node and export_node for each disk, nbd_port above them in [[vm]], and no [[vm.disk]] for a VM without a disk";
+
+/** With the names filled in, by position. */
+const disks = z
+  .array(disk, { error: (issue) => (Array.isArray(issue.input) ? undefined : DISK_TABLES) })
+  .default([])
+  .transform((list) =>
+    list.map(({ name, quorum_node, export_node, ...rest }, index) => {
+      const named = name ?? `disk${index}`;
+      return {
+        ...rest,
+        name: named,
+        quorum_node: quorum_node ?? `colo-${named}`,
+        export_node: export_node ?? named,
+      };
+    }),
+  )
+  .superRefine((list, context) => {
+    const seen = new Set<string>();
+    for (const one of list) {
+      const names = [`disk ${one.name}`, ...Object.values(nodesOf(one)).map((node) => `node ${node}`)];
+      for (const what of names) {
+        if (seen.has(what)) context.addIssue({ code: "custom", message: `two disks use the same ${what}` });
+        seen.add(what);
+      }
+    }
+  });
+
+/** QEMU's nodes of a disk: those that are there, and those that protection adds. */
+export function nodesOf(one: { name: string; quorum_node: string; export_node: string }): {
+  quorum: string;
+  base: string;
+  replication: string;
+  nbd: string;
+} {
+  return {
+    quorum: one.quorum_node,
+    base: one.export_node,
+    replication: `colo-replica-${one.name}`,
+    nbd: `colo-nbd-${one.name}`,
+  };
+}
 
 const checkpoint = z.strictObject({
   /** Longest time between two checkpoints, in milliseconds. */
@@ -94,8 +144,10 @@ const vm = z.strictObject({
   initial_role: z.enum(["primary", "secondary"]),
   /** TCP port where the secondary's QEMU waits for the migration stream. */
   migrate_port: port.default(7410),
-  /** false: a VM without a disk to replicate. */
-  disk: z.union([disk, z.literal(false)]).default(() => disk.parse({})),
+  /** NBD server of the secondary's QEMU, on the replication network. */
+  nbd_port: port.default(7420),
+  /** None: a VM without a disk to replicate. */
+  disk: disks,
   /** Each of the two packet rings of an interface: what is held and what waits for comparison has to fit. */
   ring_bytes: z
     .number()
@@ -167,7 +219,7 @@ const schema = z.strictObject({
 
 export type Config = z.output<typeof schema>;
 export type VmConfig = Config["vm"][number];
-export type DiskConfig = Exclude<VmConfig["disk"], false>;
+export type DiskConfig = VmConfig["disk"][number];
 export type HeartbeatConfig = Config["heartbeat"];
 
 /** The file cannot be used; the message says where and why, one line per mistake. */
@@ -233,7 +285,8 @@ export function parseConfig(text: string, origin: string): Config {
       throw new ConfigError(`${origin}: vm ${machine.name}: ${(error as Error).message}`, { cause: error });
     }
   }
-  for (const key of ["name", "qmp", "migrate_port"] as const) checkUnique(config.vm, key, "VMs", origin);
+  for (const key of ["name", "qmp", "migrate_port", "nbd_port"] as const)
+    checkUnique(config.vm, key, "VMs", origin);
   const nics = config.vm.flatMap((machine) => machine.nic);
   for (const key of ["tap", "tunnel_id", "tunnel_port"] as const) {
     checkUnique(nics, key, "network interfaces ([[vm.nic]])", origin);

@@ -3,7 +3,7 @@ import type { DivergenceRecorder } from "../divergence/recorder.ts";
 import type { PacketProxy } from "../proxy/proxy.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import type { PrimaryDisk } from "../qmp/colo.ts";
-import type { VmConfig } from "./config.ts";
+import { nodesOf, type VmConfig } from "./config.ts";
 import type { Logger } from "./log.ts";
 import type { VmMetrics } from "./metrics.ts";
 import type { Peer, SecondaryAddresses } from "./peer_api.ts";
@@ -20,21 +20,39 @@ export interface Machine {
   readonly divergences: DivergenceRecorder;
 }
 
-/** For steps that only remove the disk's nodes. */
-export const NO_EXPORT = { host: "", port: 0, exportName: "" };
+/** The disks' nodes in QEMU, without an address: for steps that only look for or remove them. */
+export function disksOf(config: VmConfig): PrimaryDisk[] {
+  return config.disk.map((disk) => {
+    const { quorum, replication, nbd } = nodesOf(disk);
+    return {
+      quorumNode: quorum,
+      replicationNode: replication,
+      nbdNode: nbd,
+      nbdHost: "",
+      nbdPort: 0,
+      exportName: "",
+    };
+  });
+}
 
-/** The disk's nodes in QEMU; `export_` tells where the secondary's copy is. */
-export function diskOption(config: VmConfig, export_: SecondaryAddresses["nbd"]): { disk?: PrimaryDisk } {
-  const { disk } = config;
-  if (disk === false || export_ === undefined) return {};
-  return {
-    disk: {
-      quorumNode: disk.quorum_node,
-      replicationNode: "colo-replication0",
-      nbdNode: "colo-nbd0",
-      nbdHost: export_.host,
-      nbdPort: export_.port,
-      exportName: export_.exportName,
-    },
-  };
+/**
+ * The same with the secondary's copies.
+ * @throws Error if the two hosts have not the same disks configured
+ */
+export function disksWithExports(config: VmConfig, offer: SecondaryAddresses["nbd"]): PrimaryDisk[] {
+  const exports = offer?.exports ?? {};
+  const here = config.disk.map((disk) => disk.name);
+  const there = Object.keys(exports);
+  if (here.length !== there.length || here.some((name) => exports[name] === undefined)) {
+    const list = (names: string[]) => (names.length === 0 ? "none" : names.join(", "));
+    throw new Error(
+      `VM ${config.name} has the disks ${list(here)} on this host and ${list(there)} on the peer; [[vm.disk]] must be the same on both`,
+    );
+  }
+  return disksOf(config).map((disk, index) => ({
+    ...disk,
+    nbdHost: offer?.host ?? "",
+    nbdPort: offer?.port ?? 0,
+    exportName: exports[here[index] as string] as string,
+  }));
 }

@@ -22,8 +22,8 @@ export interface HeartbeatAnswer {
 
 export interface SecondaryAddresses {
   migrate: { host: string; port: number };
-  /** undefined: the VM has no disk. */
-  nbd: { host: string; port: number; exportName: string } | undefined;
+  /** undefined: the VM has no disk. `exports`: the export's name, by the disk's. */
+  nbd: { host: string; port: number; exports: Record<string, string> } | undefined;
 }
 
 /** request type -> [body, answer] */

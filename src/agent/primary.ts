@@ -3,10 +3,16 @@
  * src/failover/decide.ts; nothing here changes who may send.
  */
 import type { ReportedDivergence } from "../divergence/recorder.ts";
-import { announceSelf, primaryFailover, secondaryFailover, startProtection } from "../qmp/colo.ts";
+import {
+  announceSelf,
+  connections,
+  primaryFailover,
+  secondaryFailover,
+  startProtection,
+} from "../qmp/colo.ts";
 import { coloMode, MIGRATION_ENDED, migrationStatus, orAborted, yank } from "../qmp/vm.ts";
 import { type CheckpointCause, Checkpoints } from "./checkpoint.ts";
-import { diskOption, type Machine, NO_EXPORT } from "./machine.ts";
+import { disksOf, disksWithExports, type Machine } from "./machine.ts";
 
 const PREPARE_TIMEOUT_MS = 20_000;
 const ENTER_TIMEOUT_MS = 5_000;
@@ -65,10 +71,10 @@ export class Primary {
       try {
         if ((await coloMode(qmp)) === "secondary") {
           // A takeover was recorded, and the agent died before it was carried out.
-          await secondaryFailover(qmp, { disk: config.disk !== false });
+          await secondaryFailover(qmp, { disks: config.disk.length > 0 });
           await announceSelf(qmp);
         } else {
-          await primaryFailover(qmp, diskOption(config, NO_EXPORT));
+          await primaryFailover(qmp, { disks: disksOf(config) });
         }
       } catch (error) {
         log.error("QEMU did not leave COLO cleanly", { error });
@@ -83,12 +89,7 @@ export class Primary {
    */
   async probe(): Promise<void> {
     const { qmp, config } = this.#machine;
-    const { disk } = diskOption(config, NO_EXPORT);
-    await yank(
-      qmp,
-      [{ type: "migration" }, ...(disk ? [{ type: "block-node", "node-name": disk.nbdNode } as const] : [])],
-      PROBE_TIMEOUT_MS,
-    );
+    await yank(qmp, connections(disksOf(config)), PROBE_TIMEOUT_MS);
     await qmp.execute("query-status", undefined, { timeoutMs: PROBE_TIMEOUT_MS });
   }
 
@@ -111,7 +112,7 @@ export class Primary {
         {
           migrateHost: addresses.migrate.host,
           migratePort: addresses.migrate.port,
-          ...diskOption(config, addresses.nbd),
+          disks: disksWithExports(config, addresses.nbd),
           signal,
         },
         {

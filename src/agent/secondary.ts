@@ -27,7 +27,7 @@ export class Secondary {
   }
 
   /**
-   * Gets QEMU ready for the incoming migration. The disk's export is named after the generation: a primary that is no longer in
+   * Gets QEMU ready for the incoming migration. The disks' exports are named after the generation: a primary that is no longer in
    * charge finds none to write to.
    */
   async prepare(generation: number): Promise<SecondaryAddresses> {
@@ -36,27 +36,23 @@ export class Secondary {
     // Frames of the VM's former life on this host: others have gone on from there, so they must never be sent.
     const discarded = await proxy.discard();
     if (discarded > 0) log.info("frames that an earlier agent had held were dropped", { discarded });
-    const { disk } = config;
     const migrate = { host: replicationAddress, port: config.migrate_port };
-    const nbd =
-      disk === false
-        ? undefined
-        : { host: replicationAddress, port: disk.nbd_port, exportName: `${config.name}-${generation}` };
+    const server = { host: replicationAddress, port: config.nbd_port };
+    const exports = config.disk.map((disk) => ({
+      disk: disk.name,
+      name: `${config.name}-${generation}-${disk.name}`,
+      node: disk.export_node,
+    }));
     await prepareSecondary(qmp, {
       migrateHost: migrate.host,
       migratePort: migrate.port,
-      ...(nbd === undefined || disk === false
-        ? {}
-        : {
-            disk: {
-              nbdHost: nbd.host,
-              nbdPort: nbd.port,
-              exportName: nbd.exportName,
-              exportNode: disk.export_node,
-            },
-          }),
+      nbd: exports.length === 0 ? undefined : { ...server, exports },
     });
-    return { migrate, nbd };
+    if (exports.length === 0) return { migrate, nbd: undefined };
+    return {
+      migrate,
+      nbd: { ...server, exports: Object.fromEntries(exports.map(({ disk, name }) => [disk, name])) },
+    };
   }
 
   /** The primary has stopped for the switch-over: from now on the taps take its input only. */
@@ -79,7 +75,7 @@ export class Secondary {
     await qmp.execute("query-status", undefined, { timeoutMs: 500 }).catch(() => undefined);
     this.stop();
     await proxy.takeOver(this.#inCheckpoint);
-    const failover = await secondaryFailover(qmp, { disk: config.disk !== false });
+    const failover = await secondaryFailover(qmp, { disks: config.disk.length > 0 });
     await proxy.takenOver(this.#inCheckpoint ? failover.loadedPending : undefined);
     await announceSelf(qmp);
   }

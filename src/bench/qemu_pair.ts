@@ -26,7 +26,7 @@ import {
   TAP,
 } from "../lab/network.ts";
 import { endProcess, identify, isAlive, type ProcessIdentity } from "../lab/process.ts";
-import { LAB_NODES, type LabQemu, startQemu } from "../lab/qemu.ts";
+import { LAB_NODES, type LabQemu, labDisk, startQemu } from "../lab/qemu.ts";
 import { QmpClient } from "../qmp/client.ts";
 import { prepareSecondary } from "../qmp/colo.ts";
 import { addNbdNode, attachReplication, type PrimaryDisk } from "../qmp/primary_disk.ts";
@@ -137,7 +137,7 @@ export class QemuPair {
         kernel: guestKernel(),
         initrd: guestInitrd(),
         append: guestCommandLine({ ip4: `${GUEST_IPV4}/24`, ip6: `${GUEST_IPV6}/64` }),
-        diskPath,
+        disks: [labDisk(diskPath)],
         network: { tap: TAP, mac: GUEST_MAC },
         netns: this.namespaces[letter],
         name: `${name}-${letter}`,
@@ -177,7 +177,7 @@ export class QemuPair {
     };
     if (this.options.proxy) await proxyConnected(primary);
     await prepareSecondary(secondary, {
-      disk: { nbdHost: host, nbdPort: NBD_PORT, exportName: EXPORT_NAME, exportNode: LAB_NODES.disk },
+      nbd: { host, port: NBD_PORT, exports: [{ name: EXPORT_NAME, node: LAB_NODES.disk }] },
       migrateHost: host,
       migratePort: MIGRATE_PORT,
     });

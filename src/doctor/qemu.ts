@@ -103,7 +103,7 @@ async function pair(context: DoctorContext): Promise<Finding> {
         await primary.goesOn();
       } else {
         await primary.kill();
-        await secondaryFailover(secondary.client, { disk: false });
+        await secondaryFailover(secondary.client, { disks: false });
         await secondary.goesOn();
         return ok(
           `entered COLO, made checkpoints (pause ${pauseMs.toFixed(0)} ms), survived the loss of either side; ` +

@@ -31,7 +31,7 @@ import {
   TAP,
 } from "./network.ts";
 import { endProcess, identify, isAlive, type ProcessIdentity, startDetached } from "./process.ts";
-import { LAB_NODES, startQemu } from "./qemu.ts";
+import { LAB_NODES, labDisk, startQemu } from "./qemu.ts";
 
 const ROOT = "/run/colo-agent-lab";
 const PIN_ROOT = "/sys/fs/bpf/colo-agent";
@@ -380,7 +380,7 @@ export class Lab {
       kernel: options.kernel ?? guestKernel(),
       ...(initrd === undefined ? {} : { initrd }),
       ...(append === undefined ? {} : { append }),
-      diskPath: host.disk,
+      disks: [labDisk(host.disk)],
       network: { tap: TAP, mac: GUEST_MAC },
       netns: host.netns,
       name: `${this.state.name}-${letter}`,
@@ -459,11 +459,14 @@ name = "${VM_NAME}"
 qmp = "${join(this.directory, letter, "qmp.sock")}"
 uplink = "uplink"
 initial_role = "${letter === "a" ? "primary" : "secondary"}"
-disk = { quorum_node = "${LAB_NODES.quorum}", export_node = "${LAB_NODES.disk}" }
 ${options.vmConfig ?? ""}
 
 [[vm.nic]]
 tap = "${TAP}"
+
+[[vm.disk]]
+quorum_node = "${LAB_NODES.quorum}"
+export_node = "${LAB_NODES.disk}"
 `;
   }
 }

@@ -1,28 +1,22 @@
-/**
- * Lab QEMUs: one command line for both roles, so that the machines are the same on both sides as migration needs it.
- *
- * The disk's graph, from the device down (node names in quotes), as docs of QEMU's block replication lay it out:
- *
- *   primary    virtio-blk ─ "colo-disk0" quorum ─ "disk0" raw file
- *                                            └── (added by the agent) replication, primary ─ NBD client
- *   secondary  virtio-blk ─ "colo-disk0" quorum ─ "secondary0" replication ─ "active0" qcow2 ─ "hidden0" qcow2 ─ "disk0" raw
- *
- * The secondary exports "disk0" over NBD. After it has taken over, "active0" is committed into "disk0", so the VM's disk is
- * the file DISK in both roles.
- */
+/** Lab QEMUs: one command line for both roles, so that the machines are the same on both sides as migration needs it. */
 import { spawn } from "node:child_process";
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, statSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { QmpClient } from "../qmp/client.ts";
+import { createOverlays, type Disk, diskArguments, secondaryNodes } from "../storage/disk_graph.ts";
 import { tcgCheckpointPlugin } from "./tcg_checkpoint.ts";
 
-/** Block node names of a lab VM; the agent is configured with them. */
+/** The one disk of a VM that does not need others. */
+export function labDisk(path: string): Disk {
+  const nodes = { quorumNode: "colo-disk0", baseNode: "disk0" };
+  return { name: "disk0", path, format: "raw", device: "virtio-blk", ...nodes };
+}
+
+/** Block node names of {@link labDisk}; the agent is configured with them. */
 export const LAB_NODES = {
-  quorum: "colo-disk0",
-  disk: "disk0",
-  secondaryReplication: "secondary0",
-  active: "active0",
-  hidden: "hidden0",
+  quorum: labDisk("").quorumNode,
+  disk: labDisk("").baseNode,
+  active: secondaryNodes(labDisk("")).active,
 } as const;
 
 export interface LabQemuOptions {
@@ -43,8 +37,8 @@ export interface LabQemuOptions {
   initrd?: string;
   /** Kernel command line. Default "console=ttyS0 quiet". */
   append?: string;
-  /** A raw image whose length is a multiple of 64 KiB; on the secondary it is overwritten with the primary's. */
-  diskPath?: string;
+  /** Default none. */
+  disks?: readonly Disk[];
   /** An existing tap (in `netns`, if that is given). The MAC must be the same on both sides. */
   network?: { tap: string; mac: string };
   /** Network namespace to run in. */
@@ -68,8 +62,6 @@ export interface LabPaths {
   /** The guest's first serial port. */
   serial: string;
   pidFile: string;
-  active: string;
-  hidden: string;
 }
 
 export function labPaths(directory: string): LabPaths {
@@ -79,46 +71,7 @@ export function labPaths(directory: string): LabPaths {
     log: join(directory, "qemu.log"),
     serial: join(directory, "serial.log"),
     pidFile: join(directory, "qemu.pid"),
-    active: join(directory, "active.qcow2"),
-    hidden: join(directory, "hidden.qcow2"),
   };
-}
-
-/** The -blockdev and -device arguments of one disk; see the graph above. */
-export function diskArguments(role: "primary" | "secondary", diskPath: string, paths: LabPaths): string[] {
-  const file = (filename: string) => ({ driver: "file", filename });
-  const blockdevs: object[] = [{ driver: "raw", "node-name": LAB_NODES.disk, file: file(diskPath) }];
-  if (role === "secondary") {
-    blockdevs.push({
-      driver: "replication",
-      "node-name": LAB_NODES.secondaryReplication,
-      mode: "secondary",
-      "top-id": LAB_NODES.quorum,
-      file: {
-        driver: "qcow2",
-        "node-name": LAB_NODES.active,
-        file: file(paths.active),
-        backing: {
-          driver: "qcow2",
-          "node-name": LAB_NODES.hidden,
-          file: file(paths.hidden),
-          backing: LAB_NODES.disk,
-        },
-      },
-    });
-  }
-  blockdevs.push({
-    driver: "quorum",
-    "node-name": LAB_NODES.quorum,
-    children: [role === "primary" ? LAB_NODES.disk : LAB_NODES.secondaryReplication],
-    "vote-threshold": 1,
-    "read-pattern": "fifo",
-  });
-  return [
-    ...blockdevs.flatMap((blockdev) => ["-blockdev", JSON.stringify(blockdev)]),
-    "-device",
-    `virtio-blk-pci,id=blk0,drive=${LAB_NODES.quorum}`,
-  ];
 }
 
 /**
@@ -127,7 +80,7 @@ export function diskArguments(role: "primary" | "secondary", diskPath: string, p
  */
 export function qemuArguments(options: LabQemuOptions): string[] {
   const paths = labPaths(options.directory);
-  const { role, diskPath, network, kernel, initrd } = options;
+  const { role, disks = [], network, kernel, initrd } = options;
   const arguments_ = [
     "-name",
     options.name ?? `lab-${role}`,
@@ -169,7 +122,7 @@ export function qemuArguments(options: LabQemuOptions): string[] {
       `virtio-net-pci,id=nic0,netdev=net0,mac=${network.mac},romfile=,guest_announce=off`,
     );
   }
-  if (diskPath !== undefined) arguments_.push(...diskArguments(role, diskPath, paths));
+  arguments_.push(...diskArguments(role, disks, options.directory));
   if (role === "secondary") arguments_.push("-incoming", "defer");
   if (options.plugin !== undefined) arguments_.push("-plugin", `file=${options.plugin}`);
   return [...arguments_, ...(options.extraArguments ?? [])];
@@ -179,11 +132,6 @@ export function qemuArguments(options: LabQemuOptions): string[] {
 export function qemuCommand(options: LabQemuOptions): string[] {
   const netns = options.netns === undefined ? [] : ["ip", "netns", "exec", options.netns];
   return [...netns, ...options.qemuArgv, ...qemuArguments(options)];
-}
-
-/** The command that makes one of the secondary's overlays; all lengths in the graph have to be equal. */
-export function overlayCommand(qemuImgArgv: readonly string[], path: string, diskBytes: number): string[] {
-  return [...qemuImgArgv, "create", "-q", "-f", "qcow2", path, String(diskBytes)];
 }
 
 export interface LabQemu extends LabPaths {
@@ -201,7 +149,7 @@ export async function startQemu(options: LabQemuOptions, timeoutMs = 20_000): Pr
   const paths = labPaths(options.directory);
   mkdirSync(options.directory, { recursive: true });
   for (const path of [paths.qmp, paths.qmpSpare, paths.pidFile]) rmSync(path, { force: true });
-  if (options.role === "secondary" && options.diskPath !== undefined) await createOverlays(options, paths);
+  if (options.role === "secondary") await makeOverlays(options);
 
   const needsPlugin = (options.accelerator ?? "tcg") === "tcg";
   const command = qemuCommand(needsPlugin ? { plugin: tcgCheckpointPlugin(), ...options } : options);
@@ -255,26 +203,19 @@ export async function killQemu(pid: number): Promise<void> {
 function isRunning(pid: number): boolean {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-    // A zombie holds neither files nor sockets; its parent, if that is us, reaps it later.
-    return stat.slice(stat.lastIndexOf(")") + 2, stat.lastIndexOf(")") + 3) !== "Z";
+    // A zombie holds neither files nor sockets once its other threads are gone too; its parent, if that is us, reaps it later.
+    const zombie = stat.slice(stat.lastIndexOf(")") + 2, stat.lastIndexOf(")") + 3) === "Z";
+    return !zombie || readdirSync(`/proc/${pid}/task`).length > 1;
   } catch {
     return false;
   }
 }
 
-async function createOverlays(options: LabQemuOptions, paths: LabPaths): Promise<void> {
-  if (options.qemuImgArgv === undefined) throw new Error("A lab secondary with a disk needs qemuImgArgv.");
-  const diskBytes = statSync(options.diskPath as string).size;
-  for (const path of [paths.active, paths.hidden]) {
-    rmSync(path, { force: true });
-    const command = overlayCommand(options.qemuImgArgv, path, diskBytes);
-    const child = Bun.spawn(command, {
-      stdio: ["ignore", "ignore", "pipe"],
-      env: { ...process.env, ...options.environment },
-    });
-    const message = await new Response(child.stderr).text();
-    if ((await child.exited) !== 0) throw new Error(`${command.join(" ")} failed: ${message.trim()}`);
-  }
+async function makeOverlays(options: LabQemuOptions): Promise<void> {
+  const { disks = [], directory, qemuImgArgv, environment } = options;
+  if (disks.length === 0) return;
+  if (qemuImgArgv === undefined) throw new Error("A lab secondary with a disk needs qemuImgArgv.");
+  await createOverlays(disks, directory, { argv: qemuImgArgv, environment });
 }
 
 function tail(path: string): string {

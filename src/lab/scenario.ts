@@ -4,7 +4,7 @@
  */
 import { closeSync, openSync, readSync } from "node:fs";
 import { QmpClient } from "../qmp/client.ts";
-import { secondaryDiskCommitted } from "../qmp/colo.ts";
+import { secondaryDisksCommitted } from "../qmp/colo.ts";
 import type { Lab } from "./lab.ts";
 import { GUEST_IPV4, type HostLetter } from "./network.ts";
 import { patternBytes } from "./pattern.ts";
@@ -133,7 +133,7 @@ async function waitForCommit(lab: Lab): Promise<void> {
   const qmp = await QmpClient.connect(lab.host("b").qmp!);
   try {
     const deadline = performance.now() + RECOVERY_TIMEOUT_MS;
-    while (!(await secondaryDiskCommitted(qmp, LAB_NODES.active))) {
+    while (!(await secondaryDisksCommitted(qmp, [LAB_NODES.active]))) {
       if (performance.now() > deadline) throw new Error("QEMU did not write the overlays back into the disk");
       await Bun.sleep(100);
     }

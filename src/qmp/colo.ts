@@ -13,6 +13,7 @@ export {
   type VersionVerdict,
 } from "./check.ts";
 export {
+  connections,
   type PrimaryFailover,
   type Protection,
   type ProtectionHooks,
@@ -25,10 +26,11 @@ export {
 export type { DiskProgress, PrimaryDisk } from "./primary_disk.ts";
 export {
   announceSelf,
+  type NbdServer,
   type PrepareSecondaryOptions,
   prepareSecondary,
   type SecondaryFailover,
-  secondaryDiskCommitted,
+  secondaryDisksCommitted,
   secondaryFailover,
 } from "./secondary.ts";
 export { ColoProcedureError } from "./vm.ts";

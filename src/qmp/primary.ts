@@ -3,8 +3,8 @@
  *
  * Protecting a running VM, with the VM stopped only from 5 to 8:
  *
- *   1  NBD client to the secondary's export            5  switch-over: VM stopped, onStopped()
- *   2  copy the disk, then follow its writes           6  end the copy (disks are equal), attach the replication
+ *   1  NBD clients to the secondary's exports          5  switch-over: VM stopped, onStopped()
+ *   2  copy the disks, then follow their writes        6  end the copies (disks are equal), attach the replication
  *   3  capabilities, parameters                        7  migrate-continue
  *   4  migrate: memory, while the VM runs              8  MIGRATION colo, first RESUME
  *
@@ -15,10 +15,10 @@ import { QmpAbortedError, QmpCommandError } from "./errors.ts";
 import {
   addNbdNode,
   attachReplication,
-  copyDisk,
+  copyDisks,
   type DiskProgress,
   detachReplication,
-  finishCopy,
+  finishCopies,
   type PrimaryDisk,
   probeNbdServer,
   removeDiskNodes,
@@ -43,8 +43,8 @@ const BANDWIDTH_UNLIMITED_BYTES = 10 ** 13;
 const POLL_MS = 100;
 
 export interface ProtectionOptions {
-  /** Left out for a VM without a disk. */
-  disk?: PrimaryDisk | undefined;
+  /** Default: a VM without a disk. */
+  disks?: readonly PrimaryDisk[];
   /** Where the secondary's QEMU listens for the migration. */
   migrateHost: string;
   migratePort: number;
@@ -67,7 +67,8 @@ export interface ProtectionOptions {
 export interface ProtectionHooks {
   /** A step begins. */
   onStep?: (step: string) => void;
-  onDiskProgress?: (progress: DiskProgress) => void;
+  /** One entry a disk. */
+  onDiskProgress?: (progress: readonly DiskProgress[]) => void;
   onMemoryProgress?: (progress: { transferredBytes: number; remainingBytes: number }) => void;
   /**
    * The VM is stopped for the switch-over and sends nothing: the data plane's moment to change from alone to protected. If
@@ -98,7 +99,7 @@ export async function startProtection(
   options: ProtectionOptions,
   hooks: ProtectionHooks = {},
 ): Promise<Protection> {
-  const { disk, migrateHost, migratePort } = options;
+  const { disks = [], migrateHost, migratePort } = options;
   const { downtimeMs = 300, convergeMs = 60_000, stallMs = 10_000, switchoverMs = 30_000 } = options;
   const { commandMs = 5_000, probeMs = 2_000, signal = new AbortController().signal } = options;
   let step = "";
@@ -119,17 +120,13 @@ export async function startProtection(
   const both = AbortSignal.any([signal, abort.signal]);
   try {
     let diskBytes = 0;
-    if (disk !== undefined) {
-      enter("Reaching the secondary's disk");
-      await probeNbdServer(disk.nbdHost, disk.nbdPort, probeMs);
-      await addNbdNode(client, disk, commandMs);
-      enter("Copying the disk");
-      const { totalBytes } = await copyDisk(client, disk, {
-        stallMs,
-        signal,
-        onProgress: hooks.onDiskProgress,
-      });
-      diskBytes = totalBytes;
+    if (disks.length > 0) {
+      enter("Reaching the secondary's disks");
+      await probeNbdServers(disks, probeMs);
+      for (const disk of disks) await addNbdNode(client, disk, commandMs);
+      enter("Copying the disks");
+      const copied = await copyDisks(client, disks, { stallMs, signal, onProgress: hooks.onDiskProgress });
+      diskBytes = copied.reduce((sum, { totalBytes }) => sum + totalBytes, 0);
     }
 
     enter("Copying the memory");
@@ -159,11 +156,11 @@ export async function startProtection(
     stoppedHookRan = true;
     await hooks.onStopped?.();
     signal.throwIfAborted();
-    if (disk !== undefined) {
+    if (disks.length > 0) {
       enter("Completing the disk copy");
-      await orAborted(finishCopy(client, disk, left()), signal);
+      await orAborted(finishCopies(client, disks, left()), signal);
       enter("Attaching the disk replication");
-      await orAborted(attachReplication(client, disk), signal);
+      for (const disk of disks) await orAborted(attachReplication(client, disk), signal);
     }
 
     enter("Entering COLO");
@@ -194,7 +191,7 @@ export async function startProtection(
       memoryBytes,
     };
   } catch (error) {
-    const leftovers = await undoProtection(client, disk, {
+    const leftovers = await undoProtection(client, disks, {
       commandMs,
       beforeResume: stoppedHookRan ? hooks.onUndo : undefined,
     });
@@ -236,23 +233,21 @@ export interface PrimaryFailover {
  */
 export async function primaryFailover(
   client: QmpClient,
-  { disk, timeoutMs = 10_000 }: { disk?: PrimaryDisk | undefined; timeoutMs?: number } = {},
+  { disks = [], timeoutMs = 10_000 }: { disks?: readonly PrimaryDisk[]; timeoutMs?: number } = {},
 ): Promise<PrimaryFailover> {
   const startMs = performance.now();
   let step = "Cutting the connections to the secondary";
   try {
-    await yank(client, connections(disk));
+    await yank(client, connections(disks));
     step = "query-status";
     const wasStopped = !(await runStatus(client)).running;
-    if (disk !== undefined) {
-      step = "Detaching the disk replication";
-      await detachReplication(client, disk, timeoutMs);
-    }
+    step = "Detaching the disk replication";
+    for (const disk of disks) await detachReplication(client, disk, timeoutMs);
     step = "Leaving COLO";
     await leaveColo(client, timeoutMs);
     step = "Resuming the VM";
     await ensureRunning(client);
-    const leftovers = disk === undefined ? [] : await removeDiskNodes(client, disk, timeoutMs);
+    const leftovers = await removeDiskNodes(client, disks, timeoutMs);
     await resetCapabilities(client).catch((error) => leftovers.push(messageOf(error)));
     return { wasStopped, durationMs: performance.now() - startMs, leftovers };
   } catch (error) {
@@ -260,9 +255,17 @@ export async function primaryFailover(
   }
 }
 
-function connections(disk: PrimaryDisk | undefined): YankInstance[] {
-  const migration: YankInstance = { type: "migration" };
-  return disk === undefined ? [migration] : [{ type: "block-node", "node-name": disk.nbdNode }, migration];
+/** All connections to the secondary. */
+export function connections(disks: readonly Pick<PrimaryDisk, "nbdNode">[]): YankInstance[] {
+  return [
+    ...disks.map(({ nbdNode }): YankInstance => ({ type: "block-node", "node-name": nbdNode })),
+    { type: "migration" },
+  ];
+}
+
+async function probeNbdServers(disks: readonly PrimaryDisk[], timeoutMs: number): Promise<void> {
+  const servers = new Map(disks.map((disk) => [`${disk.nbdHost} ${disk.nbdPort}`, disk]));
+  for (const { nbdHost, nbdPort } of servers.values()) await probeNbdServer(nbdHost, nbdPort, timeoutMs);
 }
 
 async function checkStartable(client: QmpClient): Promise<void> {
@@ -327,7 +330,7 @@ function abortReason(signal: AbortSignal): unknown {
  */
 export async function undoProtection(
   client: QmpClient,
-  disk: PrimaryDisk | undefined,
+  disks: readonly PrimaryDisk[],
   {
     commandMs = 5_000,
     beforeResume,
@@ -343,7 +346,7 @@ export async function undoProtection(
   };
   await attempt("the data plane was not switched back", async () => beforeResume?.());
   await attempt("the connections to the secondary are open", () =>
-    yank(client, connections(disk), commandMs),
+    yank(client, connections(disks), commandMs),
   );
   try {
     await runStatus(client);
@@ -351,16 +354,14 @@ export async function undoProtection(
     // Each further step would only run into its own time limit.
     return [...leftovers, `QEMU does not answer, nothing could be undone (${messageOf(error)})`];
   }
-  if (disk !== undefined) {
-    await attempt("the replication is attached", () => detachReplication(client, disk, commandMs));
+  for (const disk of disks) {
+    await attempt(`the replication of ${disk.quorumNode} is attached`, () =>
+      detachReplication(client, disk, commandMs),
+    );
   }
   await attempt("the migration runs", () => endMigration(client, commandMs));
   await attempt("the VM is stopped", () => ensureRunning(client));
-  if (disk !== undefined) {
-    await attempt("the disk's nodes", async () => {
-      leftovers.push(...(await removeDiskNodes(client, disk, commandMs)));
-    });
-  }
+  leftovers.push(...(await removeDiskNodes(client, disks, commandMs)));
   await attempt("the migration capabilities are set", () => resetCapabilities(client));
   return leftovers;
 }

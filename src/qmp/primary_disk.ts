@@ -1,5 +1,5 @@
 /**
- * The primary's half of disk replication: a full copy to the secondary, then every write sent along.
+ * The primary's half of disk replication: a full copy to the secondary, then every write sent along. For each disk:
  *
  *   "nbdNode"          NBD client on the secondary's export: first the copy's target, then the replication's file
  *   "replicationNode"  replication, mode primary, on top of it, added as a further child of the VM's quorum
@@ -8,6 +8,7 @@
  */
 import { connect } from "node:net";
 import type { QmpClient } from "./client.ts";
+import { QmpCommandError } from "./errors.ts";
 import { type BlockNode, blockNodes, messageOf } from "./vm.ts";
 
 export interface PrimaryDisk {
@@ -22,9 +23,13 @@ export interface PrimaryDisk {
   exportName: string;
 }
 
+/** How far the copy of one disk is. Bytes that the VM changes meanwhile count again, so `totalBytes` grows. */
 export interface DiskProgress {
+  quorumNode: string;
   copiedBytes: number;
   totalBytes: number;
+  /** The copy only follows what the VM writes. */
+  follows: boolean;
 }
 
 export function mirrorJobId(disk: Pick<PrimaryDisk, "nbdNode">): string {
@@ -75,61 +80,118 @@ const NEAR_END_BYTES = 64 * 1024 * 1024;
 /** How long a copy that is ready may take to say that it follows each write; without it the switch-over takes longer. */
 const FOLLOW_MS = 2_000;
 
+/** One disk's copy while it runs. */
+interface Copy {
+  disk: PrimaryDisk;
+  leastLeftBytes: number;
+  progressMs: number;
+  blocking: boolean;
+  readyMs: number | undefined;
+  progress: DiskProgress;
+}
+
 /**
- * Copies the whole disk while the VM runs, until the copy only follows what the VM writes. Towards the end, and when the VM
- * writes as fast as the link carries, each write waits for its copy: so the copy does end, and little is left to do once the
- * VM stops.
- * @param stallMs without getting nearer to the end the copy is given up
+ * Copies whole disks at the same time while the VM runs, until the copies only follow what the VM writes. Towards the end, and
+ * when the VM writes as fast as the link carries, each write waits for its copy: so a copy does end, and little is left to
+ * do once the VM stops.
+ * @param stallMs a copy that gets no nearer to its end for so long is given up
  */
-export async function copyDisk(
+export async function copyDisks(
   client: QmpClient,
-  disk: PrimaryDisk,
+  disks: readonly PrimaryDisk[],
   {
     stallMs,
     signal,
     onProgress,
-  }: { stallMs: number; signal: AbortSignal; onProgress?: ((progress: DiskProgress) => void) | undefined },
-): Promise<DiskProgress> {
-  const id = mirrorJobId(disk);
-  await client.execute("blockdev-mirror", {
-    "job-id": id,
-    device: disk.quorumNode,
-    target: disk.nbdNode,
-    sync: "full",
-  });
-  let leastLeftBytes = Number.POSITIVE_INFINITY;
-  let progressMs = performance.now();
-  let readyMs: number | undefined;
-  let blocking = false;
+  }: {
+    stallMs: number;
+    signal: AbortSignal;
+    onProgress?: ((progress: readonly DiskProgress[]) => void) | undefined;
+  },
+): Promise<DiskProgress[]> {
+  const copies: Copy[] = [];
+  for (const disk of disks) {
+    const { quorumNode, nbdNode } = disk;
+    await client.execute("blockdev-mirror", {
+      "job-id": mirrorJobId(disk),
+      device: quorumNode,
+      target: nbdNode,
+      sync: "full",
+    });
+    copies.push({
+      disk,
+      leastLeftBytes: Number.POSITIVE_INFINITY,
+      progressMs: performance.now(),
+      blocking: false,
+      readyMs: undefined,
+      progress: { quorumNode, copiedBytes: 0, totalBytes: 0, follows: false },
+    });
+  }
   for (;;) {
     signal.throwIfAborted();
-    const job = await findMirror(client, id);
-    if (job === undefined)
-      throw new Error("the copy ended early: the connection to the secondary's disk was lost");
-    const progress = { copiedBytes: job.offset, totalBytes: job.len };
+    const jobs = await client.execute<MirrorJob[]>("query-block-jobs");
+    for (const copy of copies) await advance(client, copy, jobs, stallMs);
+    const progress = copies.map((copy) => copy.progress);
     onProgress?.(progress);
-    const nowMs = performance.now();
-    const leftBytes = job.len - job.offset;
-    if (leftBytes < leastLeftBytes) {
-      leastLeftBytes = leftBytes;
-      progressMs = nowMs;
-    }
-    const standingMs = nowMs - progressMs;
-    if (!blocking && (job.ready || leftBytes < NEAR_END_BYTES || standingMs > stallMs / 2)) {
-      blocking = true;
-      await client.execute("block-job-change", { id, type: "mirror", "copy-mode": "write-blocking" });
-    } else if (job.ready) {
-      readyMs ??= nowMs;
-      if (job["actively-synced"] === true || nowMs - readyMs > FOLLOW_MS) return progress;
-    } else if (standingMs > stallMs) {
-      throw new Error(`the copy got no further for ${stallMs} ms, at ${job.offset} of ${job.len} bytes`);
-    }
-    await Bun.sleep(leftBytes < NEAR_END_BYTES ? 10 : 100);
+    if (progress.every((one) => one.follows)) return progress;
+    const nearEnd = copies.every((copy) => copy.leastLeftBytes < NEAR_END_BYTES);
+    await Bun.sleep(nearEnd ? 10 : 100);
   }
 }
 
-/** Ends a copy that follows, while the VM is stopped: both disks are then the same. */
-export async function finishCopy(client: QmpClient, disk: PrimaryDisk, timeoutMs: number): Promise<void> {
+/** Looks at one copy and does what is due. */
+async function advance(
+  client: QmpClient,
+  copy: Copy,
+  jobs: readonly MirrorJob[],
+  stallMs: number,
+): Promise<void> {
+  const { disk } = copy;
+  const id = mirrorJobId(disk);
+  const job = jobs.find((one) => one.device === id);
+  if (job === undefined) {
+    throw new Error(
+      `the copy of ${disk.quorumNode} ended early: the connection to the secondary's disk was lost`,
+    );
+  }
+  const nowMs = performance.now();
+  const leftBytes = job.len - job.offset;
+  if (leftBytes < copy.leastLeftBytes) {
+    copy.leastLeftBytes = leftBytes;
+    copy.progressMs = nowMs;
+  }
+  const standingMs = nowMs - copy.progressMs;
+  if (!copy.blocking && (job.ready || leftBytes < NEAR_END_BYTES || standingMs > stallMs / 2)) {
+    copy.blocking = true;
+    await client.execute("block-job-change", { id, type: "mirror", "copy-mode": "write-blocking" });
+  } else if (job.ready) {
+    copy.readyMs ??= nowMs;
+  } else if (standingMs > stallMs) {
+    throw new Error(
+      `the copy of ${disk.quorumNode} got no further for ${stallMs} ms, at ${job.offset} of ${job.len} bytes`,
+    );
+  }
+  const follows =
+    copy.readyMs !== undefined && (job["actively-synced"] === true || nowMs - copy.readyMs > FOLLOW_MS);
+  copy.progress = {
+    quorumNode: disk.quorumNode,
+    copiedBytes: job.offset,
+    totalBytes: job.len,
+    follows: copy.progress.follows || follows,
+  };
+}
+
+/** Ends copies that follow, while the VM is stopped: source and target of each are then the same. */
+export async function finishCopies(
+  client: QmpClient,
+  disks: readonly PrimaryDisk[],
+  timeoutMs: number,
+): Promise<void> {
+  const results = await Promise.allSettled(disks.map((disk) => finishCopy(client, disk, timeoutMs)));
+  for (const result of results) if (result.status === "rejected") throw result.reason;
+}
+
+async function finishCopy(client: QmpClient, disk: PrimaryDisk, timeoutMs: number): Promise<void> {
   const id = mirrorJobId(disk);
   const abort = new AbortController();
   const ended = client.waitFor(
@@ -145,7 +207,9 @@ export async function finishCopy(client: QmpClient, disk: PrimaryDisk, timeoutMs
     await client.execute("block-job-cancel", { device: id }, { timeoutMs });
     const event = await ended;
     if (event.name !== "BLOCK_JOB_COMPLETED" || event.data.error !== undefined) {
-      throw new Error(`the copy did not complete: ${String(event.data.error ?? "it was cancelled")}`);
+      throw new Error(
+        `the copy of ${disk.quorumNode} did not complete: ${String(event.data.error ?? "it was cancelled")}`,
+      );
     }
   } finally {
     abort.abort();
@@ -175,29 +239,38 @@ export async function detachReplication(
 }
 
 /**
- * Removes job and nodes of a replication that is detached; what is not there is passed over.
+ * Removes jobs and nodes of replications that are detached; what is not there is passed over.
  * @returns sentences on what could not be removed
  */
 export async function removeDiskNodes(
   client: QmpClient,
-  disk: PrimaryDisk,
+  disks: readonly PrimaryDisk[],
   timeoutMs: number,
 ): Promise<string[]> {
   const leftovers: string[] = [];
-  const id = mirrorJobId(disk);
+  const ids = new Set(disks.map(mirrorJobId));
+  const running = async () =>
+    (await client.execute<MirrorJob[]>("query-block-jobs"))
+      .map((job) => job.device)
+      .filter((id) => ids.has(id));
   try {
-    if ((await findMirror(client, id)) !== undefined) {
-      await client.execute("block-job-cancel", { device: id, force: true }, { timeoutMs });
-      const deadlineMs = performance.now() + timeoutMs;
-      while ((await findMirror(client, id)) !== undefined) {
-        if (performance.now() > deadlineMs) throw new Error(`it is still there after ${timeoutMs} ms`);
-        await Bun.sleep(20);
+    for (const id of await running()) {
+      await client.execute("block-job-cancel", { device: id, force: true }, { timeoutMs }).catch((error) => {
+        // It ended by itself between the two commands.
+        if (!(error instanceof QmpCommandError)) throw error;
+      });
+    }
+    const deadlineMs = performance.now() + timeoutMs;
+    for (let left = await running(); left.length > 0; left = await running()) {
+      if (performance.now() > deadlineMs) {
+        throw new Error(`${left.join(", ")} still there after ${timeoutMs} ms`);
       }
+      await Bun.sleep(20);
     }
   } catch (error) {
-    leftovers.push(`block job ${id} (${messageOf(error)})`);
+    leftovers.push(`block jobs (${messageOf(error)})`);
   }
-  for (const node of [disk.replicationNode, disk.nbdNode]) {
+  for (const node of disks.flatMap((disk) => [disk.replicationNode, disk.nbdNode])) {
     try {
       const present = (await blockNodes(client)).some((one) => one["node-name"] === node);
       if (present) await client.execute("blockdev-del", { "node-name": node }, { timeoutMs });
@@ -214,10 +287,6 @@ interface MirrorJob {
   len: number;
   ready: boolean;
   "actively-synced"?: boolean;
-}
-
-async function findMirror(client: QmpClient, id: string): Promise<MirrorJob | undefined> {
-  return (await client.execute<MirrorJob[]>("query-block-jobs")).find((job) => job.device === id);
 }
 
 /** "children.N": the number grows with each protection, so it has to be looked up. */

@@ -10,30 +10,34 @@ import {
   yank,
 } from "./vm.ts";
 
+/** One NBD server with an export for each disk. */
+export interface NbdServer {
+  /** Address and port for the primary's writes; the primary's QEMU connects to it. */
+  host: string;
+  port: number;
+  exports: readonly {
+    /** What the primary asks for. */
+    name: string;
+    /** The secondary's own disk, below the replication node: what is exported. */
+    node: string;
+  }[];
+}
+
 export interface PrepareSecondaryOptions {
   /** Left out for a VM without a disk. */
-  disk?: {
-    /** Address and port for the primary's writes; the primary's QEMU connects to it. */
-    nbdHost: string;
-    nbdPort: number;
-    exportName: string;
-    /** The secondary's own disk, below the replication node: what is exported. */
-    exportNode: string;
-  };
+  nbd?: NbdServer | undefined;
   migrateHost: string;
   migratePort: number;
 }
 
-const EXPORT_ID = "colo-export0";
-
 /**
- * Opens the secondary for a primary: the disk's NBD export first, since replication must find it, then the migration port.
+ * Opens the secondary for a primary: the disks' NBD exports first, since replication must find it, then the migration port.
  * On an error nothing stays open. If it was the migration port, this QEMU takes no other one and has to be started afresh
  * (seen with 11.1.2: "Illegal migration incoming state").
  * @throws ColoProcedureError
  */
 export async function prepareSecondary(client: QmpClient, options: PrepareSecondaryOptions): Promise<void> {
-  const { disk, migrateHost, migratePort } = options;
+  const { nbd, migrateHost, migratePort } = options;
   let step = "query-status";
   let serving = false;
   try {
@@ -45,20 +49,22 @@ export async function prepareSecondary(client: QmpClient, options: PrepareSecond
     }
     step = "Setting the migration capabilities";
     await setCapabilities(client, COLO_CAPABILITIES, true);
-    if (disk !== undefined) {
+    if (nbd !== undefined) {
       step = "Starting the NBD server";
       await client.execute("nbd-server-start", {
-        addr: { type: "inet", data: { host: disk.nbdHost, port: String(disk.nbdPort) } },
+        addr: { type: "inet", data: { host: nbd.host, port: String(nbd.port) } },
       });
       serving = true;
-      step = "Exporting the disk";
-      await client.execute("block-export-add", {
-        type: "nbd",
-        id: EXPORT_ID,
-        "node-name": disk.exportNode,
-        name: disk.exportName,
-        writable: true,
-      });
+      for (const [index, { name, node }] of nbd.exports.entries()) {
+        step = `Exporting the disk ${node}`;
+        await client.execute("block-export-add", {
+          type: "nbd",
+          id: `colo-export${index}`,
+          "node-name": node,
+          name,
+          writable: true,
+        });
+      }
     }
     step = "Opening the migration port";
     await client.execute("migrate-incoming", {
@@ -95,12 +101,12 @@ export interface SecondaryFailover {
  * (migration/colo.c), so a primary that stops sending in the middle blocks the main loop, and only the out-of-band yank gets
  * through. Part of a checkpoint is never used: memory lies in a cache until all of it is there.
  *
- * Afterwards QEMU writes the overlays back into the disk file by itself; see secondaryDiskCommitted.
+ * Afterwards QEMU writes the overlays back into the disk files by itself; see secondaryDiskCommitted.
  * @throws ColoProcedureError; the VM may then be stopped, and calling again is safe
  */
 export async function secondaryFailover(
   client: QmpClient,
-  { disk = true, timeoutMs = 10_000 }: { disk?: boolean; timeoutMs?: number } = {},
+  { disks = true, timeoutMs = 10_000 }: { disks?: boolean; timeoutMs?: number } = {},
 ): Promise<SecondaryFailover> {
   const startMs = performance.now();
   const run: QmpEvent[] = [];
@@ -116,7 +122,7 @@ export async function secondaryFailover(
     const { running } = await runStatus(client);
     // The first event since the beginning tells what was before it; without one the answer does.
     const wasRunning = run.length === 0 ? running : run[0]?.name === "STOP";
-    if (disk) {
+    if (disks) {
       step = "Stopping the NBD server";
       await client.execute("nbd-server-stop", undefined, { timeoutMs }).catch(ignoreNotRunning);
     }
@@ -144,11 +150,15 @@ export async function secondaryFailover(
 }
 
 /**
- * Whether the disk file of a VM that has taken over is complete, so that the overlays are no longer needed: QEMU drops the
+ * Whether the disk files of a VM that has taken over are complete, so that the overlays are no longer needed: QEMU drops the
  * overlay nodes when it has committed them (block/replication.c).
  */
-export async function secondaryDiskCommitted(client: QmpClient, activeNode: string): Promise<boolean> {
-  return !(await blockNodes(client)).some((node) => node["node-name"] === activeNode);
+export async function secondaryDisksCommitted(
+  client: QmpClient,
+  activeNodes: readonly string[],
+): Promise<boolean> {
+  const names = new Set((await blockNodes(client)).map((node) => node["node-name"]));
+  return !activeNodes.some((node) => names.has(node));
 }
 
 /** Makes QEMU tell the switches where the VM's MAC now lives (RARP frames, or the guest's own driver). */

@@ -41,13 +41,48 @@ describe("configuration", () => {
       proxy: "ebpf",
       nic: [{ tap: "tap0", tunnel_id: 1, tunnel_port: 4790 }],
       migrate_port: 7410,
-      disk: { quorum_node: "colo-disk0", export_node: "parent0", nbd_port: 7420 },
+      disk: [],
+      nbd_port: 7420,
       checkpoint: { period_ms: 20_000, max_wait_ms: 250 },
     });
     expect(config.arbiter).toEqual({ type: "none" });
   });
 
+  test("disks are named by their place, and their nodes by their names", () => {
+    const text = `${GOOD}[[vm.disk]]\n[[vm.disk]]\nname = "data"\n[[vm.disk]]\nquorum_node = "q"\nexport_node = "e"\n`;
+    expect(parseConfig(text, "agent.toml").vm[0]!.disk).toEqual([
+      { name: "disk0", quorum_node: "colo-disk0", export_node: "disk0" },
+      { name: "data", quorum_node: "colo-data", export_node: "data" },
+      { name: "disk2", quorum_node: "q", export_node: "e" },
+    ]);
+  });
+
   const mistakes: [string, string, RegExp][] = [
+    [
+      "the old form of a disk",
+      GOOD.replace("[[vm.nic]]", 'disk = { quorum_node = "q" }\n[[vm.nic]]'),
+      /vm\.0\.disk: disks are tables now: write \[\[vm\.disk\]\]/,
+    ],
+    [
+      "the old form of no disk",
+      GOOD.replace("[[vm.nic]]", "disk = false\n[[vm.nic]]"),
+      /no \[\[vm\.disk\]\] for a VM without a disk/,
+    ],
+    [
+      "two disks of one name",
+      `${GOOD}[[vm.disk]]\n[[vm.disk]]\nname = "disk0"\n`,
+      /two disks use the same disk disk0/,
+    ],
+    [
+      "two disks with one node",
+      `${GOOD}[[vm.disk]]\n[[vm.disk]]\nexport_node = "colo-nbd-disk0"\n`,
+      /two disks use the same node colo-nbd-disk0/,
+    ],
+    [
+      "a disk with a long name",
+      `${GOOD}[[vm.disk]]\nname = "a-name-of-17-char"\n`,
+      /vm\.0\.disk\.0\.name: must be 1-16/,
+    ],
     ["an unknown key", GOOD.replace("[peer]", 'colour = "red"\n[peer]'), /agent: Unrecognized key: "colour"/],
     ["an unknown table", `${GOOD}\n[fencing]\n`, /Unrecognized key: "fencing"/],
     ["no TOML", "[agent", /not valid TOML/],

@@ -24,7 +24,7 @@ async function watch(role: "primary" | "secondary", rounds: number, told: Event[
 test.each(["primary", "secondary"] as const)(
   "a stopped process is told on a %s, one that runs is not",
   async (role) => {
-    side = await startSide("primary", { guest: "bios", disk: false });
+    side = await startSide("primary", { guest: "bios", disks: [] });
     const told: Event[] = [];
     const config = { qemu_timeout_ms: 500 } as VmConfig;
     const watched = new QemuWatch(side.client, config, (event) => told.push(event));
@@ -39,7 +39,7 @@ test.each(["primary", "secondary"] as const)(
 );
 
 test("an orderly end is told before the connection closes", async () => {
-  side = await startSide("primary", { guest: "bios", disk: false });
+  side = await startSide("primary", { guest: "bios", disks: [] });
   const told: Event[] = [];
   new QemuWatch(side.client, { qemu_timeout_ms: 500 } as VmConfig, (event) => told.push(event));
   const shutdown = side.client.waitFor("SHUTDOWN", () => true, 10_000);

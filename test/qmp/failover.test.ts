@@ -9,7 +9,7 @@ import { LAB_NODES } from "../../src/lab/qemu.ts";
 import {
   type PrimaryDisk,
   primaryFailover,
-  secondaryDiskCommitted,
+  secondaryDisksCommitted,
   secondaryFailover,
 } from "../../src/qmp/colo.ts";
 import {
@@ -25,7 +25,7 @@ import { recordsOnDisk } from "./writer_guest.ts";
 
 let primary: Side;
 let secondary: Side;
-let disk: PrimaryDisk | undefined;
+let disks: PrimaryDisk[];
 
 // Not a claim: emulated guests on a busy machine take their time.
 setDefaultTimeout(180_000);
@@ -40,7 +40,7 @@ async function protectedPair(): Promise<void> {
     startSide("secondary", { dirtyMib: 32 }),
   ]);
   await primary.untilWrites(5);
-  ({ disk } = await protect(primary, secondary));
+  ({ disks } = await protect(primary, secondary));
   await checkpoint(primary);
   await checkpoint(primary);
   await Promise.all([primary.untilWrites(3), secondary.untilWrites(3)]);
@@ -73,7 +73,7 @@ describe.each(["kill", "hang"] as const)("the secondary is lost (%s)", (loss) =>
     await protectedPair();
     lose(secondary, loss);
     await Bun.sleep(300); // the guest's writes run into the hung export
-    expect((await primaryFailover(primary.client, { disk })).leftovers).toEqual([]);
+    expect((await primaryFailover(primary.client, { disks })).leftovers).toEqual([]);
     await expectAlive(primary);
   });
 
@@ -82,7 +82,7 @@ describe.each(["kill", "hang"] as const)("the secondary is lost (%s)", (loss) =>
     lose(secondary, loss);
     await requestQuietly(primary);
     await Bun.sleep(200);
-    expect((await primaryFailover(primary.client, { disk })).leftovers).toEqual([]);
+    expect((await primaryFailover(primary.client, { disks })).leftovers).toEqual([]);
     await expectAlive(primary);
   });
 
@@ -99,7 +99,7 @@ describe.each(["kill", "hang"] as const)("the secondary is lost (%s)", (loss) =>
       await requestQuietly(primary);
       await seen;
       await Bun.sleep(200);
-      expect((await primaryFailover(primary.client, { disk })).leftovers).toEqual([]);
+      expect((await primaryFailover(primary.client, { disks })).leftovers).toEqual([]);
       await expectAlive(primary);
     },
     60_000,
@@ -109,7 +109,7 @@ describe.each(["kill", "hang"] as const)("the secondary is lost (%s)", (loss) =>
 describe.each(["kill", "hang"] as const)("the primary is lost (%s)", (loss) => {
   async function takeOver(): Promise<{ checkpointInProgress: boolean; loadedPending: boolean }> {
     const result = await secondaryFailover(secondary.client);
-    while (!(await secondaryDiskCommitted(secondary.client, LAB_NODES.active))) await Bun.sleep(20);
+    while (!(await secondaryDisksCommitted(secondary.client, [LAB_NODES.active]))) await Bun.sleep(20);
     return result;
   }
 
@@ -157,6 +157,6 @@ describe.each(["kill", "hang"] as const)("the primary is lost (%s)", (loss) => {
 
 test("a healthy secondary is cut off on request", async () => {
   await protectedPair();
-  expect((await primaryFailover(primary.client, { disk })).wasStopped).toBe(false);
+  expect((await primaryFailover(primary.client, { disks })).wasStopped).toBe(false);
   await expectAlive(primary);
 });

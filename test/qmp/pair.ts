@@ -12,7 +12,7 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { guestKernel, qemuArgv, qemuEnvironment, qemuImgArgv } from "../../src/lab/assets.ts";
-import { killQemu, LAB_NODES, type LabQemu, type LabQemuOptions, startQemu } from "../../src/lab/qemu.ts";
+import { killQemu, type LabQemu, type LabQemuOptions, labDisk, startQemu } from "../../src/lab/qemu.ts";
 import { QmpClient, type QmpEvent } from "../../src/qmp/client.ts";
 import {
   type PrimaryDisk,
@@ -23,6 +23,8 @@ import {
   requestCheckpoint,
   startProtection,
 } from "../../src/qmp/colo.ts";
+import type { Disk, DiskDevice, DiskFormat } from "../../src/storage/disk_graph.ts";
+import { installBiosWriter, roundsReported } from "./bios_writer.ts";
 import { makeWriterInitrd, reportedWrites } from "./writer_guest.ts";
 
 const PREFIX = "colo-test-qmp-";
@@ -90,7 +92,9 @@ function exists(pid: number): boolean {
 /** One host's VM with the agent's connection to it. */
 export interface Side extends LabQemu {
   client: QmpClient;
+  /** Of the first disk. */
   disk: string;
+  disks: readonly Disk[];
   /** STOP, RESUME, COLO_EXIT and MIGRATION, in the order they came. */
   events: QmpEvent[];
   /** SIGKILL, as if the host had died. */
@@ -103,10 +107,18 @@ export interface Side extends LabQemu {
   untilWrites(count: number): Promise<void>;
 }
 
+export interface DiskKind {
+  device: DiskDevice;
+  format: DiskFormat;
+}
+
 export interface SideOptions {
-  /** Default: the disk-writing guest. */
-  guest?: "writer" | "bios";
-  disk?: boolean;
+  /** Default: the disk-writing guest. "bios_writer" boots in a second and writes to all disks, "bios" does nothing. */
+  guest?: "writer" | "bios_writer" | "bios";
+  /** Default: one raw virtio-blk. */
+  disks?: readonly DiskKind[];
+  diskBytes?: number;
+  extraArguments?: readonly string[];
   /** MiB of memory that the guest keeps changing. */
   dirtyMib?: number;
   memoryMib?: number;
@@ -115,15 +127,20 @@ export interface SideOptions {
 }
 
 export async function startSide(role: "primary" | "secondary", options: SideOptions = {}): Promise<Side> {
-  const { guest = "writer", disk: withDisk = true, dirtyMib = 0, memoryMib = 192 } = options;
+  const { guest = "writer", dirtyMib = 0, memoryMib = guest === "writer" ? 192 : 32 } = options;
+  const { disks: kinds = [{ device: "virtio-blk", format: "raw" }], diskBytes = DISK_BYTES } = options;
   const directory = join(testDirectory(), `${role}${started++}`);
   mkdirSync(directory, { recursive: true });
-  const disk = join(directory, "disk.raw");
   const initrd = join(directory, "initrd.img");
   if (guest === "writer") makeWriterInitrd(initrd, options.selfModifying);
-  // The secondary's disk holds something else, so that only a real copy makes the two the same.
-  writeFileSync(disk, Buffer.alloc(64 * 1024, role));
-  truncateSync(disk, DISK_BYTES);
+  const disks = kinds.map(({ device, format }, index) => {
+    const name = `disk${index}`;
+    const path = join(directory, `${name}.${format}`);
+    return { ...labDisk(path), name, format, device, quorumNode: `colo-${name}`, baseNode: name };
+  });
+  // The secondary's disks hold something else, so that only a real copy makes the two the same.
+  for (const [index, disk] of disks.entries()) makeImage(disk, diskBytes, `${role}${index} `);
+  if (guest === "bios_writer" && role === "primary") installBiosWriter(disks[0] as Disk);
   const qemuOptions: LabQemuOptions = {
     role,
     directory,
@@ -131,7 +148,8 @@ export async function startSide(role: "primary" | "secondary", options: SideOpti
     qemuImgArgv: qemuImgArgv(),
     environment: qemuEnvironment(),
     memoryMib,
-    ...(withDisk && { diskPath: disk }),
+    disks,
+    ...(options.extraArguments && { extraArguments: options.extraArguments }),
     ...(guest === "writer" && {
       kernel: guestKernel(),
       initrd,
@@ -143,11 +161,12 @@ export async function startSide(role: "primary" | "secondary", options: SideOpti
   const events: QmpEvent[] = [];
   for (const name of ["STOP", "RESUME", "COLO_EXIT", "MIGRATION"])
     client.on(name, (event) => events.push(event));
-  const writes = () => reportedWrites(qemu.serial);
+  const writes = () => (guest === "writer" ? reportedWrites : roundsReported)(qemu.serial);
   return {
     ...qemu,
     client,
-    disk,
+    disk: disks[0]?.path ?? "",
+    disks,
     events,
     writes,
     kill: () => killQemu(qemu.pid),
@@ -156,7 +175,7 @@ export async function startSide(role: "primary" | "secondary", options: SideOpti
     },
     untilWrites: async (count) => {
       const goal = writes().length + count;
-      const deadlineMs = performance.now() + 90_000;
+      const deadlineMs = performance.now() + (guest === "writer" ? 90_000 : 30_000);
       while (writes().length < goal) {
         if (performance.now() > deadlineMs)
           throw new Error(`the guest wrote ${writes().length}, not ${goal} records`);
@@ -164,6 +183,24 @@ export async function startSide(role: "primary" | "secondary", options: SideOpti
       }
     },
   };
+}
+
+/** Fills the image's first 64 KiB with `text`. */
+function makeImage({ path, format }: Disk, bytes: number, text: string): void {
+  const raw = format === "raw" ? path : `${path}.raw`;
+  writeFileSync(raw, Buffer.alloc(64 * 1024, text));
+  truncateSync(raw, bytes);
+  if (format === "raw") return;
+  qemuImg("convert", "-f", "raw", "-O", format, raw, path);
+  rmSync(raw);
+}
+
+/** Runs qemu-img. Throws if it fails, also for `compare` when the images differ. */
+export function qemuImg(...words: string[]): void {
+  const { exitCode, stdout, stderr } = Bun.spawnSync([...qemuImgArgv(), ...words], {
+    env: qemuEnvironment(),
+  });
+  if (exitCode !== 0) throw new Error(`qemu-img ${words.join(" ")}: ${stdout}${stderr}`);
 }
 
 export interface Ports {
@@ -187,27 +224,21 @@ export async function freePorts(): Promise<Ports> {
   return { nbd: one.port, migrate: two.port };
 }
 
-export function primaryDisk(ports: Ports): PrimaryDisk {
+export function primaryDisk(ports: Ports, index = 0): PrimaryDisk {
   return {
-    quorumNode: LAB_NODES.quorum,
-    replicationNode: "replication0",
-    nbdNode: "nbd0",
+    quorumNode: `colo-disk${index}`,
+    replicationNode: `replication${index}`,
+    nbdNode: `nbd${index}`,
     nbdHost: SECONDARY_HOST,
     nbdPort: ports.nbd,
-    exportName: "export0",
+    exportName: `export${index}`,
   };
 }
 
-export function prepare(secondary: Side, ports: Ports, withDisk = true): Promise<void> {
+export function prepare(secondary: Side, ports: Ports): Promise<void> {
+  const exports = secondary.disks.map((disk, index) => ({ name: `export${index}`, node: disk.baseNode }));
   return prepareSecondary(secondary.client, {
-    ...(withDisk && {
-      disk: {
-        nbdHost: SECONDARY_HOST,
-        nbdPort: ports.nbd,
-        exportName: "export0",
-        exportNode: LAB_NODES.disk,
-      },
-    }),
+    nbd: exports.length === 0 ? undefined : { host: SECONDARY_HOST, port: ports.nbd, exports },
     migrateHost: SECONDARY_HOST,
     migratePort: ports.migrate,
   });
@@ -217,21 +248,17 @@ export function prepare(secondary: Side, ports: Ports, withDisk = true): Promise
 export async function protect(
   primary: Side,
   secondary: Side,
-  {
-    withDisk = true,
-    hooks = {},
-    ...options
-  }: { withDisk?: boolean; hooks?: ProtectionHooks } & Partial<ProtectionOptions> = {},
-): Promise<{ disk: PrimaryDisk | undefined; protection: Protection }> {
+  { hooks = {}, ...options }: { hooks?: ProtectionHooks } & Partial<ProtectionOptions> = {},
+): Promise<{ disks: PrimaryDisk[]; protection: Protection }> {
   const ports = await freePorts();
-  await prepare(secondary, ports, withDisk);
-  const disk = withDisk ? primaryDisk(ports) : undefined;
+  await prepare(secondary, ports);
+  const disks = primary.disks.map((_, index) => primaryDisk(ports, index));
   const protection = await startProtection(
     primary.client,
-    { ...(disk && { disk }), migrateHost: SECONDARY_HOST, migratePort: ports.migrate, ...options },
+    { disks, migrateHost: SECONDARY_HOST, migratePort: ports.migrate, ...options },
     hooks,
   );
-  return { disk, protection };
+  return { disks, protection };
 }
 
 /** Asks for a checkpoint and waits for its end. */

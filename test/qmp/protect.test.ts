@@ -4,7 +4,7 @@ import { LAB_NODES } from "../../src/lab/qemu.ts";
 import {
   type PrimaryDisk,
   primaryFailover,
-  secondaryDiskCommitted,
+  secondaryDisksCommitted,
   secondaryFailover,
 } from "../../src/qmp/colo.ts";
 import {
@@ -25,13 +25,13 @@ afterAll(removeTestDirectory);
 const names = (side: Side) => side.events.map((event) => event.name).filter((name) => name !== "MIGRATION");
 
 async function committed(side: Side): Promise<void> {
-  while (!(await secondaryDiskCommitted(side.client, LAB_NODES.active))) await Bun.sleep(50);
+  while (!(await secondaryDisksCommitted(side.client, [LAB_NODES.active]))) await Bun.sleep(50);
 }
 
 describe("a VM that writes to its disk", () => {
   let primary: Side;
   let secondary: Side;
-  let disk: PrimaryDisk | undefined;
+  let disks: PrimaryDisk[];
 
   test("is protected while it runs", async () => {
     [primary, secondary] = await Promise.all([startSide("primary"), startSide("secondary")]);
@@ -46,12 +46,12 @@ describe("a VM that writes to its disk", () => {
         },
       },
     });
-    disk = result.disk;
+    disks = result.disks;
     expect(runningInHook).toBe(false);
     expect(steps).toEqual([
       "Checking the VM's state",
-      "Reaching the secondary's disk",
-      "Copying the disk",
+      "Reaching the secondary's disks",
+      "Copying the disks",
       "Copying the memory",
       "Switching the data plane",
       "Completing the disk copy",
@@ -94,17 +94,17 @@ describe("a VM that writes to its disk", () => {
 
   test("runs alone after its secondary was killed, and is protected again by a new one", async () => {
     await secondary.kill();
-    const failover = await primaryFailover(primary.client, { disk });
+    const failover = await primaryFailover(primary.client, { disks });
     expect(failover.leftovers).toEqual([]);
     expect(await runState(primary)).toBe("running");
     expect((await nodeNames(primary)).sort()).toEqual([LAB_NODES.quorum, LAB_NODES.disk].sort());
     await primary.untilWrites(5);
     // Once more, on a VM that is not protected: nothing happens.
-    await primaryFailover(primary.client, { disk });
+    await primaryFailover(primary.client, { disks });
     expect(await runState(primary)).toBe("running");
 
     secondary = await startSide("secondary");
-    ({ disk } = await protect(primary, secondary));
+    ({ disks } = await protect(primary, secondary));
     await checkpoint(primary);
     await checkpoint(primary);
     await Promise.all([primary.untilWrites(5), secondary.untilWrites(5)]);
@@ -124,7 +124,7 @@ describe("a VM that writes to its disk", () => {
   test("and from there it is protected again, the other way round", async () => {
     const survivor = secondary;
     secondary = await startSide("secondary");
-    ({ disk } = await protect(survivor, secondary));
+    ({ disks } = await protect(survivor, secondary));
     await checkpoint(survivor);
     await checkpoint(survivor);
     await Promise.all([survivor.untilWrites(5), secondary.untilWrites(5)]);
@@ -141,19 +141,19 @@ describe("a VM that writes to its disk", () => {
 });
 
 test("a VM without a disk is protected and fails over both ways", async () => {
-  const options = { guest: "bios", disk: false } as const;
+  const options = { guest: "bios", disks: [] } as const;
   const primary = await startSide("primary", options);
   let secondary = await startSide("secondary", options);
-  await protect(primary, secondary, { withDisk: false });
+  await protect(primary, secondary);
   await checkpoint(primary);
   await secondary.kill();
   await primaryFailover(primary.client);
   expect(await runState(primary)).toBe("running");
 
   secondary = await startSide("secondary", options);
-  await protect(primary, secondary, { withDisk: false });
+  await protect(primary, secondary);
   await checkpoint(primary);
   await primary.kill();
-  await secondaryFailover(secondary.client, { disk: false });
+  await secondaryFailover(secondary.client, { disks: false });
   expect(await runState(secondary)).toBe("running");
 });

@@ -6,7 +6,7 @@ import {
   type ColoProcedureError,
   type PrepareSecondaryOptions,
   prepareSecondary,
-  secondaryDiskCommitted,
+  secondaryDisksCommitted,
   secondaryFailover,
   startProtection,
 } from "../../src/qmp/colo.ts";
@@ -44,7 +44,11 @@ async function failure(promise: Promise<unknown>): Promise<ColoProcedureError> {
 
 function prepareOptions(ports: Ports): PrepareSecondaryOptions {
   return {
-    disk: { nbdHost: SECONDARY_HOST, nbdPort: ports.nbd, exportName: "export0", exportNode: LAB_NODES.disk },
+    nbd: {
+      host: SECONDARY_HOST,
+      port: ports.nbd,
+      exports: [{ name: "export0", node: LAB_NODES.disk }],
+    },
     migrateHost: SECONDARY_HOST,
     migratePort: ports.migrate,
   };
@@ -81,11 +85,16 @@ test("a taken migration port is reported, and the disk is not left exported", as
 
 test("an export of a node that does not exist is reported and nothing stays open", async () => {
   const ports = await freePorts();
-  const disk = { nbdHost: SECONDARY_HOST, nbdPort: ports.nbd, exportName: "export0", exportNode: "nothing" };
+  const exports = [{ name: "export0", node: "nothing" }];
+  const nbd = { host: SECONDARY_HOST, port: ports.nbd, exports };
   const error = await failure(
-    prepareSecondary(secondary.client, { disk, migrateHost: SECONDARY_HOST, migratePort: ports.migrate }),
+    prepareSecondary(secondary.client, {
+      nbd,
+      migrateHost: SECONDARY_HOST,
+      migratePort: ports.migrate,
+    }),
   );
-  expect(error.step).toBe("Exporting the disk");
+  expect(error.step).toBe("Exporting the disk nothing");
   await expect(probeNbdServer(SECONDARY_HOST, ports.nbd, 1_000)).rejects.toThrow("no connection");
 });
 
@@ -111,12 +120,12 @@ test("IPv6 addresses work on both ways, and the survivor announces itself", asyn
   const disk = { ...primaryDisk(ports), nbdHost: "::1" };
   const migration = { migrateHost: "::1", migratePort: ports.migrate };
   await prepareSecondary(secondary.client, {
-    disk: { nbdHost: "::1", nbdPort: ports.nbd, exportName: disk.exportName, exportNode: LAB_NODES.disk },
+    nbd: { host: "::1", port: ports.nbd, exports: [{ name: disk.exportName, node: LAB_NODES.disk }] },
     ...migration,
   });
-  await startProtection(primary.client, { disk, ...migration });
+  await startProtection(primary.client, { disks: [disk], ...migration });
   await checkpoint(primary);
-  expect(await secondaryDiskCommitted(secondary.client, LAB_NODES.active)).toBe(false);
+  expect(await secondaryDisksCommitted(secondary.client, [LAB_NODES.active])).toBe(false);
   await primary.kill();
   await secondaryFailover(secondary.client);
   expect(await runState(secondary)).toBe("running");

@@ -56,8 +56,8 @@ async function expectFailure(attempt: Promise<unknown>): Promise<ColoProcedureEr
 }
 
 const STEPS = [
-  "Reaching the secondary's disk",
-  "Copying the disk",
+  "Reaching the secondary's disks",
+  "Copying the disks",
   "Copying the memory",
   "Switching the data plane",
   "Completing the disk copy",
@@ -127,7 +127,7 @@ describe.each(["kill", "hang"] as const)("a secondary that is lost (%s) while CO
         } else {
           // It was lost a moment too late to be noticed: then it is an ordinary failover.
           expect(what).toBe("RESUME");
-          expect((await primaryFailover(primary.client, { disk: result.disk })).leftovers).toEqual([]);
+          expect((await primaryFailover(primary.client, { disks: result.disks })).leftovers).toEqual([]);
           await expectUntouched();
         }
       } finally {
@@ -142,9 +142,9 @@ describe.each(["kill", "hang"] as const)("a secondary that is lost (%s) while CO
 test("nobody listens at the peer's address", async () => {
   const ports = await freePorts();
   const disk = primaryDisk(ports);
-  const withDisk = { disk, migrateHost: SECONDARY_HOST, migratePort: ports.migrate };
+  const withDisk = { disks: [disk], migrateHost: SECONDARY_HOST, migratePort: ports.migrate };
   expect((await expectFailure(startProtection(primary.client, withDisk))).step).toBe(
-    "Reaching the secondary's disk",
+    "Reaching the secondary's disks",
   );
   const withoutDisk = { migrateHost: PRIMARY_HOST, migratePort: ports.migrate };
   const error = await expectFailure(startProtection(primary.client, withoutDisk));
@@ -177,7 +177,7 @@ describe("something else listens at the NBD port", () => {
     const disk = { ...primaryDisk({ nbd: port, migrate: 1 }) };
     const error = await expectFailure(
       startProtection(primary.client, {
-        disk,
+        disks: [disk],
         migrateHost: SECONDARY_HOST,
         migratePort: 1,
         probeMs: 300,
@@ -195,7 +195,11 @@ test("the secondary's export has another name", async () => {
   await prepare(secondary, ports);
   const disk = { ...primaryDisk(ports), exportName: "other" };
   const error = await expectFailure(
-    startProtection(primary.client, { disk, migrateHost: SECONDARY_HOST, migratePort: ports.migrate }),
+    startProtection(primary.client, {
+      disks: [disk],
+      migrateHost: SECONDARY_HOST,
+      migratePort: ports.migrate,
+    }),
   );
   expect(error.message).toContain("other");
   await secondary.kill();

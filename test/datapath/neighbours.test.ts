@@ -65,17 +65,12 @@ class ProtectedVm {
     secondary.state.role = ROLE.SECONDARY;
     secondary.state.epoch = 1;
     secondary.state.rewriteEpoch = 1;
-    const { ringFds, ringBytes } = plane;
     this.path = inNamespace(
       hosts[0],
       () =>
         new DataPath(
           {
-            primaryRing: { fd: ringFds.primary, bytes: ringBytes.primary },
-            secondaryRing: { fd: ringFds.secondary, bytes: ringBytes.secondary },
-            inputRing: { fd: ringFds.input, bytes: ringBytes.input },
-            doorbellFd: ringFds.doorbell,
-            stateFd: plane.stateFd,
+            dataPlane: plane,
             injectIfindex: ifindex("inj0"),
             tapIfindex: ifindex("vm"),
             replayMark: MARK.replay,

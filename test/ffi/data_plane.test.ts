@@ -67,13 +67,13 @@ describe("a fresh data plane", () => {
     expect(readdirSync(PIN).sort()).toEqual([
       "connections",
       "counters",
-      "doorbell_ring",
+      "doorbell_rings",
       "from_tunnel",
       "from_vm",
       "inject",
       "input_ring",
-      "primary_ring",
-      "secondary_ring",
+      "primary_rings",
+      "secondary_rings",
       "state_map",
       "to_vm",
     ]);

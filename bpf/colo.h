@@ -17,6 +17,8 @@ enum colo_role {
 	COLO_ROLE_SUCCESSOR = 4, /* a secondary that is being handed the VM: held without a lease, alone with one */
 };
 
+#define COLO_WORKERS_MAX 16 /* a power of two */
+
 /* One element, index 0, memory-mapped by the agent (BPF_F_MMAPABLE). */
 struct colo_state {
 	__u64 lease_deadline_ns; /* CLOCK_BOOTTIME; frames leave to the network only before it */
@@ -24,8 +26,8 @@ struct colo_state {
 	__u32 epoch;		 /* the secondary tags what it forwards with it; 16 bits travel */
 	__u32 rewrite_epoch;	 /* connections learned in another epoch have offset 0 */
 	__u32 divert_input;	 /* 1: input of the primary goes to the input ring instead of the VM */
-	__u32 consumer_sleeping; /* 1: the comparer wants a doorbell for the next record */
 	__u32 connections_kept;	 /* 0: the map of connections is empty, so nobody needs to look there */
+	__u32 consumer_sleeping[COLO_WORKERS_MAX]; /* 1: this worker wants a doorbell for its next record */
 };
 
 /* Fixed at load time. */
@@ -43,7 +45,7 @@ struct colo_settings {
 	__u32 gso_tcp_ecn;
 	__u32 gso_udp;
 	__u32 gso_udp_l4;
-	__u32 reserved;
+	__u32 workers;	       /* that the VM's output is shared among, 1 to COLO_WORKERS_MAX */
 };
 
 enum colo_source {
@@ -72,7 +74,7 @@ struct colo_record {
 	__u32 frame_bytes; /* length of the frame behind this header */
 	__u32 epoch;	   /* the secondary's epoch tag (16 bits); 0 for other sources */
 	enum colo_source source;
-	__u32 hash;	   /* bpf_get_hash_recalc: same for all frames of a flow direction on one host */
+	__u32 hash;	   /* same for all frames of what is compared in order (worker.h); its worker follows from it */
 	__u8 reserved[30];
 	struct colo_vnet_hdr vnet;
 };

@@ -21,11 +21,10 @@ static __always_inline int to_solo(struct __sk_buff *skb, struct colo_state *sta
 }
 
 /* Before a checkpoint: both VMs have to go into it having seen the same input, so new input waits. */
-static __always_inline int divert(struct __sk_buff *skb, struct colo_state *state)
+static __always_inline int divert(struct __sk_buff *skb)
 {
-	if (put_record(&input_ring, skb, COLO_SOURCE_INPUT, 0) != PUT_DONE)
+	if (put_record(&input_ring, skb, COLO_SOURCE_INPUT, 0, 0) != PUT_DONE)
 		return drop(COLO_COUNT_DIVERT_FAILED);
-	ring_doorbell(state);
 	return drop(COLO_COUNT_DIVERTED);
 }
 
@@ -40,7 +39,7 @@ static __always_inline int mirror(struct __sk_buff *skb, struct colo_state *stat
 		skb->mark = 0; /* before the clone, for the mark takes part in the tunnel's route lookup */
 		count(COLO_COUNT_REPLAYED);
 	} else if (READ_STATE(state, divert_input)) {
-		return divert(skb, state);
+		return divert(skb);
 	}
 	if (rewrite_to_guest(skb, state, false))
 		return drop(COLO_COUNT_DIVERT_FAILED);
@@ -82,9 +81,8 @@ static __always_inline int deliver(struct __sk_buff *skb, struct colo_state *sta
 /* On the primary's host: what the secondary sent arrives. */
 static __always_inline int collect(struct __sk_buff *skb, struct colo_state *state, __u32 epoch)
 {
-	switch (put_record(&secondary_ring, skb, COLO_SOURCE_SECONDARY, epoch)) {
+	switch (put_for_worker(&secondary_rings, skb, state, COLO_SOURCE_SECONDARY, epoch)) {
 	case PUT_DONE:
-		ring_doorbell(state);
 		return drop(COLO_COUNT_COLLECTED);
 	case PUT_RING_FULL:
 		return drop(COLO_COUNT_COLLECT_RING_FULL);

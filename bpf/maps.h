@@ -32,29 +32,41 @@ struct {
 	__type(value, struct colo_connection);
 } connections SEC(".maps");
 
-/* Held frames of the primary VM, in the order it sent them. The loader sets the sizes of the packet rings. */
-struct {
+/* A ring of one worker; the loader makes them and chooses their size. */
+struct worker_ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 64 * 1024 * 1024);
-} primary_ring SEC(".maps");
+	__uint(max_entries, 4096);
+};
 
-/* What the secondary VM sent, as far as it has arrived here. */
+/* Worker -> held frames of the primary VM, in the order it sent them. The loader sets the number of workers. */
 struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 64 * 1024 * 1024);
-} secondary_ring SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct worker_ring);
+} primary_rings SEC(".maps");
 
-/* Input of the primary VM that arrived while a checkpoint was being prepared. */
+/* Worker -> what the secondary VM sent, as far as it has arrived here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct worker_ring);
+} secondary_rings SEC(".maps");
+
+/* Worker -> what wakes it; what is in it does not matter. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct worker_ring);
+} doorbell_rings SEC(".maps");
+
+/* Input of the primary VM that arrived while a checkpoint was being prepared. The first worker puts it back. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 8 * 1024 * 1024);
 } input_ring SEC(".maps");
-
-/* Wakes the comparer; what is in it does not matter. */
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4096);
-} doorbell_ring SEC(".maps");
 
 static __always_inline struct colo_state *current_state(void)
 {
@@ -80,13 +92,17 @@ static __always_inline int drop(enum colo_counter why)
 	return TC_ACT_SHOT;
 }
 
-/* Must come after the record has been submitted: the comparer sets the flag first and looks at the rings then. */
-static __always_inline void ring_doorbell(struct colo_state *state)
+/* Must come after the record has been submitted: the worker sets the flag first and looks at its rings then. */
+static __always_inline void ring_doorbell(struct colo_state *state, __u32 worker)
 {
-	if (READ_STATE(state, consumer_sleeping) && __sync_lock_test_and_set(&state->consumer_sleeping, 0)) {
+	__u32 *sleeping = &state->consumer_sleeping[worker & (COLO_WORKERS_MAX - 1)];
+
+	if (*(const volatile __u32 *)sleeping && __sync_lock_test_and_set(sleeping, 0)) {
+		void *doorbell = bpf_map_lookup_elem(&doorbell_rings, &worker);
 		__u64 token = 0;
 
-		bpf_ringbuf_output(&doorbell_ring, &token, sizeof(token), BPF_RB_FORCE_WAKEUP);
+		if (doorbell)
+			bpf_ringbuf_output(doorbell, &token, sizeof(token), BPF_RB_FORCE_WAKEUP);
 	}
 }
 

@@ -7,6 +7,7 @@
 #define COLO_RECORD_H
 
 #include "maps.h"
+#include "worker.h"
 
 #define VLAN_TAG_BYTES 4
 #define ADDRESSES_BYTES (2 * ETH_ALEN) /* a VLAN tag comes behind them */
@@ -58,7 +59,6 @@ static __noinline int describe_frame(struct __sk_buff *skb, struct colo_record *
 		return -1;
 	record->time_ns = bpf_ktime_get_boot_ns();
 	record->frame_bytes = skb->len + tag_bytes;
-	record->hash = bpf_get_hash_recalc(skb);
 	vnet = &record->vnet;
 
 	if (BPF_CORE_READ_BITFIELD(kernel_skb, ip_summed) == CHECKSUM_PARTIAL) {
@@ -142,10 +142,10 @@ static __always_inline long copy_frame(struct bpf_dynptr *slot, __u32 to, struct
 
 /* Puts the frame, with its VLAN tag back in place, behind a colo_record. `epoch` is 0 except for secondary frames. */
 static __always_inline enum put_result put_record(void *ring, struct __sk_buff *skb, enum colo_source source,
-						  __u32 epoch)
+						  __u32 epoch, __u32 hash)
 {
 	__u32 tag_bytes = skb->vlan_present ? VLAN_TAG_BYTES : 0;
-	struct colo_record record = { .source = source, .epoch = epoch };
+	struct colo_record record = { .source = source, .epoch = epoch, .hash = hash };
 	struct bpf_dynptr slot;
 	long error;
 
@@ -180,6 +180,23 @@ static __always_inline enum put_result put_record(void *ring, struct __sk_buff *
 	}
 	bpf_ringbuf_submit_dynptr(&slot, BPF_RB_NO_WAKEUP);
 	return PUT_DONE;
+}
+
+/* Puts what a VM sent into the ring of the worker that compares it, and wakes that one if it sleeps. */
+static __always_inline enum put_result put_for_worker(void *rings, struct __sk_buff *skb, struct colo_state *state,
+						      enum colo_source source, __u32 epoch)
+{
+	__u32 hash = flow_hash(skb);
+	__u32 worker = worker_of(hash);
+	void *ring = bpf_map_lookup_elem(rings, &worker);
+	enum put_result result;
+
+	if (!ring)
+		return PUT_FAILED;
+	result = put_record(ring, skb, source, epoch, hash);
+	if (result == PUT_DONE)
+		ring_doorbell(state, worker);
+	return result;
 }
 
 #endif

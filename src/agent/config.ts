@@ -3,9 +3,11 @@
  *
  * docs/configuration.md is the reader's form of this schema.
  */
+import { availableParallelism } from "node:os";
 import { z } from "zod";
 import { arbiterConfig } from "../arbiter/config.ts";
 import { parseRules } from "../compare/rules.ts";
+import { WORKERS_MAX } from "../ffi/layout.ts";
 import { PROXY_KINDS } from "../proxy/proxy.ts";
 import { fenceConfig } from "./fence.ts";
 import { timingMistakes } from "./timing.ts";
@@ -110,7 +112,16 @@ const checkpoint = z.strictObject({
   load_timeout_ms: milliseconds(100, 600_000).default(30_000),
 });
 
-/** Passing one of them costs a checkpoint; nothing is dropped. */
+/**
+ * Comparing and releasing keeps up with 10 Gbit/s on one core (docs/performance.md), and the VM, its QEMU and the
+ * kernel want cores too.
+ */
+function defaultWorkers(cores: number): number {
+  if (cores < 4) return 1;
+  return cores < 8 ? 2 : 4;
+}
+
+/** Of each worker. Passing one of them costs a checkpoint; nothing is dropped. */
 const limits = z.strictObject({
   held_frames_max: z.number().int().min(16).max(1_048_576).default(65_536),
   held_frames_per_flow_max: z.number().int().min(16).max(1_048_576).default(16_384),
@@ -148,7 +159,9 @@ const vm = z.strictObject({
   nbd_port: port.default(7420),
   /** None: a VM without a disk to replicate. */
   disk: disks,
-  /** Each of the two packet rings of an interface: what is held and what waits for comparison has to fit. */
+  /** Threads that each interface's output is shared among. */
+  workers: z.number().int().min(1).max(WORKERS_MAX).default(defaultWorkers(availableParallelism())),
+  /** Each of a worker's two packet rings of an interface: what is held and what waits for comparison has to fit. */
   ring_bytes: z
     .number()
     .int()

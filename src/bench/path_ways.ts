@@ -224,17 +224,12 @@ export class ProtectedBridge extends TapWay {
     secondary.state.role = ROLE.SECONDARY;
     secondary.state.epoch = this.#epoch;
     secondary.state.rewriteEpoch = this.#epoch;
-    const { ringFds, ringBytes } = plane;
     // A thread stays in the namespace in which it was started.
     this.#path = namespace.run(
       () =>
         new DataPath(
           {
-            primaryRing: { fd: ringFds.primary, bytes: ringBytes.primary },
-            secondaryRing: { fd: ringFds.secondary, bytes: ringBytes.secondary },
-            inputRing: { fd: ringFds.input, bytes: ringBytes.input },
-            doorbellFd: ringFds.doorbell,
-            stateFd: plane.stateFd,
+            dataPlane: plane,
             injectIfindex: ifindex("inj0"),
             tapIfindex: ifindex("vm"),
             replayMark: MARKS.replayMark,

@@ -1,55 +1,56 @@
-/** The main thread's handle on the data-path worker of one VM. */
-import type { ReportedDivergence } from "../divergence/recorder.ts";
-import { createEventfd, signalEventfd } from "../ffi/poll.ts";
-import { Command, SharedBlock, type WorkerReport, type WorkerSetup } from "./shared.ts";
+/**
+ * The main thread's handle on the data path of one VM: one worker, or several that share its flows. What is asked of it
+ * is asked of all of them and is done when all have done it, so that none goes on comparing with an epoch that
+ * another has left.
+ */
+import type { DataPlane } from "../ffi/data_plane.ts";
+import { Command, DataPathStats, type WorkerSetup } from "./shared.ts";
+import { type WorkerEvents, WorkerHandle } from "./worker_handle.ts";
 
-export interface DataPathEvents {
+export interface DataPathEvents extends WorkerEvents {
   /** `epoch`: the one in force when the frames were compared. */
-  diverged(divergence: ReportedDivergence, epoch: number): void;
-  /** The worker has stopped; nothing is released any more. */
-  failed(message: string): void;
+  diverged: WorkerEvents["diverged"];
+  /** A worker has stopped; nothing of its flows is released any more. Called once. */
+  failed: WorkerEvents["failed"];
+}
+
+export interface DataPathSetup
+  extends Omit<WorkerSetup, "buffer" | "wakeFd" | "worker" | "rings" | "input" | "stateFd"> {
+  /** Has to stay open for as long as the data path. */
+  dataPlane: Pick<DataPlane, "workers" | "input" | "stateFd">;
 }
 
 export class DataPath {
-  readonly shared = new SharedBlock();
-  readonly #wakeFd = createEventfd();
-  readonly #worker: Worker;
-  readonly #ready: Promise<void>;
+  /** The numbers of all workers together. */
+  readonly shared: DataPathStats;
+  readonly #workers: readonly WorkerHandle[];
+  readonly #ready: Promise<unknown>;
   #last: Promise<unknown> = Promise.resolve();
-  #waiting:
-    | { sequence: number; resolve: (count: number) => void; reject: (error: Error) => void }
-    | undefined;
   #ended: Error | undefined;
 
-  constructor(setup: Omit<WorkerSetup, "buffer" | "wakeFd">, events: DataPathEvents) {
-    this.#worker = new Worker(new URL("./worker.ts", import.meta.url).href);
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    this.#ready = promise;
-    promise.catch(() => undefined);
-    const fail = (message: string) => {
+  /** Starts the workers, in the network namespace of the calling thread. */
+  constructor({ dataPlane, ...setup }: DataPathSetup, events: DataPathEvents) {
+    const failed = (message: string) => {
       if (this.#ended !== undefined) return;
       this.#ended = new Error(message);
-      reject(this.#ended);
-      this.#waiting?.reject(this.#ended);
       events.failed(message);
     };
-    this.#worker.onmessage = (message: MessageEvent<WorkerReport>) => {
-      const report = message.data;
-      if (report.type === "ready") resolve();
-      else if (report.type === "diverged") events.diverged(report.divergence, report.epoch);
-      else if (report.type === "failed") fail(report.message);
-      else if (this.#waiting?.sequence === report.sequence) this.#waiting.resolve(report.count);
-    };
-    this.#worker.onerror = (error) => fail(`the data-path worker failed: ${error.message}`);
-    this.#worker.postMessage({
-      ...setup,
-      buffer: this.shared.buffer,
-      wakeFd: this.#wakeFd,
-    } satisfies WorkerSetup);
+    const diverged = events.diverged.bind(events);
+    const { stateFd, input } = dataPlane;
+    this.#workers = dataPlane.workers.map(
+      (rings, worker) =>
+        new WorkerHandle(
+          { ...setup, worker, rings, input: worker === 0 ? input : undefined, stateFd },
+          { diverged, failed },
+        ),
+    );
+    this.shared = new DataPathStats(this.#workers.map(({ shared }) => shared));
+    this.#ready = Promise.all(this.#workers.map(({ ready }) => ready));
+    this.#ready.catch(() => undefined);
   }
 
-  ready(): Promise<void> {
-    return this.#ready;
+  async ready(): Promise<void> {
+    await this.#ready;
   }
 
   /** Starts comparing with `epoch`. */
@@ -82,7 +83,7 @@ export class DataPath {
     return this.#command(Command.Discard);
   }
 
-  /** Resolves when the data path has looked at its commands: it lives. */
+  /** Resolves when all workers have looked at their commands: the data path lives. */
   ping(): Promise<number> {
     return this.#command(Command.None);
   }
@@ -90,17 +91,18 @@ export class DataPath {
   async close(): Promise<void> {
     if (this.#ended === undefined) await this.#command(Command.Quit).catch(() => undefined);
     this.#ended ??= new Error("the data path was closed");
-    this.#worker.terminate();
+    for (const worker of this.#workers) worker.terminate();
   }
 
+  /** One command after the other; resolves with the sum of what the workers have counted. */
   #command(command: Command, argumentA = 0, argumentB = 0): Promise<number> {
     const run = this.#last.then(async () => {
       await this.#ready;
       if (this.#ended !== undefined) throw this.#ended;
-      return new Promise<number>((resolve, reject) => {
-        this.#waiting = { sequence: this.shared.post(command, argumentA, argumentB), resolve, reject };
-        signalEventfd(this.#wakeFd);
-      });
+      const counts = await Promise.all(
+        this.#workers.map((worker) => worker.command(command, argumentA, argumentB)),
+      );
+      return counts.reduce((sum, count) => sum + count, 0);
     });
     this.#last = run.catch(() => undefined);
     return run;

@@ -8,6 +8,7 @@
 import type { ComparerLimits } from "../compare/comparer.ts";
 import type { RuleLines } from "../compare/rules.ts";
 import type { ReportedDivergence } from "../divergence/recorder.ts";
+import type { RingSetup, WorkerRings } from "../ffi/data_plane.ts";
 
 /**
  * Records taken from one ring before the other is looked at; what was released is sent after each turn. With more, more
@@ -133,18 +134,29 @@ export class SharedBlock {
   }
 }
 
-export interface RingSetup {
-  fd: number;
-  bytes: number;
+/** The numbers of all workers of a VM together. */
+export class DataPathStats {
+  constructor(private readonly workers: readonly SharedBlock[]) {}
+
+  stat(name: StatName): number {
+    return this.workers.reduce((sum, worker) => sum + worker.stat(name), 0);
+  }
+
+  /** As {@link SharedBlock.holdBuckets}. */
+  holdBuckets(): number[] {
+    const buckets = this.workers.map((worker) => worker.holdBuckets());
+    return buckets[0].map((_, i) => buckets.reduce((sum, own) => sum + own[i], 0));
+  }
 }
 
-/** What the worker is started with. */
+/** What a worker is started with. */
 export interface WorkerSetup {
   buffer: SharedArrayBuffer;
-  primaryRing: RingSetup;
-  secondaryRing: RingSetup;
-  inputRing: RingSetup;
-  doorbellFd: number;
+  /** Counted from 0. */
+  worker: number;
+  rings: WorkerRings;
+  /** Only the first worker puts diverted input back. */
+  input: RingSetup | undefined;
   stateFd: number;
   wakeFd: number;
   injectIfindex: number;

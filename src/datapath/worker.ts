@@ -1,5 +1,7 @@
 /**
- * The data path of one VM, in a thread of its own: packet rings -> comparer -> packet socket.
+ * The data path of one VM, or one worker's share of it, in a thread of its own: packet rings -> comparer -> packet
+ * socket. Workers of a VM share nothing but the flags in its state: which frames are whose is decided by the BPF
+ * programs (bpf/worker.h), and each worker has its own commands to obey (handle.ts).
  *
  * It never returns to its event loop while it runs: it drains, spins for a moment, then sleeps in epoll_wait on the
  * doorbell (rung by the BPF programs only while `consumer_sleeping` is set) and on the main thread's eventfd.
@@ -44,9 +46,9 @@ class DataPathLoop {
   readonly #state: StateView;
   readonly #primary: Ring;
   readonly #secondary: Ring;
-  readonly #input: Ring;
   readonly #inject: PacketSocket;
-  readonly #replay: PacketSocket;
+  /** Diverted input and the way back for it, with the first worker. */
+  readonly #input: { readonly ring: Ring; readonly socket: PacketSocket } | undefined;
   readonly #waiter: Waiter;
   readonly #comparer: Comparer;
   readonly #releases: ReleaseQueue;
@@ -65,13 +67,18 @@ class DataPathLoop {
   constructor(setup: WorkerSetup) {
     this.#shared = new SharedBlock(setup.buffer);
     this.#stats = this.#shared.stats;
-    this.#state = new StateView(setup.stateFd);
-    this.#primary = new Ring(setup.primaryRing.fd, setup.primaryRing.bytes);
-    this.#secondary = new Ring(setup.secondaryRing.fd, setup.secondaryRing.bytes);
-    this.#input = new Ring(setup.inputRing.fd, setup.inputRing.bytes);
+    const { rings, input } = setup;
+    this.#state = new StateView(setup.stateFd, setup.worker);
+    this.#primary = new Ring(rings.primary.fd, rings.primary.bytes);
+    this.#secondary = new Ring(rings.secondary.fd, rings.secondary.bytes);
     this.#inject = new PacketSocket(setup.injectIfindex);
-    this.#replay = new PacketSocket(setup.tapIfindex, { mark: setup.replayMark });
-    this.#waiter = new Waiter(setup.doorbellFd, setup.wakeFd);
+    if (input !== undefined) {
+      this.#input = {
+        ring: new Ring(input.fd, input.bytes),
+        socket: new PacketSocket(setup.tapIfindex, { mark: setup.replayMark }),
+      };
+    }
+    this.#waiter = new Waiter(rings.doorbellFd, setup.wakeFd);
     this.#releases = new ReleaseQueue(this.#primary, this.#inject);
     this.#comparer = new Comparer({
       primary: this.#primary,
@@ -101,8 +108,8 @@ class DataPathLoop {
     }
     this.#waiter.close();
     this.#inject.close();
-    this.#replay.close();
-    for (const ring of [this.#primary, this.#secondary, this.#input]) ring.close();
+    this.#input?.socket.close();
+    for (const ring of [this.#primary, this.#secondary, this.#input?.ring]) ring?.close();
     this.#state.close();
   }
 
@@ -177,32 +184,42 @@ class DataPathLoop {
 
   /** Puts diverted input back in order, until none is left and the diversion is over. */
   #replayInput(): number {
-    let count = this.#replayOnce();
+    const input = this.#input;
+    if (input === undefined) return 0;
+    let count = this.#replayOnce(input);
     // What arrives while we replay is diverted too. Only when the ring is empty does new input go its own way again.
-    while (this.#input.unreadBytes() > 0) count += this.#replayOnce();
+    while (input.ring.unreadBytes() > 0) count += this.#replayOnce(input);
     this.#state.divertInput = false;
-    return count + this.#replayOnce();
+    return count + this.#replayOnce(input);
   }
 
-  #replayOnce(): number {
+  #replayOnce({ ring, socket }: { readonly ring: Ring; readonly socket: PacketSocket }): number {
     let count = 0;
-    const view = this.#input.view;
+    const view = ring.view;
     for (;;) {
       let queued = 0;
       while (queued < REPLAY_BATCH) {
-        const slot = this.#input.next();
+        const slot = ring.next();
         if (slot < 0) break;
-        const offset = this.#input.offset(slot);
+        const offset = ring.offset(slot);
         const bytes =
           RECORD_HEADER_BYTES - RECORD_SEND_OFFSET + view.getUint32(offset + RECORD.frame_bytes, true);
-        this.#replay.queue(this.#input.address + offset + RECORD_SEND_OFFSET, bytes);
+        socket.queue(ring.address + offset + RECORD_SEND_OFFSET, bytes);
         this.#replayed[queued++] = slot;
       }
       if (queued === 0) return count;
-      this.#replay.flush();
-      for (let i = 0; i < queued; i++) this.#input.done(this.#replayed[i]!);
+      socket.flush();
+      for (let i = 0; i < queued; i++) ring.done(this.#replayed[i]!);
       count += queued;
     }
+  }
+
+  /** The primary's records up to the newest one of this moment: a VM that sends on and on must not keep a command going. */
+  #drainWhatIsThere(): void {
+    const until = this.#primary.producedTo();
+    do this.#flush();
+    while (!this.#primary.hasRead(until) && this.#drainPrimary(BATCH_RECORDS) > 0);
+    this.#flush();
   }
 
   /** Drops what an earlier agent left in a ring. */
@@ -232,7 +249,7 @@ class DataPathLoop {
         break;
       case Command.Checkpoint: {
         // Everything that the primary sent before it stopped is in the ring already: the boundary is in the past.
-        while (this.#drainPrimary(BATCH_RECORDS) > 0) this.#flush();
+        this.#drainWhatIsThere();
         this.#epoch = this.#shared.argument(1);
         const { released } = this.#comparer.checkpoint(this.#shared.argument(0), this.#epoch);
         count = released;
@@ -241,14 +258,15 @@ class DataPathLoop {
       case Command.ReleaseAlone:
         count = this.#comparer.releaseAll();
         this.#mode = "alone";
-        while (this.#drainPrimary(BATCH_RECORDS) > 0) this.#flush();
+        this.#drainWhatIsThere();
         break;
       case Command.ReplayInput:
         count = this.#replayInput();
         this.#stats[STAT_INDEX.replayed_frames]! += count;
         break;
       case Command.Discard:
-        count = this.#discard(this.#primary) + this.#discard(this.#input);
+        count = this.#discard(this.#primary);
+        if (this.#input !== undefined) count += this.#discard(this.#input.ring);
         break;
       case Command.Quit:
         this.#quit = true;

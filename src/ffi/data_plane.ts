@@ -19,6 +19,7 @@ import {
   type CounterName,
   SETTINGS,
   SETTINGS_BYTES,
+  WORKERS_MAX,
 } from "./layout.ts";
 import {
   attachFilter,
@@ -72,7 +73,9 @@ export interface DataPlaneOptions {
   /** On a BPF file system; one for each VM. /sys/fs/bpf is mounted if nobody has done so. */
   pinDirectory: string;
   settings: DataPlaneSettings;
-  /** Size of the rings for primary and secondary output, a power of two; 64 MiB. Pinned rings keep their size. */
+  /** Among how many workers the VM's output is shared, 1 to WORKERS_MAX; 1. A pinned data plane keeps its number. */
+  workers?: number;
+  /** Size of each worker's rings for primary and secondary output, a power of two; 64 MiB. Pinned rings keep their size. */
   ringBytes?: number;
   /** Size of the ring for diverted input, a power of two; 8 MiB. Pinned rings keep their size. */
   inputRingBytes?: number;
@@ -89,15 +92,19 @@ const MAPS = [
   "state_map",
   "counters",
   "connections",
-  "primary_ring",
-  "secondary_ring",
+  "primary_rings",
+  "secondary_rings",
+  "doorbell_rings",
   "input_ring",
-  "doorbell_ring",
 ] as const;
 type MapName = (typeof MAPS)[number];
 
+/** Maps with a ring for each worker. */
+const WORKER_MAPS = ["primary_rings", "secondary_rings", "doorbell_rings"] as const;
+type WorkerMapName = (typeof WORKER_MAPS)[number];
+
 /** Maps whose size is a matter of the options; a pinned one keeps the size it has. */
-const SIZED: ReadonlySet<string> = new Set(["connections", "primary_ring", "secondary_ring", "input_ring"]);
+const SIZED: ReadonlySet<string> = new Set(["connections", ...WORKER_MAPS, "input_ring"]);
 
 const DEFAULT_RING_BYTES = 64 * 1024 * 1024;
 const DEFAULT_INPUT_RING_BYTES = 8 * 1024 * 1024;
@@ -105,14 +112,32 @@ const DEFAULT_CONNECTIONS_MAX = 65536;
 const BATCH_CONNECTIONS = 1024;
 const VERIFIER_LOG_BYTES = 1024 * 1024;
 const BPF_NOEXIST = 1;
+const BPF_MAP_TYPE_RINGBUF = 27;
 const BPF_FS = "/sys/fs/bpf";
 const BPF_FS_MAGIC = 0xcafe4a11;
+
+/** What Ring is opened with, in any thread. */
+export interface RingSetup {
+  fd: number;
+  bytes: number;
+}
+
+/** Where one worker finds what it compares, and what wakes it (Waiter). */
+export interface WorkerRings {
+  primary: RingSetup;
+  secondary: RingSetup;
+  doorbellFd: number;
+}
 
 export class DataPlane {
   readonly state: StateView;
   /** For StateView in another thread. */
   readonly stateFd: number;
-  /** For Ring and Waiter in another thread. */
+  /** Of each worker. */
+  readonly workers: readonly WorkerRings[];
+  /** Diverted input. */
+  readonly input: RingSetup;
+  /** For Ring and Waiter, of the first worker. */
   readonly ringFds: { primary: number; secondary: number; input: number; doorbell: number };
   /** The sizes that Ring wants to know. */
   readonly ringBytes: { primary: number; secondary: number; input: number; doorbell: number };
@@ -120,20 +145,23 @@ export class DataPlane {
   readonly #object: Pointer;
   readonly #arena = new Arena(256 * 1024);
 
-  private constructor(object: Pointer) {
+  private constructor(object: Pointer, workers: readonly WorkerRings[]) {
     this.#object = object;
     this.stateFd = mapFd(object, "state_map");
     this.state = new StateView(this.stateFd);
+    this.workers = workers;
+    this.input = ringSetup(mapFd(object, "input_ring"));
+    const [{ primary, secondary, doorbellFd }] = workers;
     this.ringFds = {
-      primary: mapFd(object, "primary_ring"),
-      secondary: mapFd(object, "secondary_ring"),
-      input: mapFd(object, "input_ring"),
-      doorbell: mapFd(object, "doorbell_ring"),
+      primary: primary.fd,
+      secondary: secondary.fd,
+      input: this.input.fd,
+      doorbell: doorbellFd,
     };
     this.ringBytes = {
-      primary: mapInfo(this.ringFds.primary).maxEntries,
-      secondary: mapInfo(this.ringFds.secondary).maxEntries,
-      input: mapInfo(this.ringFds.input).maxEntries,
+      primary: primary.bytes,
+      secondary: secondary.bytes,
+      input: this.input.bytes,
       doorbell: DOORBELL_BYTES,
     };
   }
@@ -157,14 +185,15 @@ export class DataPlane {
     const opened = libbpf().bpf_object__open_file(temporaryString(objectPath), null);
     const object = checkPointer(opened, `Cannot read the BPF object ${objectPath}`);
     try {
-      writeSettings(object, settings, {
+      const workers = workerCount(pinDirectory, options.workers ?? 1);
+      writeSettings(object, settings, workers, {
         ...kernel,
         copyInChunks: options.copyInChunks || kernel.copyInChunks,
       });
-      sizeMaps(object, pinDirectory, options);
+      sizeMaps(object, pinDirectory, workers, options);
       loadPrograms(object);
       pinPrograms(object, pinDirectory);
-      return new DataPlane(object);
+      return new DataPlane(object, openWorkerRings(object, workers, options.ringBytes ?? DEFAULT_RING_BYTES));
     } catch (error) {
       libbpf().bpf_object__close(object);
       throw error;
@@ -330,6 +359,9 @@ export class DataPlane {
   close(): void {
     this.state.close();
     this.#arena.close();
+    for (const { primary, secondary, doorbellFd } of this.workers) {
+      for (const fd of [primary.fd, secondary.fd, doorbellFd]) closeFd(fd);
+    }
     libbpf().bpf_object__close(this.#object);
   }
 
@@ -497,7 +529,71 @@ function mapFd(object: Pointer, name: MapName): number {
   return libbpf().bpf_map__fd(findMap(object, name));
 }
 
-function writeSettings(object: Pointer, settings: DataPlaneSettings, kernel: KernelFeatures): void {
+function ringSetup(fd: number): RingSetup {
+  return { fd, bytes: mapInfo(fd).maxEntries };
+}
+
+/** How many workers there are: as many as in a data plane that is pinned already, whatever is `wanted`. */
+function workerCount(pinDirectory: string, wanted: number): number {
+  if (!Number.isInteger(wanted) || wanted < 1 || wanted > WORKERS_MAX) {
+    throw new Error(`The number of workers is one from 1 to ${WORKERS_MAX}, not ${wanted}.`);
+  }
+  for (const name of WORKER_MAPS) {
+    const fd = openPinned(join(pinDirectory, name));
+    if (fd < 0) continue;
+    const { maxEntries } = mapInfo(fd);
+    closeFd(fd);
+    return maxEntries;
+  }
+  return wanted;
+}
+
+/** Each worker's rings: those that are there already, and new ones where there are none. */
+function openWorkerRings(object: Pointer, workers: number, ringBytes: number): WorkerRings[] {
+  const sizes: Record<WorkerMapName, number> = {
+    primary_rings: ringBytes,
+    secondary_rings: ringBytes,
+    doorbell_rings: DOORBELL_BYTES,
+  };
+  const open = (name: WorkerMapName, worker: number) =>
+    openWorkerRing(mapFd(object, name), worker, name.slice(0, -1), sizes[name]);
+  return Array.from({ length: workers }, (_, worker) => ({
+    primary: ringSetup(open("primary_rings", worker)),
+    secondary: ringSetup(open("secondary_rings", worker)),
+    doorbellFd: open("doorbell_rings", worker),
+  }));
+}
+
+/** The ring of `worker` in a map of rings. */
+function openWorkerRing(ringsFd: number, worker: number, name: string, bytes: number): number {
+  const arena = new Arena(PAGE_BYTES);
+  try {
+    const [key, value] = [arena.allocate(4), arena.allocate(4)];
+    arena.view.setUint32(key, worker, true);
+    const [keyAt, valueAt] = [arena.address + key, arena.address + value] as Pointer[];
+    // What is read is an id, what is written a descriptor (kernel/bpf/map_in_map.c).
+    if (libbpf().bpf_map_lookup_elem(ringsFd, keyAt, valueAt) === 0) {
+      const fd = libbpf().bpf_map_get_fd_by_id(arena.view.getUint32(value, true));
+      return checkBpf(fd, `Cannot open the ${name} of worker ${worker}`);
+    }
+    const fd = libbpf().bpf_map_create(BPF_MAP_TYPE_RINGBUF, temporaryString(name), 0, 0, bytes, null);
+    checkBpf(fd, `Cannot make a ring of ${bytes} bytes`);
+    arena.view.setUint32(value, fd, true);
+    const put = libbpf().bpf_map_update_elem(ringsFd, keyAt, valueAt, 0);
+    if (put < 0) closeFd(fd);
+    checkBpf(put, `Cannot put the ${name} of worker ${worker} in its place`);
+    return fd;
+  } finally {
+    arena.close();
+  }
+}
+
+function writeSettings(
+  object: Pointer,
+  settings: DataPlaneSettings,
+  workers: number,
+  kernel: KernelFeatures,
+): void {
   const map = findMap(object, ".rodata");
   const bytes = libbpf().bpf_map__value_size(map);
   if (bytes !== SETTINGS_BYTES) {
@@ -519,7 +615,7 @@ function writeSettings(object: Pointer, settings: DataPlaneSettings, kernel: Ker
     gso_tcp_ecn: kernel.gso.get("SKB_GSO_TCP_ECN")!,
     gso_udp: kernel.gso.get("SKB_GSO_UDP")!,
     gso_udp_l4: kernel.gso.get("SKB_GSO_UDP_L4")!,
-    reserved: 0,
+    workers,
   };
   const arena = new Arena(PAGE_BYTES);
   try {
@@ -535,12 +631,12 @@ function writeSettings(object: Pointer, settings: DataPlaneSettings, kernel: Ker
 }
 
 /** Gives each map its size and the path at which libbpf adopts or pins it. */
-function sizeMaps(object: Pointer, pinDirectory: string, options: DataPlaneOptions): void {
-  const ringBytes = options.ringBytes ?? DEFAULT_RING_BYTES;
+function sizeMaps(object: Pointer, pinDirectory: string, workers: number, options: DataPlaneOptions): void {
   const sizes: Partial<Record<MapName, number>> = {
     connections: options.connectionsMax ?? DEFAULT_CONNECTIONS_MAX,
-    primary_ring: ringBytes,
-    secondary_ring: ringBytes,
+    primary_rings: workers,
+    secondary_rings: workers,
+    doorbell_rings: workers,
     input_ring: options.inputRingBytes ?? DEFAULT_INPUT_RING_BYTES,
   };
   for (const name of MAPS) {

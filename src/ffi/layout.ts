@@ -26,10 +26,12 @@ export const STATE = {
   epoch: 12,
   rewrite_epoch: 16,
   divert_input: 20,
-  consumer_sleeping: 24,
-  connections_kept: 28,
+  connections_kept: 24,
+  consumer_sleeping: 28,
 } as const;
-export const STATE_BYTES = 32;
+export const STATE_BYTES = 96;
+/** Workers that a VM's output can be shared among. */
+export const WORKERS_MAX = 16;
 
 /** Offsets in struct colo_settings; every field is a 32-bit number. */
 export const SETTINGS = {
@@ -46,7 +48,7 @@ export const SETTINGS = {
   gso_tcp_ecn: 40,
   gso_udp: 44,
   gso_udp_l4: 48,
-  reserved: 52,
+  workers: 52,
 } as const;
 export const SETTINGS_BYTES = 56;
 

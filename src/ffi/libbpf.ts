@@ -33,6 +33,8 @@ function open() {
       bpf_program__pin: { args: [ptr, ptr], returns: i32 },
       bpf_obj_get: { args: [ptr], returns: i32 },
       bpf_obj_get_info_by_fd: { args: [i32, ptr, ptr], returns: i32 },
+      bpf_map_create: { args: [u32, ptr, u32, u32, u32, ptr], returns: i32 },
+      bpf_map_get_fd_by_id: { args: [u32], returns: i32 },
       bpf_map_lookup_elem: { args: [i32, ptr, ptr], returns: i32 },
       bpf_map_update_elem: { args: [i32, ptr, ptr, u64], returns: i32 },
       bpf_map_delete_elem: { args: [i32, ptr], returns: i32 },

@@ -132,6 +132,17 @@ export class Ring {
     return (this.#producerWords[0] - this.#readLow) >>> 0;
   }
 
+  /** The place behind the newest record, for {@link hasRead}. */
+  producedTo(): number {
+    Atomics.load(this.#consumerWords, 0);
+    return this.#producerWords[0];
+  }
+
+  /** Whether next() has returned everything up to a place of producedTo(). */
+  hasRead(place: number): boolean {
+    return ((this.#readLow - place) | 0) >= 0;
+  }
+
   /** Bytes that the kernel cannot write to yet: unread, and read but not given back. */
   usedBytes(): number {
     Atomics.load(this.#consumerWords, 0);

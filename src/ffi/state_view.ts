@@ -1,6 +1,6 @@
 /** struct colo_state, mapped: what the agent writes takes effect with the next frame. */
 
-import { type Role, STATE } from "./layout.ts";
+import { type Role, STATE, WORKERS_MAX } from "./layout.ts";
 import { Mapping, PAGE_BYTES } from "./libc.ts";
 
 export class StateView {
@@ -8,8 +8,15 @@ export class StateView {
   readonly #words: Int32Array;
   readonly #lease: BigInt64Array;
 
-  /** @param fd DataPlane.stateFd; any thread of the process may map it */
-  constructor(fd: number) {
+  readonly #sleeping: number;
+
+  /**
+   * @param fd DataPlane.stateFd; any thread of the process may map it
+   * @param worker whose {@link consumerSleeping} this is, from 0
+   */
+  constructor(fd: number, worker = 0) {
+    if (worker >= WORKERS_MAX) throw new RangeError(`There are at most ${WORKERS_MAX} workers.`);
+    this.#sleeping = STATE.consumer_sleeping + 4 * worker;
     this.#mapping = new Mapping(PAGE_BYTES, fd);
     this.#words = new Int32Array(this.#mapping.buffer);
     this.#lease = new BigInt64Array(this.#mapping.buffer, STATE.lease_deadline_ns, 1);
@@ -56,10 +63,10 @@ export class StateView {
 
   /** Set before waiting for the doorbell; the program that rings it clears the flag. */
   get consumerSleeping(): boolean {
-    return this.#load(STATE.consumer_sleeping) !== 0;
+    return this.#load(this.#sleeping) !== 0;
   }
   set consumerSleeping(value: boolean) {
-    this.#store(STATE.consumer_sleeping, value ? 1 : 0);
+    this.#store(this.#sleeping, value ? 1 : 0);
   }
 
   /** False only while the map of connections is empty; the programs look there only if it is true. */

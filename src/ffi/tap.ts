@@ -24,6 +24,7 @@ const TUNSETVNETHDRSZ = 0x400454d8;
 const IFF_TAP = 0x0002;
 const IFF_NO_PI = 0x1000;
 const IFF_VNET_HDR = 0x4000;
+const IFF_MULTI_QUEUE = 0x0100;
 const IFREQ_BYTES = 40;
 
 /** TUN_F_* of include/uapi/linux/if_tun.h: what the VM takes unsegmented. */
@@ -48,14 +49,19 @@ export class Tap {
    * unless it was made persistent.
    *
    * @param options.offload take partial checksums and TCP segmentation, as a virtio guest does
+   * @param options.multiQueue of a tap with several queues, one for each Tap of this name
    */
-  constructor(name: string, { offload = true }: { offload?: boolean } = {}) {
+  constructor(
+    name: string,
+    { offload = true, multiQueue = false }: { offload?: boolean; multiQueue?: boolean } = {},
+  ) {
     const arena = this.#arena;
     const path = temporaryString("/dev/net/tun");
     this.fd = check(libc.open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0), "Cannot open /dev/net/tun");
     const request = arena.allocate(IFREQ_BYTES);
     arena.bytes.set(new TextEncoder().encode(name), request);
-    arena.view.setUint16(request + 16, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, true);
+    const queues = multiQueue ? IFF_MULTI_QUEUE : 0;
+    arena.view.setUint16(request + 16, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | queues, true);
     const at = (arena.address + request) as Pointer;
     check(libc.ioctl(this.fd, TUNSETIFF, at), `Cannot open the tap ${name}`);
     arena.view.setUint32(request, VNET_HEADER_BYTES, true);

@@ -17,6 +17,7 @@ export interface EbpfNicOptions {
   objectPath: string;
   /** Of the VM; each interface gets a folder of its own in it. */
   pinDirectory: string;
+  workers: number;
   ringBytes: number;
   connectionsMax: number;
   comparing: Pick<WorkerSetup, "maxWaitMs" | "rules" | "limits">;
@@ -112,6 +113,7 @@ function loadDataPlane(options: EbpfNicOptions, devices: VmDevices): DataPlane {
       tunnelId: options.tunnelId,
       ...marks(options.tunnelId),
     },
+    workers: options.workers,
     ringBytes: options.ringBytes,
     connectionsMax: options.connectionsMax,
   });
@@ -125,14 +127,9 @@ function openDataPath(
   devices: VmDevices,
   events: DataPathEvents,
 ): DataPath {
-  const { ringFds, ringBytes } = dataPlane;
   return new DataPath(
     {
-      primaryRing: { fd: ringFds.primary, bytes: ringBytes.primary },
-      secondaryRing: { fd: ringFds.secondary, bytes: ringBytes.secondary },
-      inputRing: { fd: ringFds.input, bytes: ringBytes.input },
-      doorbellFd: ringFds.doorbell,
-      stateFd: dataPlane.stateFd,
+      dataPlane,
       injectIfindex: devices.injectIfindex,
       tapIfindex: devices.tapIfindex,
       replayMark: marks(options.tunnelId).replayMark,

@@ -25,6 +25,7 @@ export function openProxy(
     peerAddress: agent.peer.control.host,
     objectPath,
     pinDirectory,
+    workers: config.workers,
     ringBytes: config.ring_bytes,
     connectionsMax: config.connections_max,
     comparing: {

@@ -8,7 +8,7 @@
  *   primary    hold ─▶ replicaEntered, then for each checkpoint: divertInput, drainInput, beginCheckpoint, releaseCheckpoint, replayInput
  *   secondary  discard, follow, then for each checkpoint: drainMirrored, stopped, loaded; succeed; takeOver ─▶ takenOver
  */
-import type { SharedBlock } from "../datapath/shared.ts";
+import type { DataPathStats } from "../datapath/shared.ts";
 import type { ReportedDivergence } from "../divergence/recorder.ts";
 
 export const PROXY_KINDS = ["ebpf"] as const;
@@ -31,7 +31,7 @@ export interface NicEntry {
 /** What is read of one interface at the time of a scrape. */
 export interface NicReading {
   tap: string;
-  shared: SharedBlock;
+  shared: DataPathStats;
   /** The BPF programs' counters, by name. */
   counters: Readonly<Record<string, number>>;
 }

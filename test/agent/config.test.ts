@@ -109,7 +109,7 @@ describe("configuration", () => {
     ["a short timeout", `${GOOD}\n[heartbeat]\ntimeout_ms = 150\n`, /set timeout_ms to at least 200/],
     [
       "two VMs on one tap",
-      `${GOOD}[[vm]]\nname = "vm2"\nqmp = "/q"\nmigrate_port = 1\ninitial_role = "primary"\n[[vm.nic]]\ntap = "tap0"\n`,
+      `${GOOD}[[vm]]\nname = "vm2"\nqmp = "/q"\nmigrate_port = 1\nnbd_port = 2\ninitial_role = "primary"\n[[vm.nic]]\ntap = "tap0"\n`,
       /same tap \(tap0\)/,
     ],
     ["one tap twice in a VM", `${GOOD}[[vm.nic]]\ntap = "tap0"\ntunnel_id = 2\n`, /same tap \(tap0\)/],

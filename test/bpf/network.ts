@@ -64,6 +64,7 @@ export interface HostOptions {
   /** The VM's interface on the host; it has to exist. */
   tap: string;
   peerIpv4: number;
+  workers?: number;
   ringBytes?: number;
   copyInChunks?: boolean;
 }

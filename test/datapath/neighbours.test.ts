@@ -5,102 +5,14 @@
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { Traffic } from "../../src/bench/traffic.ts";
-import { COMPARER_LIMITS } from "../../src/compare/comparer.ts";
-import { DataPath } from "../../src/datapath/handle.ts";
-import type { DataPlane } from "../../src/ffi/data_plane.ts";
-import { ROLE } from "../../src/ffi/layout.ts";
-import { ifindex, Mapping } from "../../src/ffi/libc.ts";
-import { inNamespace } from "../../src/ffi/netns.ts";
-import { Tap } from "../../src/ffi/tap.ts";
-import { grantLease, MARK } from "../bpf/data_plane_under_test.ts";
-import {
-  addNamespace,
-  ip,
-  linkHosts,
-  REPLICATION,
-  removeNamespaces,
-  startPlane,
-  stopPlane,
-  until,
-} from "../bpf/network.ts";
+import { Mapping } from "../../src/ffi/libc.ts";
+import type { Tap } from "../../src/ffi/tap.ts";
+import { removeNamespaces, until } from "../bpf/network.ts";
+import { ProtectedVm } from "./protected_vm.ts";
 
 const PREFIX = "colo-test-neighbours-";
 const BACKLOG = { payloadBytes: 64, flows: 100, rounds: 300 };
 const ROUNDS = 5;
-
-/** A primary and its secondary, with their VMs played by the test. */
-class ProtectedVm {
-  readonly vm: Tap;
-  readonly replica: Tap;
-  readonly far: Tap;
-  readonly plane: DataPlane;
-  readonly path: DataPath;
-  readonly #names: readonly string[];
-  readonly #planes: readonly DataPlane[];
-
-  constructor(name: string) {
-    const hosts = ["p", "s"].map((host) => `${PREFIX}${name}${host}`);
-    for (const host of hosts) addNamespace(host);
-    linkHosts(hosts[0], hosts[1]);
-    [this.vm, this.far] = inNamespace(hosts[0], () => [new Tap("vm"), new Tap("far")]);
-    this.replica = inNamespace(hosts[1], () => new Tap("vm"));
-    ip(`-n ${hosts[0]} link add br0 type bridge mcast_snooping 0`);
-    for (const port of ["vm", "far"]) ip(`-n ${hosts[0]} link set ${port} master br0 up`);
-    ip(`-n ${hosts[0]} link set br0 up`);
-    ip(`-n ${hosts[1]} link set vm up`);
-    this.#names = hosts.map((_, i) => `neighbours-${name}-${i}`);
-    this.#planes = hosts.map((namespace, i) =>
-      startPlane({
-        name: this.#names[i],
-        namespace,
-        tap: "vm",
-        peerIpv4: REPLICATION.ipv4[1 - i],
-        ringBytes: 16 * 1024 * 1024,
-      }),
-    );
-    const [plane, secondary] = this.#planes;
-    this.plane = plane;
-    plane.state.role = ROLE.PRIMARY;
-    grantLease(plane);
-    secondary.state.role = ROLE.SECONDARY;
-    secondary.state.epoch = 1;
-    secondary.state.rewriteEpoch = 1;
-    const { ringFds, ringBytes } = plane;
-    this.path = inNamespace(
-      hosts[0],
-      () =>
-        new DataPath(
-          {
-            primaryRing: { fd: ringFds.primary, bytes: ringBytes.primary },
-            secondaryRing: { fd: ringFds.secondary, bytes: ringBytes.secondary },
-            inputRing: { fd: ringFds.input, bytes: ringBytes.input },
-            doorbellFd: ringFds.doorbell,
-            stateFd: plane.stateFd,
-            injectIfindex: ifindex("inj0"),
-            tapIfindex: ifindex("vm"),
-            replayMark: MARK.replay,
-            maxWaitMs: 60_000,
-            rules: {},
-            limits: COMPARER_LIMITS,
-          },
-          {
-            diverged: () => {},
-            failed: (message) => {
-              throw new Error(message);
-            },
-          },
-        ),
-    );
-  }
-
-  async close(): Promise<void> {
-    await this.path.close();
-    this.#planes.forEach((plane, i) => {
-      stopPlane(this.#names[i], plane);
-    });
-    for (const tap of [this.vm, this.replica, this.far]) tap.close();
-  }
-}
 
 let busy: ProtectedVm;
 let quiet: ProtectedVm;
@@ -108,8 +20,8 @@ const buffer = new Mapping(4096);
 
 beforeAll(async () => {
   removeNamespaces(PREFIX);
-  busy = new ProtectedVm("busy");
-  quiet = new ProtectedVm("quiet");
+  busy = new ProtectedVm(`${PREFIX}busy`);
+  quiet = new ProtectedVm(`${PREFIX}quiet`);
   await Promise.all([busy.path.start(1), quiet.path.start(1)]);
 });
 afterAll(async () => {

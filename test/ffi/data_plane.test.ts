@@ -67,13 +67,13 @@ describe("a fresh data plane", () => {
     expect(readdirSync(PIN).sort()).toEqual([
       "connections",
       "counters",
-      "doorbell_ring",
+      "doorbell_rings",
       "from_tunnel",
       "from_vm",
       "inject",
       "input_ring",
-      "primary_ring",
-      "secondary_ring",
+      "primary_rings",
+      "secondary_rings",
       "state_map",
       "to_vm",
     ]);
@@ -122,6 +122,48 @@ describe("a later agent", () => {
   test("keeps the sizes that are there", () => {
     load();
     expect(load({ ringBytes: 2 ** 20, inputRingBytes: 2 ** 20 }).ringBytes.primary).toBe(65536);
+  });
+
+  test("keeps the number of workers, and what is held for each of them", () => {
+    const first = load({ workers: 3 });
+    first.state.role = ROLE.PRIMARY;
+    grantLease(first);
+    const count = 50;
+    for (let port = 0; port < count; port++) first.testRun("from_vm", segment({ clientPort: port }));
+    const held = (plane: DataPlane) =>
+      plane.workers.map(({ primary }) => {
+        const ring = new Ring(primary.fd, primary.bytes);
+        let records = 0;
+        while (ring.next() >= 0) records++;
+        ring.close();
+        return records;
+      });
+    const before = held(first);
+    expect(before.every((records) => records > 0)).toBe(true);
+    expect(before.reduce((sum, records) => sum + records, 0)).toBe(count);
+    open.pop()!.close();
+
+    const second = load({ workers: 1 });
+    expect(second.workers).toHaveLength(3);
+    expect(held(second)).toEqual(before);
+    second.testRun("from_vm", segment({ clientPort: 0 }));
+    expect(held(second).reduce((sum, records) => sum + records, 0)).toBe(count + 1);
+  });
+
+  test("makes the rings that an agent which died in the middle had not made yet", () => {
+    const first = load({ workers: 2 });
+    const { id } = JSON.parse(
+      run("bpftool", "-j", "map", "show", "pinned", join(PIN, "secondary_rings")),
+    ) as { id: number };
+    run("bpftool", "map", "delete", "id", String(id), "key", "1", "0", "0", "0");
+    open.splice(open.indexOf(first), 1);
+    first.close();
+    const second = load({ workers: 2 });
+    expect(second.workers.map(({ secondary }) => secondary.bytes)).toEqual([65536, 65536]);
+  });
+
+  test.each([0, 17, 1.5])("refuses %p workers", (workers) => {
+    expect(() => load({ workers })).toThrow("from 1 to 16");
   });
 
   test("refuses maps that it cannot read", () => {

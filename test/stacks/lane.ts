@@ -195,16 +195,11 @@ export class Lane {
       peerIpv4: REPLICATION.ipv4[1 - host]!,
       ringBytes: 2 ** 23,
     });
-    const { ringFds, ringBytes, stateFd } = plane;
     const path = inNamespace(namespace, () => {
       this.#loss.attach(TUNNELS[host], ifindex("rep"));
       return new DataPath(
         {
-          primaryRing: { fd: ringFds.primary, bytes: ringBytes.primary },
-          secondaryRing: { fd: ringFds.secondary, bytes: ringBytes.secondary },
-          inputRing: { fd: ringFds.input, bytes: ringBytes.input },
-          doorbellFd: ringFds.doorbell,
-          stateFd,
+          dataPlane: plane,
           injectIfindex: ifindex("inj0"),
           tapIfindex: ifindex("tap0"),
           replayMark: MARK.replay,

@@ -12,6 +12,7 @@ import { bootMs } from "./clock.ts";
 import type { Config } from "./config.ts";
 import { PeerClient, PeerServer, PeerUnreachableError } from "./control_channel.ts";
 import { checkFence } from "./fence.ts";
+import { VmKeeper } from "./keeper.ts";
 import type { Logger } from "./log.ts";
 import { AgentMetrics } from "./metrics.ts";
 import { disableDelayedAck } from "./netdev.ts";
@@ -23,11 +24,10 @@ import {
   type PeerRequestType,
 } from "./peer_api.ts";
 import { VERSION } from "./version.ts";
-import { isOperatorCommand, VmAgent } from "./vm.ts";
 import { openWatchdog, type Watchdog } from "./watchdog.ts";
 
 export class HostAgent {
-  readonly #vms = new Map<string, VmAgent>();
+  readonly #vms = new Map<string, VmKeeper>();
   readonly #server: PeerServer;
   readonly #client: PeerClient;
   readonly #peer: Peer;
@@ -92,7 +92,7 @@ export class HostAgent {
           log,
           objectPath,
         };
-        agent.#vms.set(vm.name, await VmAgent.adopt(vm, config, parts));
+        agent.#vms.set(vm.name, await VmKeeper.start(vm, config, parts));
       }
       await disableDelayedAck(config.peer.control.host);
       const sources = { metrics: () => agent.#metrics.text(), status: () => agent.status() };
@@ -200,12 +200,11 @@ export class HostAgent {
 
   #command(name: string, command: string, forMs: number | undefined): string {
     const vm = this.#vm(name);
-    if (!isOperatorCommand(command)) throw new Error(`there is no command ${command}`);
     vm.command(command, forMs);
     return vm.status().words.now;
   }
 
-  #vm(name: string): VmAgent {
+  #vm(name: string): VmKeeper {
     const vm = this.#vms.get(name);
     if (vm === undefined)
       throw new Error(`VM ${name} is not in the configuration of ${this.config.agent.name}`);
@@ -218,30 +217,30 @@ export class HostAgent {
         return this.#answerHeartbeat("control", raw as PeerRequests["heartbeat"][0]);
       case "prepare_secondary": {
         const { vm, generation, proxy } = raw as PeerRequests["prepare_secondary"][0];
-        return this.#vm(vm).prepareReplica(generation, proxy);
+        return this.#vm(vm).life.prepareReplica(generation, proxy);
       }
       case "enter_secondary": {
         const { vm, generation, proxy } = raw as PeerRequests["enter_secondary"][0];
-        await this.#vm(vm).enterReplica(generation, proxy);
+        await this.#vm(vm).life.enterReplica(generation, proxy);
         return {};
       }
       case "drain_input": {
         const body = raw as PeerRequests["drain_input"][0];
-        return { drained: await this.#vm(body.vm).drainMirrored(body.mirroredFrames, body.timeoutMs) };
+        return { drained: await this.#vm(body.vm).life.drainMirrored(body.mirroredFrames, body.timeoutMs) };
       }
       case "loaded": {
         const { vm, epoch } = raw as PeerRequests["loaded"][0];
-        this.#vm(vm).primary.peerLoaded(epoch);
+        this.#vm(vm).life.primary.peerLoaded(epoch);
         return {};
       }
       case "checkpoint_wanted": {
         const { vm, reason } = raw as PeerRequests["checkpoint_wanted"][0];
-        this.#vm(vm).primary.checkpointWanted(reason);
+        this.#vm(vm).life.primary.checkpointWanted(reason);
         return {};
       }
       case "succeed": {
         const { vm, generation } = raw as PeerRequests["succeed"][0];
-        this.#vm(vm).succeed(generation);
+        this.#vm(vm).life.succeed(generation);
         return {};
       }
       case "abandon": {

@@ -9,6 +9,8 @@ import { arbiterConfig } from "../arbiter/config.ts";
 import { parseRules } from "../compare/rules.ts";
 import { WORKERS_MAX } from "../ffi/layout.ts";
 import { PROXY_KINDS } from "../proxy/proxy.ts";
+import { managedDiskFields, managedNicFields, qemuConfig, qemuSettings } from "../qemu/config.ts";
+import { type QemuSettings, qemuPaths } from "../qemu/settings.ts";
 import { fenceConfig } from "./fence.ts";
 import { timingMistakes } from "./timing.ts";
 import { watchdogConfig } from "./watchdog.ts";
@@ -51,6 +53,7 @@ const disk = z.strictObject({
   quorum_node: nodeName.optional(),
   /** Node that the secondary exports over NBD: its copy of the disk. */
   export_node: nodeName.optional(),
+  ...managedDiskFields,
 });
 
 const DISK_TABLES =
@@ -139,6 +142,7 @@ const nic = z
     tunnel_id: z.number().int().min(1).max(255).default(1),
     /** UDP port of this interface's tunnel, the same on both hosts. Without it: 4789 + tunnel_id. */
     tunnel_port: port.optional(),
+    ...managedNicFields,
   })
   .transform(({ tunnel_port, ...rest }) => ({
     ...rest,
@@ -150,7 +154,10 @@ const vm = z.strictObject({
   /** What holds and compares the VM's packets. */
   proxy: z.enum(PROXY_KINDS).default("ebpf"),
   nic: z.array(nic).min(1, "needs at least one [[vm.nic]]").max(8, "has more than 8 network interfaces"),
-  qmp: z.string().startsWith("/", "must be an absolute path of a unix socket"),
+  /** The QMP socket of a QEMU that somebody else starts. */
+  qmp: z.string().startsWith("/", "must be an absolute path of a unix socket").optional(),
+  /** A QEMU that the agent starts itself. */
+  qemu: qemuConfig.optional(),
   /** Who holds the VM when no record of it exists yet. */
   initial_role: z.enum(["primary", "secondary"]),
   /** TCP port where the secondary's QEMU waits for the migration stream. */
@@ -230,8 +237,13 @@ const schema = z.strictObject({
   vm: z.array(vm).min(1, "needs at least one [[vm]]"),
 });
 
-export type Config = z.output<typeof schema>;
-export type VmConfig = Config["vm"][number];
+type RawConfig = z.output<typeof schema>;
+/** `qmp`: where QEMU's socket is, whoever starts it; `managed`: how the agent starts it, undefined if somebody else does. */
+export type VmConfig = Omit<RawConfig["vm"][number], "qmp" | "qemu"> & {
+  qmp: string;
+  managed: (QemuSettings & { restart: boolean }) | undefined;
+};
+export type Config = Omit<RawConfig, "vm"> & { vm: VmConfig[] };
 export type DiskConfig = VmConfig["disk"][number];
 export type HeartbeatConfig = Config["heartbeat"];
 
@@ -262,7 +274,10 @@ export function parseConfig(text: string, origin: string): Config {
     });
     throw new ConfigError(lines.join("\n"));
   }
-  const config = result.data;
+  const config: Config = {
+    ...result.data,
+    vm: result.data.vm.map((vm) => withQemu(vm, result.data, origin)),
+  };
   if (
     !ipv4.safeParse(config.agent.control.host).success ||
     !ipv4.safeParse(config.peer.control.host).success
@@ -334,6 +349,38 @@ function refuseScalarNic(raw: unknown, origin: string): void {
       `${origin}: vm ${String(machine.name)}: ${old.join(", ")} belong${old.length === 1 ? "s" : ""} to a network interface now; ` +
         `behind the VM's other settings write\n  [[vm.nic]]\n${lines.join("\n")}`,
     );
+  }
+}
+
+function withQemu(
+  { qmp, qemu, ...vm }: RawConfig["vm"][number],
+  config: RawConfig,
+  origin: string,
+): VmConfig {
+  const mistake = (message: string, cause?: unknown) =>
+    new ConfigError(`${origin}: vm ${vm.name}: ${message}`, { cause });
+  if (qemu === undefined) {
+    if (qmp === undefined) {
+      throw mistake(
+        "needs qmp, the QMP socket of its QEMU, or [vm.qemu], with which the agent starts QEMU itself",
+      );
+    }
+    return { ...vm, qmp, managed: undefined };
+  }
+  if (qmp !== undefined) {
+    throw mistake("qmp is for a QEMU that somebody else starts; leave it out beside [vm.qemu]");
+  }
+  try {
+    const managed = qemuSettings({
+      name: vm.name,
+      qemu,
+      stateDirectory: config.agent.state_directory,
+      disks: vm.disk,
+      nics: vm.nic,
+    });
+    return { ...vm, qmp: qemuPaths(managed.directory).qmp, managed: { ...managed, restart: qemu.restart } };
+  } catch (error) {
+    throw mistake((error as Error).message, error);
   }
 }
 

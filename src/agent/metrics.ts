@@ -160,6 +160,11 @@ export class AgentMetrics {
     };
   }
 
+  /** A VM without a QEMU has nothing to be read; its counters stay. */
+  forget(name: string): void {
+    this.#vms.delete(name);
+  }
+
   /** The text of a scrape (Prometheus exposition format 0.0.4). */
   text(): Promise<string> {
     return this.registry.metrics();

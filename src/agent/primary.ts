@@ -35,6 +35,7 @@ export class ProtectionError extends Error {
 
 export class Primary {
   readonly #machine: Machine;
+  #ended: Promise<void> = Promise.resolve();
   readonly #onBroken: (reason: string) => void;
   #protection = new AbortController();
   #checkpoints: Checkpoints | undefined;
@@ -154,7 +155,12 @@ export class Primary {
     if (checkpoints === undefined) return;
     this.#epoch = checkpoints.epoch;
     this.#checkpoints = undefined;
-    void checkpoints.stop();
+    this.#ended = checkpoints.stop();
+  }
+
+  /** Resolves when nothing of what {@link endProtection} has ended is under way any more. */
+  get ended(): Promise<void> {
+    return this.#ended;
   }
 
   /**

@@ -43,9 +43,11 @@ export class QemuWatch {
         qmp.execute("query-yank", undefined, { oob: true, timeoutMs: NO_LIMIT_MS }),
       );
     }
-    qmp.on("SHUTDOWN", (event) =>
-      tell({ type: "shutdown", reason: `the VM was shut down (${String(event.data.reason)})` }),
-    );
+    qmp.on("SHUTDOWN", (event) => {
+      // A signal to QEMU is no wish that the VM be off: a host that is shut down sends it too.
+      if (event.data.reason === "host-signal") return;
+      tell({ type: "shutdown", reason: `the VM was shut down (${String(event.data.reason)})` });
+    });
     qmp.on("BLOCK_IO_ERROR", (event) =>
       tell({
         type: "disk_error",

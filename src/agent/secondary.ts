@@ -112,6 +112,7 @@ export class Secondary {
     } catch (error) {
       log.warn("could not report the checkpoint", { error });
     }
-    proxy.loaded(this.#epoch);
+    // Unless this life of the VM has ended meanwhile.
+    if (this.#unlisten.length > 0) proxy.loaded(this.#epoch);
   }
 }

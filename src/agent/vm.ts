@@ -1,5 +1,4 @@
 /** One VM on this host: tells src/failover/decide.ts what happens and carries out what it decides. */
-import { existsSync } from "node:fs";
 import type { Arbiter } from "../arbiter/index.ts";
 import { DivergenceRecorder } from "../divergence/recorder.ts";
 import type { DivergenceStore } from "../divergence/store.ts";
@@ -36,6 +35,8 @@ const ARBITER_RETRY_MS = 300;
 /** Pause between attempts to protect a VM that runs alone while the peer offers a replica. */
 const PROTECT_RETRY_MS = 1_000;
 const TELL_TIMEOUT_MS = 1_000;
+/** Procedures that do not end by themselves once QEMU is gone. */
+const PROCEDURES_END_MS = 5_000;
 /** By then the network has learnt from the VM's own frames where it is now. */
 const RETIRE_MS = 1_000;
 const COLLECT_INTERVAL_MS = 10_000;
@@ -54,6 +55,10 @@ export interface VmStatus {
   proxy: ProxyKind;
   taps: string[];
   qmp: string;
+  /** The VM is off on this host and stays so, and nothing of it is under way any more. */
+  off: boolean;
+  /** Of a QEMU that the agent has started. */
+  qemuPid?: number | undefined;
   heartbeatAgeMs: number | undefined;
   framesHeld: number;
   counters: Record<string, number>;
@@ -85,11 +90,16 @@ export class VmAgent {
   #followed: Promise<void> = Promise.resolve();
   #lastCollectMs = performance.now();
   #closed = false;
+  #qemuGone = false;
+  /** Procedures under way, to be waited for before what they use is closed. */
+  readonly #procedures = new Set<Promise<unknown>>();
+  #retire: { timer: Timer; done: Promise<void> } | undefined;
 
   private constructor(
     readonly config: VmConfig,
     private readonly agent: Config,
     private readonly arbiter: Arbiter | undefined,
+    private readonly onPhase: (vm: VmAgent) => void,
   ) {
     this.#state = initialState(settingsOf(config, agent, arbiter !== undefined), bootMs());
   }
@@ -108,15 +118,12 @@ export class VmAgent {
       divergences: DivergenceStore;
       log: Logger;
       objectPath: string;
+      /** The phase has changed. */
+      onPhase(vm: VmAgent): void;
     },
   ): Promise<VmAgent> {
-    const vm = new VmAgent(config, agent, parts.arbiter);
+    const vm = new VmAgent(config, agent, parts.arbiter, parts.onPhase);
     const log = parts.log.child({ vm: config.name });
-    if (!existsSync(config.qmp)) {
-      throw new Error(
-        `VM ${config.name}: there is no QMP socket at ${config.qmp}; start its QEMU with -qmp unix:${config.qmp},server=on,wait=off`,
-      );
-    }
     const qmp = await QmpClient.connect(config.qmp, { onClose: (reason) => vm.#qemuClosed(reason.message) });
     let proxy: PacketProxy | undefined;
     try {
@@ -151,6 +158,20 @@ export class VmAgent {
 
   get phase(): Phase {
     return this.#state.phase;
+  }
+
+  /** What the decisions know; for whoever decides what comes after this life. */
+  get state(): Readonly<State> {
+    return this.#state;
+  }
+
+  /** QEMU has closed its socket. */
+  get qemuGone(): boolean {
+    return this.#qemuGone;
+  }
+
+  get qmp(): QmpClient {
+    return this.#machine.qmp;
   }
 
   /** What is to be said of this VM in heartbeats; `generation` names the replica that is to stand by. */
@@ -289,16 +310,35 @@ export class VmAgent {
       proxy: this.config.proxy,
       taps: this.config.nic.map(({ tap }) => tap),
       qmp: this.config.qmp,
+      off: false,
       heartbeatAgeMs: reading.heartbeatAgeMs,
       framesHeld: reading.nics.reduce((sum, { shared }) => sum + shared.stat("held_frames"), 0),
       counters: countersOf(reading.nics),
     };
   }
 
+  /**
+   * Ends this life of the VM, which has stopped: waits for what is under way, lets nothing pass any more, and lets go of everything.
+   * `endQemu` ends the QEMU, so that nothing waits for its answers.
+   */
+  async end(endQemu: () => Promise<void>): Promise<void> {
+    await this.#retire?.done;
+    this.#closed = true;
+    this.#machine.proxy.block();
+    this.#secondary.stop();
+    await endQemu();
+    this.#machine.qmp.close();
+    const procedures = Promise.allSettled([...this.#procedures, this.#primary.ended]);
+    await Promise.race([procedures, Bun.sleep(PROCEDURES_END_MS)]);
+    this.#machine.proxy.block();
+    await this.close();
+  }
+
   /** Ends the agent's part; filters stay, so that nothing unverified leaves without it. */
   async close(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#deadline);
+    clearTimeout(this.#retire?.timer);
     await this.#machine.proxy.close();
     this.#machine.qmp.close();
   }
@@ -338,6 +378,7 @@ export class VmAgent {
   #phaseChanged(before: State, after: State, event: Event): void {
     const { log, metrics } = this.#machine;
     log.info("phase", { from: before.phase, to: after.phase, on: event.type, reason: after.reason });
+    this.onPhase(this);
     if (after.phase !== "alone") return;
     const survivor =
       before.phase === "taking_over" ? "secondary" : before.phase === "going_alone" ? "primary" : undefined;
@@ -384,9 +425,7 @@ export class VmAgent {
       case "retire":
         machine.proxy.dropLease();
         machine.divergences.ended("handed over");
-        setTimeout(() => {
-          if (this.#state.phase === "stopped" && !this.#closed) machine.proxy.block();
-        }, RETIRE_MS);
+        this.#retireLater();
         break;
       case "run_alone":
         this.#run(
@@ -420,6 +459,7 @@ export class VmAgent {
         break;
       case "prepare_replica":
         this.#prepared = this.#secondary.prepare(this.#state.generation);
+        this.#remember(this.#prepared);
         this.#prepared.catch((error: Error) =>
           this.#tell({ type: "prepare_failed", reason: `preparing QEMU failed: ${error.message}` }),
         );
@@ -454,6 +494,15 @@ export class VmAgent {
     }
   }
 
+  #retireLater(): void {
+    const { promise: done, resolve } = Promise.withResolvers<void>();
+    const timer = setTimeout(() => {
+      if (this.#state.phase === "stopped" && !this.#closed) this.#machine.proxy.block();
+      resolve();
+    }, RETIRE_MS);
+    this.#retire = { timer, done };
+  }
+
   /** Turns the peer off, if the administrator has said how. */
   #fence(): void {
     const { fence, agent } = this.agent;
@@ -472,6 +521,7 @@ export class VmAgent {
 
   /** A procedure whose end is an event. */
   #run(procedure: Promise<unknown>, done: () => Event, failed: (reason: string) => Event): void {
+    this.#remember(procedure);
     procedure.then(
       () => this.#tell(done()),
       (error: Error) => {
@@ -481,8 +531,16 @@ export class VmAgent {
     );
   }
 
+  #remember(procedure: Promise<unknown>): void {
+    this.#procedures.add(procedure);
+    const forget = () => this.#procedures.delete(procedure);
+    procedure.then(forget, forget);
+  }
+
   #protect(generation: number): void {
-    this.#primary.protect(generation).then(
+    const protection = this.#primary.protect(generation);
+    this.#remember(protection);
+    protection.then(
       () => this.#tell({ type: "primed", generation }),
       (error: ProtectionError) => {
         this.#machine.log.warn("could not protect the VM", { reason: error.message });
@@ -527,6 +585,7 @@ export class VmAgent {
   }
 
   #qemuClosed(reason: string): void {
+    this.#qemuGone = true;
     if (this.#machine === undefined || this.#closed) return;
     this.#machine.log.error("QEMU is gone", { reason });
     this.#tell({ type: "qemu_gone", reason });

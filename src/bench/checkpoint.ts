@@ -93,7 +93,7 @@ async function withAgents(progress: (step: string) => void): Promise<RunningPair
   return {
     namespaces: lab.namespaces,
     qmp: { primary: lab.host("a").qmp!, secondary: lab.host("b").qmp! },
-    qemuPid: lab.host("a").qemu!.pid,
+    qemuPid: lab.process("qemu-a")!.pid,
     withheld: async () => {
       const text = await lab.metrics("a");
       return {

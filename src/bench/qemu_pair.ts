@@ -25,8 +25,8 @@ import {
   removeNetwork,
   TAP,
 } from "../lab/network.ts";
-import { endProcess, identify, isAlive, type ProcessIdentity } from "../lab/process.ts";
-import { LAB_NODES, type LabQemu, labDisk, startQemu } from "../lab/qemu.ts";
+import { LAB_NODES, type LabQemu, labDisk, startLabQemu } from "../lab/qemu.ts";
+import { endProcess, identify, isAlive, type ProcessIdentity } from "../qemu/process.ts";
 import { QmpClient } from "../qmp/client.ts";
 import { prepareSecondary } from "../qmp/colo.ts";
 import { addNbdNode, attachReplication, type PrimaryDisk } from "../qmp/primary_disk.ts";
@@ -127,7 +127,7 @@ export class QemuPair {
       const { replication } = HOST_ADDRESSES.a;
       const proxyArguments =
         letter === "a" ? primaryProxyArguments(replication) : secondaryProxyArguments(replication);
-      const qemu = await startQemu({
+      const qemu = await startLabQemu({
         role: letter === "a" ? "primary" : "secondary",
         directory,
         qemuArgv: qemuArgv(),

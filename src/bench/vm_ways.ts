@@ -1,7 +1,7 @@
 /** The four ways in which the same guest is run for `bench vm`. */
 import { Lab } from "../lab/lab.ts";
 import type { LabNamespaces } from "../lab/network.ts";
-import { isAlive } from "../lab/process.ts";
+import { isAlive } from "../qemu/process.ts";
 import { PATIENT_AGENTS, PATIENT_CHECKPOINTS } from "./labs.ts";
 import { QemuPair } from "./qemu_pair.ts";
 import type { Subject } from "./result.ts";
@@ -46,7 +46,7 @@ async function* unprotected(progress: Progress): AsyncGenerator<RunningWay, void
       labs.push(
         await Lab.up({ name, memoryMib: MEMORY_MIB, proxy: "none" }, (step) => progress(subject, step)),
       );
-      const qemus = labs.map((lab) => lab.host("a").qemu!);
+      const qemus = labs.map((lab) => lab.process("qemu-a")!);
       yield {
         subject,
         labs,
@@ -98,17 +98,18 @@ async function* withAgents(progress: Progress): AsyncGenerator<RunningWay, void>
   );
   try {
     const [a, b] = [lab.host("a"), lab.host("b")];
+    const qemus = [lab.process("qemu-a")!, lab.process("qemu-b")!] as const;
     yield {
       subject: "colo-agent",
       labs: [lab],
       processes: [
-        { name: "primary's QEMU", pid: a.qemu!.pid },
-        { name: "secondary's QEMU", pid: b.qemu!.pid },
+        { name: "primary's QEMU", pid: qemus[0].pid },
+        { name: "secondary's QEMU", pid: qemus[1].pid },
         { name: "agents", pid: a.agent!.pid },
         { name: "agents", pid: b.agent!.pid },
       ],
-      qmp: a.qmp!,
-      alive: () => [a.qemu!, b.qemu!].every(isAlive),
+      qmp: a.qmp,
+      alive: () => qemus.every(isAlive),
     };
   } finally {
     await Lab.down(NAME);

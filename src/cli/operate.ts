@@ -1,8 +1,9 @@
-/** `colo-agent failover | unprotect | pause | protect | promote`: what an administrator can ask of a running agent. */
+/** `colo-agent failover | unprotect | pause | protect | promote | start | stop`: what an administrator can ask of a running agent. */
 import { Command, InvalidArgumentError } from "commander";
-import type { OperatorCommand } from "../agent/vm.ts";
+import type { OperatorCommand, VmStatus } from "../agent/vm.ts";
 
 const TIMEOUT_MS = 10_000;
+const POLL_MS = 200;
 
 export function operatorCommands(): Command[] {
   return [
@@ -18,10 +19,19 @@ export function operatorCommands(): Command[] {
       "--peer-is-down",
       "you have seen to it that the other host does not run the VM any more",
     ),
+    operator("start", "start a VM that was shut down, or that the other host does not take over"),
+    operator("stop", "shut the VM down on both hosts; it stays off until `start`").option(
+      "--timeout <seconds>",
+      "what the guest gets to shut itself down; then its QEMU is ended",
+      seconds,
+      60,
+    ),
   ];
 }
 
-function operator(name: OperatorCommand, description: string): Command {
+type Word = OperatorCommand | "start" | "stop";
+
+function operator(name: Word, description: string): Command {
   return new Command(name)
     .description(description)
     .argument("<vm>", "the VM's name in the configuration")
@@ -30,15 +40,41 @@ function operator(name: OperatorCommand, description: string): Command {
       "the agent's socket (agent.socket in its configuration)",
       "/run/colo-agent.sock",
     )
-    .action(async (vm: string, options: { socket: string; for?: number; peerIsDown?: true }) => {
-      if (name === "promote" && options.peerIsDown !== true) {
-        throw new Error(
-          "two hosts that run the same VM ruin its disk and its connections: make sure that the other one is off, then add --peer-is-down",
-        );
-      }
-      const query = options.for === undefined ? "" : `?for_ms=${options.for * 60_000}`;
-      process.stdout.write(`${await post(options.socket, `/v1/vm/${vm}/${name}${query}`)}\n`);
+    .action(
+      async (vm: string, options: { socket: string; for?: number; peerIsDown?: true; timeout?: number }) => {
+        if (name === "promote" && options.peerIsDown !== true) {
+          throw new Error(
+            "two hosts that run the same VM ruin its disk and its connections: make sure that the other one is off, then add --peer-is-down",
+          );
+        }
+        const { socket, timeout } = options;
+        const forMs =
+          timeout !== undefined
+            ? timeout * 1000
+            : options.for === undefined
+              ? undefined
+              : options.for * 60_000;
+        const query = forMs === undefined ? "" : `?for_ms=${forMs}`;
+        const now = await post(socket, `/v1/vm/${vm}/${name}${query}`);
+        process.stdout.write(`${name === "stop" ? await untilOff(socket, vm, forMs ?? 0) : now}\n`);
+      },
+    );
+}
+
+/** Waits until the VM is off. Returns what the agent says then; throws if it still runs. */
+async function untilOff(socket: string, vm: string, limitMs: number): Promise<string> {
+  const deadline = performance.now() + limitMs + TIMEOUT_MS;
+  for (;;) {
+    const response = await fetch("http://localhost/v1/status", {
+      unix: socket,
+      signal: AbortSignal.timeout(TIMEOUT_MS),
     });
+    const { vms } = (await response.json()) as { vms: VmStatus[] };
+    const status = vms.find(({ name }) => name === vm);
+    if (status?.off) return status.words.now;
+    if (performance.now() > deadline) throw new Error(`VM ${vm} is not off: ${status?.words.now}`);
+    await Bun.sleep(POLL_MS);
+  }
 }
 
 async function post(socket: string, path: string): Promise<string> {
@@ -62,6 +98,14 @@ function minutes(text: string): number {
   const value = Number(text);
   if (!(value > 0 && value <= 7 * 24 * 60)) {
     throw new InvalidArgumentError("must be a number of minutes, at most a week");
+  }
+  return value;
+}
+
+function seconds(text: string): number {
+  const value = Number(text);
+  if (!(value >= 0 && value <= 24 * 3600)) {
+    throw new InvalidArgumentError("must be a number of seconds, at most a day");
   }
   return value;
 }

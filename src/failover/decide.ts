@@ -847,6 +847,7 @@ function lostToPeer(step: Step, record: VmRecord): void {
 function noRecord(step: Step): void {
   const reason =
     "the arbiter has lost this VM's record; stop both agents, decide which host's VM is to go on, and start that one first";
+  step.s.needsAdministrator = true;
   if (step.s.phase === "standby" || step.s.phase === "taking_over") {
     replicaUseless(step, reason);
     return;

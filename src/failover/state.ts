@@ -110,6 +110,8 @@ export interface State {
   unprotectedUntilMs: number;
   /** Why the VM ends, when it ends in an orderly way. */
   shutdown: string | undefined;
+  /** stopped: somebody has to look at this VM first, its QEMU is not to be replaced. */
+  needsAdministrator: boolean;
 }
 
 /** What an agent finds in its QEMU: a VM that runs (or ran), nothing yet, or a replica that another life of the agent kept. */
@@ -227,5 +229,6 @@ export function initialState(settings: Settings, nowMs: number): State {
     protectAtMs: 0,
     unprotectedUntilMs: Number.NEGATIVE_INFINITY,
     shutdown: undefined,
+    needsAdministrator: false,
   };
 }

@@ -130,7 +130,8 @@ export interface WorkerRings {
 }
 
 export class DataPlane {
-  readonly state: StateView;
+  readonly #state: StateView;
+  #closed = false;
   /** For StateView in another thread. */
   readonly stateFd: number;
   /** Of each worker. */
@@ -148,7 +149,7 @@ export class DataPlane {
   private constructor(object: Pointer, workers: readonly WorkerRings[]) {
     this.#object = object;
     this.stateFd = mapFd(object, "state_map");
-    this.state = new StateView(this.stateFd);
+    this.#state = new StateView(this.stateFd);
     this.workers = workers;
     this.input = ringSetup(mapFd(object, "input_ring"));
     const [{ primary, secondary, doorbellFd }] = workers;
@@ -200,6 +201,11 @@ export class DataPlane {
     }
   }
 
+  get state(): StateView {
+    if (this.#closed) throw new Error("The data plane of this VM has been closed.");
+    return this.#state;
+  }
+
   /**
    * Attaches the programs to the tap (both ways), the tunnel and the interface that released frames are sent on: they
    * never get to its peer. Replaces what an earlier agent attached. Call it in the interfaces' network namespace.
@@ -214,7 +220,7 @@ export class DataPlane {
   /** Frames counted since the maps were created, over all CPUs. */
   counters(): Record<CounterName, number> {
     const cpus = checkBpf(libbpf().libbpf_num_possible_cpus(), "Cannot count the machine's CPUs");
-    const fd = mapFd(this.#object, "counters");
+    const fd = mapFd(this.#open, "counters");
     const arena = new Arena(4096 + cpus * 8);
     try {
       const key = arena.allocate(4);
@@ -323,7 +329,7 @@ export class DataPlane {
       );
     }
     this.clearConnections();
-    const fd = mapFd(this.#object, "connections");
+    const fd = mapFd(this.#open, "connections");
     const arena = this.#arena;
     arena.reset();
     const entry = arena.allocate(entryBytes);
@@ -357,12 +363,20 @@ export class DataPlane {
 
   /** Lets go of everything here; filters, programs and maps stay in the kernel. Close Rings and Waiters first. */
   close(): void {
-    this.state.close();
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#state.close();
     this.#arena.close();
     for (const { primary, secondary, doorbellFd } of this.workers) {
       for (const fd of [primary.fd, secondary.fd, doorbellFd]) closeFd(fd);
     }
     libbpf().bpf_object__close(this.#object);
+  }
+
+  /** What is mapped and what libbpf holds is gone after close(): a step that comes too late must get an error, not crash. */
+  get #open(): Pointer {
+    if (this.#closed) throw new Error("The data plane of this VM has been closed.");
+    return this.#object;
   }
 
   /** Takes our filters from the interfaces and unpins everything. Then the VM's frames pass unprotected. */
@@ -376,7 +390,7 @@ export class DataPlane {
 
   /** Removes connections; `isOver` gets the offset of one in the arena. Returns how many were removed. */
   #removeConnections(isOver: (value: number) => boolean): number {
-    const fd = mapFd(this.#object, "connections");
+    const fd = mapFd(this.#open, "connections");
     const arena = this.#arena;
     let removed = 0;
     let kept = false;
@@ -409,7 +423,7 @@ export class DataPlane {
 
   #programFd(name: ProgramName): number {
     return libbpf().bpf_program__fd(
-      libbpf().bpf_object__find_program_by_name(this.#object, temporaryString(name)),
+      libbpf().bpf_object__find_program_by_name(this.#open, temporaryString(name)),
     );
   }
 
@@ -418,7 +432,7 @@ export class DataPlane {
    * meanwhile may be missed.
    */
   #forEachConnection(visit: (key: number, value: number) => void): void {
-    const fd = mapFd(this.#object, "connections");
+    const fd = mapFd(this.#open, "connections");
     const arena = this.#arena;
     arena.reset();
     const keys = arena.allocate(CONNECTION_KEY_BYTES * BATCH_CONNECTIONS);

@@ -4,9 +4,10 @@
  * There is no netem in every kernel, so a link that silently loses everything one way is made with the sender's neighbour table: a
  * permanent entry with a MAC that nobody has, so that each frame leaves and the other side's kernel throws it away.
  */
+
+import { endProcess, isAlive } from "../qemu/process.ts";
 import type { Lab } from "./lab.ts";
 import { CLIENT_IPV4, HOST_ADDRESSES, type HostLetter, run } from "./network.ts";
-import { endProcess, isAlive } from "./process.ts";
 
 export type Victim = "witness" | `${"agent" | "qemu" | "both"}-${HostLetter}`;
 

@@ -8,6 +8,8 @@ import { join } from "node:path";
 import type { VmStatus } from "../agent/vm.ts";
 import { makeCertificates } from "../arbiter/certificates.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
+import { endQemu, findQemu } from "../qemu/instance.ts";
+import { endProcess, isAlive, type ProcessIdentity, startDetached } from "../qemu/process.ts";
 import {
   guestCommandLine,
   guestInitrd,
@@ -30,8 +32,7 @@ import {
   removeNetwork,
   TAP,
 } from "./network.ts";
-import { endProcess, identify, isAlive, type ProcessIdentity, startDetached } from "./process.ts";
-import { LAB_NODES, labDisk, startQemu } from "./qemu.ts";
+import { LAB_NODES, type LabMachine, labArguments, labDisk, labPaths, startLabQemu } from "./qemu.ts";
 
 const ROOT = "/run/colo-agent-lab";
 const PIN_ROOT = "/sys/fs/bpf/colo-agent";
@@ -64,18 +65,19 @@ export interface LabOptions {
 interface HostState {
   letter: HostLetter;
   netns: string;
+  directory: string;
   agent?: ProcessIdentity;
-  qemu?: ProcessIdentity;
-  qmp?: string;
+  /** A QMP socket for people and tests. */
+  qmp: string;
   socket: string;
-  serial?: string;
+  serial: string;
   disk: string;
 }
 
 interface LabState {
   name: string;
   namespaces: LabNamespaces;
-  proxy: LabOptions["proxy"];
+  options: LabOptions;
   ownGuest: boolean;
   witness?: ProcessIdentity;
   hosts: Record<HostLetter, HostState>;
@@ -133,21 +135,21 @@ export class Lab {
     try {
       progress("network");
       const namespaces = await createNetwork(options.name);
-      const host = (letter: HostLetter): HostState => ({
-        letter,
-        netns: namespaces[letter],
-        socket: join(directory, letter, "api.sock"),
-        disk: join(directory, letter, "disk.raw"),
-      });
+      const host = (letter: HostLetter): HostState => {
+        const own = join(directory, letter);
+        const { qmpSpare: qmp, serial } = labPaths(own);
+        const [socket, disk] = [join(own, "api.sock"), join(own, "disk.raw")];
+        return { letter, netns: namespaces[letter], directory: own, socket, disk, qmp, serial };
+      };
       const lab = new Lab({
         name: options.name,
         namespaces,
-        proxy: options.proxy,
+        options,
         ownGuest: options.kernel === undefined,
         hosts: { a: host("a"), b: host("b") },
       });
       lab.#save();
-      await lab.#start(options, progress);
+      await lab.#start(progress);
       return lab;
     } catch (error) {
       await Lab.down(options.name);
@@ -161,9 +163,9 @@ export class Lab {
     const found = existsSync(directory);
     if (existsSync(join(directory, "state.json"))) {
       const { state } = Lab.open(name);
-      for (const { agent, qemu } of Object.values(state.hosts)) {
-        if (agent !== undefined) await endProcess(agent);
-        if (qemu !== undefined) await endProcess(qemu);
+      for (const host of Object.values(state.hosts)) {
+        if (host.agent !== undefined) await endProcess(host.agent);
+        await endQemu(host);
       }
       if (state.witness !== undefined) await endProcess(state.witness);
     }
@@ -241,16 +243,17 @@ export class Lab {
       const host = this.state.hosts[letter];
       const status = host.agent === undefined ? undefined : await this.agentStatus(letter);
       if (status?.protected) isProtected = true;
+      const qemu = findQemu(host);
       const alive = (identity: ProcessIdentity | undefined) =>
         identity !== undefined && isAlive(identity) ? identity.pid : null;
       hosts.push({
         name: `${this.state.name}-${letter}`,
         netns: host.netns,
         tap: TAP,
-        role: status?.role ?? (this.state.proxy === "none" && letter === "a" ? "primary" : "none"),
+        role: status?.role ?? (this.state.options.proxy === "none" && letter === "a" ? "primary" : "none"),
         agent_pid: alive(host.agent),
-        qemu_pid: alive(host.qemu),
-        qmp: alive(host.qemu) === null ? null : (host.qmp ?? null),
+        qemu_pid: qemu?.pid ?? null,
+        qmp: qemu === undefined ? null : host.qmp,
         api: alive(host.agent) === null ? null : `http://${HOST_ADDRESSES[letter].lan}:${API_PORT}`,
       });
     }
@@ -265,8 +268,9 @@ export class Lab {
 
   /** kill -9 of processes only; src/lab/faults.ts has the loss of a whole host and the rest. */
   async kill(letter: HostLetter, what: "qemu" | "agent" | "both"): Promise<void> {
-    const { agent, qemu } = this.state.hosts[letter];
-    const victims = [what === "qemu" ? undefined : agent, what === "agent" ? undefined : qemu];
+    const host = this.state.hosts[letter];
+    // The agent first, or it would start another QEMU.
+    const victims = [what === "qemu" ? undefined : host.agent, what === "agent" ? undefined : findQemu(host)];
     await Promise.all(victims.map((victim) => victim && endProcess(victim)));
   }
 
@@ -292,7 +296,7 @@ export class Lab {
     const { witness, hosts } = this.state;
     if (which === "witness") return witness;
     const letter: HostLetter = which.endsWith("a") ? "a" : "b";
-    return which.startsWith("agent") ? hosts[letter].agent : hosts[letter].qemu;
+    return which.startsWith("agent") ? hosts[letter].agent : findQemu(hosts[letter]);
   }
 
   #certificate(file = ""): string {
@@ -303,113 +307,98 @@ export class Lab {
     writeFileSync(join(this.directory, "state.json"), JSON.stringify(this.state, undefined, 2));
   }
 
-  async #start(options: LabOptions, progress: LabProgress): Promise<void> {
+  async #start(progress: LabProgress): Promise<void> {
     const { state } = this;
-    const withAgents = options.proxy === "agent";
-    if (withAgents) {
-      writeFileSync(join(this.directory, "heartbeat.key"), randomBytes(32), { mode: 0o600 });
-      progress("witness");
-      await makeCertificates({
-        directory: this.#certificate(),
-        requests: [
-          { name: "witness", addresses: [CLIENT_IPV4] },
-          ...LETTERS.map((letter) => ({ name: `${state.name}-${letter}`, addresses: [] })),
-        ],
-        days: CERTIFICATE_DAYS,
-      });
-      this.startWitness();
+    for (const { directory, disk } of Object.values(state.hosts)) {
+      mkdirSync(directory, { recursive: true });
+      writeFileSync(disk, "");
+      truncateSync(disk, DISK_BYTES);
     }
-    const letters: readonly HostLetter[] = withAgents ? LETTERS : ["a"];
-    for (const letter of letters) {
-      progress(`QEMU on host ${letter}`);
-      await this.#startQemu(letter, options);
+    if (state.options.proxy === "none") {
+      progress("QEMU on host a");
+      await this.#startQemuAlone();
+      if (state.ownGuest) await this.#waitForGuest(progress);
+      return;
     }
-    if (state.ownGuest) {
-      progress("guest boots");
-      await this.#waitForGuest();
-    }
-    if (!withAgents) return;
+    writeFileSync(join(this.directory, "heartbeat.key"), randomBytes(32), { mode: 0o600 });
+    progress("witness");
+    await makeCertificates({
+      directory: this.#certificate(),
+      requests: [
+        { name: "witness", addresses: [CLIENT_IPV4] },
+        ...LETTERS.map((letter) => ({ name: `${state.name}-${letter}`, addresses: [] })),
+      ],
+      days: CERTIFICATE_DAYS,
+    });
+    this.startWitness();
     for (const letter of LETTERS) {
       progress(`agent on host ${letter}`);
-      this.startAgent(letter, options);
+      this.startAgent(letter);
       await this.#waitForAgent(letter);
+      if (letter === "a" && state.ownGuest) await this.#waitForGuest(progress);
     }
     progress("protecting: disk, memory, first checkpoints");
-    await this.waitFor(
-      "the VM is protected",
-      ({ a, b }) => {
-        if (a?.phase === "stopped" || b?.phase === "stopped") {
-          throw new Error(`the pair broke: ${a?.reason ?? b?.reason}; logs are in ${this.directory}`);
-        }
-        return a?.protected === true;
-      },
-      PROTECT_TIMEOUT_MS,
-    );
+    await this.waitFor("the VM is protected", ({ a }) => a?.protected === true, PROTECT_TIMEOUT_MS);
   }
 
-  /** A host that was lost comes back: with a QEMU that waits for the VM, and an agent. */
-  async bringBack(letter: HostLetter, options: Partial<LabOptions> = {}): Promise<void> {
-    await this.kill(letter, "both");
-    await this.#startQemu(letter, { memoryMib: 256, ...options }, "secondary");
-    this.startAgent(letter, options);
+  /** A host whose agent was lost comes back; the agent sees to everything else. */
+  async bringBack(letter: HostLetter): Promise<void> {
+    const { agent } = this.state.hosts[letter];
+    if (agent === undefined || !isAlive(agent)) this.startAgent(letter);
     await this.#waitForAgent(letter);
   }
 
-  async #startQemu(
-    letter: HostLetter,
-    options: Pick<LabOptions, "memoryMib" | "kernel" | "initrd" | "append">,
-    role: "primary" | "secondary" = letter === "a" ? "primary" : "secondary",
-  ): Promise<void> {
-    const host = this.state.hosts[letter];
-    const directory = join(this.directory, letter);
-    mkdirSync(directory, { recursive: true });
-    writeFileSync(host.disk, "");
-    truncateSync(host.disk, DISK_BYTES);
-    const own = options.kernel === undefined;
-    const initrd = own ? guestInitrd() : options.initrd;
-    const append = own
+  #machine(letter: HostLetter): LabMachine {
+    const { options, ownGuest, hosts } = this.state;
+    const initrd = ownGuest ? guestInitrd() : options.initrd;
+    const append = ownGuest
       ? guestCommandLine({ ip4: `${GUEST_IPV4}/24`, ip6: `${GUEST_IPV6}/64` }, options.append ?? "")
       : options.append;
-    const qemu = await startQemu({
-      role,
-      directory,
-      qemuArgv: qemuArgv(),
-      qemuImgArgv: qemuImgArgv(),
-      environment: qemuEnvironment(),
+    return {
+      directory: hosts[letter].directory,
       memoryMib: options.memoryMib,
       kernel: options.kernel ?? guestKernel(),
       ...(initrd === undefined ? {} : { initrd }),
       ...(append === undefined ? {} : { append }),
-      disks: [labDisk(host.disk)],
-      network: { tap: TAP, mac: GUEST_MAC },
-      netns: host.netns,
-      name: `${this.state.name}-${letter}`,
-    });
-    host.qemu = identify(qemu.pid);
-    host.qmp = qemu.qmpSpare;
-    host.serial = qemu.serial;
-    this.#save();
+    };
   }
 
-  async #waitForGuest(): Promise<void> {
-    const { serial, qemu } = this.state.hosts.a;
+  /** A VM without agents, on host a. */
+  async #startQemuAlone(): Promise<void> {
+    const { netns, disk } = this.state.hosts.a;
+    await startLabQemu({
+      ...this.#machine("a"),
+      role: "primary",
+      qemuArgv: qemuArgv(),
+      qemuImgArgv: qemuImgArgv(),
+      environment: qemuEnvironment(),
+      disks: [labDisk(disk)],
+      network: { tap: TAP, mac: GUEST_MAC },
+      netns,
+      name: `${this.state.name}-a`,
+    });
+  }
+
+  async #waitForGuest(progress: LabProgress): Promise<void> {
+    progress("guest boots");
+    const { serial, agent, directory } = this.state.hosts.a;
     const deadline = performance.now() + START_TIMEOUT_MS;
-    while (!(existsSync(serial!) && guestReadyPattern.test(readFileSync(serial!, "latin1")))) {
-      if (!isAlive(qemu!))
-        throw new Error(`the guest's QEMU ended while booting; see ${this.directory}/a/qemu.log`);
+    while (!(existsSync(serial) && guestReadyPattern.test(readFileSync(serial, "latin1")))) {
+      if (agent === undefined ? findQemu({ directory }) === undefined : !isAlive(agent))
+        throw new Error(`the guest's host ended while it booted; see ${directory}/qemu.log and agent.log`);
       if (performance.now() > deadline) throw new Error(`the guest did not boot; see ${serial}`);
       await Bun.sleep(50);
     }
   }
 
   /** Starts a host's agent with the lab's configuration. */
-  startAgent(letter: HostLetter, options: Pick<LabOptions, "vmConfig" | "agentConfig"> = {}): void {
+  startAgent(letter: HostLetter): void {
     const host = this.state.hosts[letter];
-    const path = join(this.directory, letter, "agent.toml");
-    writeFileSync(path, this.#agentConfig(letter, options));
+    const path = join(host.directory, "agent.toml");
+    writeFileSync(path, this.#agentConfig(letter));
     host.agent = startDetached(
       [...inNamespace(host.netns), ...colo("run", "--config", path)],
-      join(this.directory, letter, "agent.log"),
+      join(host.directory, "agent.log"),
     );
     this.#save();
   }
@@ -426,7 +415,10 @@ export class Lab {
     }
   }
 
-  #agentConfig(letter: HostLetter, options: Pick<LabOptions, "vmConfig" | "agentConfig">): string {
+  #agentConfig(letter: HostLetter): string {
+    const { options } = this.state;
+    const { directory, disk } = this.state.hosts[letter];
+    const environment = `{ QEMU_MODULE_DIR = "${qemuEnvironment().QEMU_MODULE_DIR}" }`;
     const other = letter === "a" ? "b" : "a";
     const { lan, replication } = HOST_ADDRESSES[letter];
     return `[agent]
@@ -456,17 +448,25 @@ key = "${this.#certificate(`${this.state.name}-${letter}.key`)}"
 
 [[vm]]
 name = "${VM_NAME}"
-qmp = "${join(this.directory, letter, "qmp.sock")}"
 uplink = "uplink"
 initial_role = "${letter === "a" ? "primary" : "secondary"}"
 ${options.vmConfig ?? ""}
 
 [[vm.nic]]
 tap = "${TAP}"
+mac = "${GUEST_MAC}"
 
 [[vm.disk]]
+path = "${disk}"
 quorum_node = "${LAB_NODES.quorum}"
 export_node = "${LAB_NODES.disk}"
+
+[vm.qemu]
+command = ${JSON.stringify(qemuArgv())}
+img_command = ${JSON.stringify(qemuImgArgv())}
+environment = ${environment}
+directory = "${directory}"
+arguments = ${JSON.stringify(labArguments(this.#machine(letter)))}
 `;
   }
 }

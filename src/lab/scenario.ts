@@ -143,7 +143,7 @@ async function waitForCommit(lab: Lab): Promise<void> {
 }
 
 /** Compares the first `count` blocks of a disk file with what the guest wrote there. Throws at the first wrong one. */
-function verifyBlocks(path: string, count: number): number {
+export function verifyBlocks(path: string, count: number): number {
   const fd = openSync(path, "r");
   try {
     const block = Buffer.alloc(BLOCK_BYTES);

@@ -27,6 +27,8 @@ export class EbpfProxy implements PacketProxy {
   readonly kind = "ebpf";
   readonly makesCheckpoints = false;
 
+  #succession: Timer | undefined;
+
   private constructor(private readonly nics: readonly EbpfNic[]) {}
 
   /** Opens all interfaces, closed for everything. On an error none stays open. */
@@ -171,7 +173,7 @@ export class EbpfProxy implements PacketProxy {
   async takeOver(inCheckpoint: boolean): Promise<void> {
     if (this.#isSuccessor()) {
       await this.#sum(({ dataPath }) => dataPath.releaseAlone());
-      setTimeout(() => {
+      this.#succession = setTimeout(() => {
         if (this.#isSuccessor()) this.#setRole(ROLE.SOLO);
       }, SUCCESSOR_MS);
     } else if (!inCheckpoint) {
@@ -213,6 +215,7 @@ export class EbpfProxy implements PacketProxy {
   }
 
   async close(): Promise<void> {
+    clearTimeout(this.#succession);
     for (const nic of this.nics) await nic.close();
   }
 

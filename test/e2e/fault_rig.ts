@@ -252,7 +252,7 @@ export class FaultRig {
       primary,
       secondary,
       random,
-      startAgent: (letter) => lab.startAgent(letter, OPTIONS),
+      startAgent: (letter) => lab.startAgent(letter),
       startWitness: () => lab.startWitness(),
       nextEvent: (letter, name) => nextEvent(lab, letter, name),
     };
@@ -270,7 +270,7 @@ export class FaultRig {
     const protectBegun = performance.now();
     const unprotected = watch.protectedOn() !== holder;
     if (unprotected) {
-      await lab.bringBack(otherHost(holder), OPTIONS);
+      await lab.bringBack(otherHost(holder));
       await watch.until("protected again", () => watch.protectedOn() === holder, PROTECT_TIMEOUT_MS);
     }
     const protectMs = unprotected ? performance.now() - protectBegun : undefined;
@@ -338,7 +338,7 @@ export class FaultRig {
 async function protectAnew(lab: Lab, watch: PairWatch, { primary, secondary }: FaultScene): Promise<void> {
   await lab.kill(secondary, "both");
   await watch.until("alone", () => watch.latest[primary]?.phase === "alone", RECOVERY_TIMEOUT_MS);
-  await lab.bringBack(secondary, OPTIONS);
+  await lab.bringBack(secondary);
   const begun = () => ["protecting", "protected"].includes(watch.latest[primary]?.phase ?? "");
   await watch.until("protecting", begun, RECOVERY_TIMEOUT_MS);
 }

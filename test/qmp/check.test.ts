@@ -3,7 +3,7 @@ import { mkdirSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { join } from "node:path";
 import { qemuArgv, qemuEnvironment } from "../../src/lab/assets.ts";
-import { killQemu, startQemu } from "../../src/lab/qemu.ts";
+import { killQemu, startLabQemu } from "../../src/lab/qemu.ts";
 import { judgeVersion } from "../../src/qmp/check.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
 import { checkQemu, QemuUnsuitableError } from "../../src/qmp/colo.ts";
@@ -48,7 +48,7 @@ describe("a real QEMU", () => {
   async function facts(name: string, extraArguments: string[]) {
     const directory = join(testDirectory(), name);
     mkdirSync(directory, { recursive: true });
-    const qemu = await startQemu({
+    const qemu = await startLabQemu({
       role: "primary",
       directory,
       qemuArgv: qemuArgv(),

@@ -12,7 +12,7 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { guestKernel, qemuArgv, qemuEnvironment, qemuImgArgv } from "../../src/lab/assets.ts";
-import { killQemu, type LabQemu, type LabQemuOptions, labDisk, startQemu } from "../../src/lab/qemu.ts";
+import { killQemu, type LabQemu, type LabQemuOptions, labDisk, startLabQemu } from "../../src/lab/qemu.ts";
 import { QmpClient, type QmpEvent } from "../../src/qmp/client.ts";
 import {
   type PrimaryDisk,
@@ -156,7 +156,7 @@ export async function startSide(role: "primary" | "secondary", options: SideOpti
       append: `console=ttyS0 quiet panic=-1${dirtyMib > 0 ? ` writer.dirty=${dirtyMib}` : ""}`,
     }),
   };
-  const qemu = await startQemu(qemuOptions);
+  const qemu = await startLabQemu(qemuOptions);
   const client = await QmpClient.connect(qemu.qmp);
   const events: QmpEvent[] = [];
   for (const name of ["STOP", "RESUME", "COLO_EXIT", "MIGRATION"])

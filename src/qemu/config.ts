@@ -1,0 +1,105 @@
+/** The parts of a VM's configuration that are for a QEMU which the agent starts itself. */
+import { join } from "node:path";
+import { z } from "zod";
+import { DISK_DEVICES, DISK_FORMATS, type DiskDevice, type DiskFormat } from "../storage/disk_graph.ts";
+import { NIC_MODELS, type QemuSettings } from "./settings.ts";
+
+const absolutePath = z.string().startsWith("/", "must be an absolute path");
+
+/** [vm.qemu]. */
+export const qemuConfig = z.strictObject({
+  command: z.array(z.string().min(1)).min(1).default(["qemu-system-x86_64"]),
+  img_command: z.array(z.string().min(1)).min(1).default(["qemu-img"]),
+  /** All but the disks, network cards and the QMP socket that the agent adds. */
+  arguments: z.array(z.string()).default([]),
+  environment: z.record(z.string(), z.string()).default({}),
+  /** Sockets, log, pid file, overlays. Default: vm/NAME below agent.state_directory. */
+  directory: absolutePath.optional(),
+  /** false: a VM whose QEMU was lost without a replica stays off until `colo-agent start`. */
+  restart: z.boolean().default(true),
+});
+
+/** Of a disk. Defaults: a raw image, virtio-blk. */
+export const managedDiskFields = {
+  path: absolutePath.optional(),
+  format: z.enum(DISK_FORMATS).optional(),
+  device: z.enum(DISK_DEVICES).optional(),
+};
+
+/** Of a network card. Defaults: virtio-net-pci, one queue, no vhost. */
+export const managedNicFields = {
+  mac: z
+    .string()
+    .regex(/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i, "must be a MAC address such as 52:54:00:12:34:56")
+    .optional(),
+  model: z.enum(NIC_MODELS).optional(),
+  queues: z.number().int().min(1).max(64).optional(),
+  vhost: z.boolean().optional(),
+};
+
+type QemuConfig = z.output<typeof qemuConfig>;
+
+interface DiskConfig {
+  name: string;
+  quorum_node: string;
+  export_node: string;
+  path?: string | undefined;
+  format?: DiskFormat | undefined;
+  device?: DiskDevice | undefined;
+}
+
+interface NicConfig {
+  tap: string;
+  mac?: string | undefined;
+  model?: (typeof NIC_MODELS)[number] | undefined;
+  queues?: number | undefined;
+  vhost?: boolean | undefined;
+}
+
+/** sockaddr_un holds 108 bytes, the last of them 0. */
+const SOCKET_PATH_MAX = 107;
+
+/**
+ * What src/qemu/ needs to start a VM's QEMU.
+ * @throws Error that names what is missing in the configuration
+ */
+export function qemuSettings(vm: {
+  name: string;
+  qemu: QemuConfig;
+  stateDirectory: string;
+  overlayDirectory?: string | undefined;
+  disks: readonly DiskConfig[];
+  nics: readonly NicConfig[];
+}): QemuSettings {
+  const { name, qemu } = vm;
+  const directory = qemu.directory ?? join(vm.stateDirectory, "vm", name);
+  if (Buffer.byteLength(join(directory, "qmp.sock")) > SOCKET_PATH_MAX) {
+    throw new Error(`${directory} is too long for a socket's path; set a shorter vm.qemu.directory`);
+  }
+  return {
+    name,
+    command: qemu.command,
+    imgCommand: qemu.img_command,
+    arguments: qemu.arguments,
+    environment: qemu.environment,
+    directory,
+    overlayDirectory: vm.overlayDirectory === undefined ? directory : join(vm.overlayDirectory, name),
+    disks: vm.disks.map(({ name: disk, path, format = "raw", device = "virtio-blk", ...nodes }) => {
+      if (path === undefined) {
+        throw new Error(
+          `disk ${disk} has no path; QEMU is started by the agent, so it has to know the image`,
+        );
+      }
+      const { quorum_node: quorumNode, export_node: baseNode } = nodes;
+      return { name: disk, path, format, device, quorumNode, baseNode };
+    }),
+    nics: vm.nics.map(({ tap, mac, model = "virtio-net-pci", queues = 1, vhost = false }) => {
+      if (mac === undefined) {
+        throw new Error(
+          `the network card on ${tap} has no mac; give it one, the same on both hosts, since QEMU is started by the agent`,
+        );
+      }
+      return { tap, mac, model, queues, vhost };
+    }),
+  };
+}

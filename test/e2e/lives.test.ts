@@ -1,0 +1,152 @@
+/**
+ * A pair that loses one of its parts again and again, and comes back by itself: nobody starts a QEMU, and an agent only after it has been
+ * killed. One connection and the disk's writer live through all rounds. COLO_LIFE_ROUNDS sets how many (10).
+ */
+import { describe, expect, test } from "bun:test";
+import { join } from "node:path";
+import { qemuImgArgv } from "../../src/lab/assets.ts";
+import { otherHost } from "../../src/lab/faults.ts";
+import type { Lab } from "../../src/lab/lab.ts";
+import { GUEST_IPV4, type HostLetter } from "../../src/lab/network.ts";
+import { verifyBlocks } from "../../src/lab/scenario.ts";
+import { LabTraffic } from "../../src/lab/traffic.ts";
+import { labUnderTest } from "./lab_under_test.ts";
+
+const ROUNDS = Number(process.env.COLO_LIFE_ROUNDS ?? 10);
+const ROUND_TIMEOUT_MS = 90_000;
+const BYTES_PER_SECOND = 300_000;
+/** As much again after a loss means that the connection goes on. */
+const FLOW_BYTES = 60_000;
+const MAIN = join(import.meta.dir, "../../src/cli/main.ts");
+
+const LOSSES = [
+  { whose: "primary", what: "both" },
+  { whose: "primary", what: "qemu" },
+  { whose: "secondary", what: "qemu" },
+  { whose: "secondary", what: "both" },
+  { whose: "primary", what: "agent" },
+  { whose: "secondary", what: "agent" },
+] as const;
+
+/** Who is the primary of a pair that is protected, and by which attempt. */
+async function protectedPair(
+  lab: Lab,
+  newerThan: number,
+): Promise<{ primary: HostLetter; generation: number }> {
+  let found: { primary: HostLetter; generation: number } | undefined;
+  await lab.waitFor(
+    `protected by an attempt after ${newerThan}`,
+    (status) => {
+      for (const primary of ["a", "b"] as const) {
+        const [own, other] = [status[primary], status[otherHost(primary)]];
+        if (own?.phase !== "protected" || other?.phase !== "standby") continue;
+        if (own.generation > newerThan) found = { primary, generation: own.generation };
+      }
+      return found !== undefined;
+    },
+    ROUND_TIMEOUT_MS,
+  );
+  return found!;
+}
+
+const goesOn = (connection: LabTraffic) => {
+  const wanted = connection.last!.received + FLOW_BYTES;
+  return connection.until("the connection goes on", ({ received }) => received >= wanted, ROUND_TIMEOUT_MS);
+};
+
+/** Reads blocks back, as soon as the guest listens. */
+async function blocksRead(lab: Lab, blocks: readonly number[]): Promise<number> {
+  const deadline = performance.now() + ROUND_TIMEOUT_MS;
+  for (;;) {
+    using reader = new LabTraffic(lab, "blocks", { host: GUEST_IPV4, blocks });
+    try {
+      return (await reader.ended()).answers;
+    } catch (error) {
+      const booting = (error as Error).message.includes("ECONNREFUSED");
+      if (!booting || performance.now() > deadline) throw error;
+    }
+    await Bun.sleep(200);
+  }
+}
+
+async function operate(lab: Lab, host: HostLetter, ...words: string[]) {
+  const command = [process.execPath, MAIN, ...words, "--socket", lab.agentSocket(host)];
+  const child = Bun.spawn(command, { stdout: "pipe", stderr: "pipe" });
+  const [out, complaint] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+  ]);
+  return { said: out + complaint, status: await child.exited };
+}
+
+describe("a pair that is never helped", () => {
+  const lab = labUnderTest("lives");
+
+  test(
+    `${ROUNDS} losses, one connection, every block`,
+    async () => {
+      using connection = new LabTraffic(lab(), "duplex", {
+        host: GUEST_IPV4,
+        bytesPerSecond: BYTES_PER_SECOND,
+      });
+      using disk = new LabTraffic(lab(), "disk", { host: GUEST_IPV4, pauseMs: 50 });
+      await connection.until("traffic", ({ received }) => received > FLOW_BYTES, ROUND_TIMEOUT_MS);
+      await disk.until("blocks", ({ answers }) => answers > 0, ROUND_TIMEOUT_MS);
+      let { primary, generation } = await protectedPair(lab(), 0);
+      for (let round = 0; round < ROUNDS; round++) {
+        const { whose, what } = LOSSES[round % LOSSES.length]!;
+        const victim = whose === "primary" ? primary : otherHost(primary);
+        const survivor = otherHost(victim);
+        const begun = performance.now();
+        using second = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 100_000 });
+        await second.until("a second connection", ({ received }) => received > 10_000, ROUND_TIMEOUT_MS);
+        const blocks = disk.last!.answers;
+
+        await lab().kill(victim, what);
+        await lab().waitFor(
+          `round ${round}, ${whose} ${what}: host ${survivor} has the VM`,
+          ({ [survivor]: own }) => own?.role === "primary" && own.phase !== "going_alone",
+          ROUND_TIMEOUT_MS,
+        );
+        await Promise.all([goesOn(connection), goesOn(second)]);
+        await lab().bringBack(victim);
+        const next = await protectedPair(lab(), generation);
+        expect(next.primary, `round ${round}, ${whose} ${what}`).toBe(survivor);
+        ({ primary, generation } = next);
+        await Promise.all([goesOn(connection), goesOn(second)]);
+        await disk.until("blocks go on", ({ answers }) => answers > blocks, ROUND_TIMEOUT_MS);
+        const ended = await second.finish();
+        expect(ended.received).toBe(ended.sent);
+        const seconds = ((performance.now() - begun) / 1000).toFixed(1);
+        console.info(
+          `round ${round}: ${whose} ${what} lost, host ${primary} goes on, protected, ${seconds} s`,
+        );
+      }
+      const ended = await connection.finish();
+      expect(ended.received).toBe(ended.sent);
+      const { answers: blocks } = await disk.finish();
+      expect(blocks).toBeGreaterThan(ROUNDS);
+
+      // The guest has nothing that listens to its power button.
+      expect(await operate(lab(), primary, "stop", "vm1", "--timeout", "1")).toMatchObject({
+        status: 0,
+        said: expect.stringContaining("keeps the VM off"),
+      });
+      const other = otherHost(primary);
+      await lab().waitFor("the other one waits", (s) => s[other]?.phase === "waiting", ROUND_TIMEOUT_MS);
+      for (const letter of ["a", "b"] as const) {
+        expect(verifyBlocks(lab().host(letter).disk, blocks)).toBe(blocks);
+      }
+      const images = [lab().host("a").disk, lab().host("b").disk];
+      const compare = Bun.spawnSync([...qemuImgArgv(), "compare", "-U", "-f", "raw", "-F", "raw", ...images]);
+      expect(compare.stdout.toString()).toContain("identical");
+
+      expect((await operate(lab(), primary, "start", "vm1")).status).toBe(0);
+      const again = await protectedPair(lab(), generation);
+      expect(again.primary).toBe(primary);
+      // Booted from its disks, with all that was on them.
+      expect(await blocksRead(lab(), [0, blocks - 1])).toBe(2);
+    },
+    (ROUNDS + 3) * ROUND_TIMEOUT_MS,
+  );
+});

@@ -1,8 +1,9 @@
 /** Wrong configurations, dying sockets, a peer that dies at a bad moment: a clear sentence, and the VM goes on. */
 import { describe, expect, test } from "bun:test";
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
+import type { VmStatus } from "../../src/agent/vm.ts";
 import { GUEST_IPV4, inNamespace } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
@@ -49,11 +50,6 @@ tap = "${changes.tap ?? "tap0"}"
       /there is no interface "tap7"; make the tap first/,
     ],
     ["an interface that is no tap", () => ({ tap: "uplink" }), /"uplink" is not a tap device/],
-    [
-      "a QMP socket that is not there",
-      () => ({ qmp: "/run/nobody.sock" }),
-      /no QMP socket at \/run\/nobody\.sock/,
-    ],
   ];
   for (const [what, changes, message] of cases) {
     test(`${what} is told and nothing is touched`, async () => {
@@ -64,6 +60,39 @@ tap = "${changes.tap ?? "tap0"}"
       await traffic.until("the VM is reachable as before", (report) => report.answers > 3, 20_000);
     });
   }
+
+  test("a QEMU that is not there yet is waited for, and what to start is told", async () => {
+    const path = join(lab().directory, "later.toml");
+    const qmp = join(lab().directory, "a", "later.sock");
+    writeFileSync(path, CONFIG({ qmp }));
+    const main = join(import.meta.dir, "../../src/cli/main.ts");
+    const inside = [...inNamespace(lab().namespaces.a), process.execPath, main];
+    const agent = Bun.spawn([...inside, "run", "--config", path], { stdout: "ignore", stderr: "ignore" });
+    try {
+      let said = "";
+      const deadline = performance.now() + 30_000;
+      while (!said.includes("start the VM's QEMU") && performance.now() < deadline) {
+        await Bun.sleep(100);
+        const child = Bun.spawn([...inside, "status"], { stdout: "pipe", stderr: "ignore" });
+        said = await new Response(child.stdout).text();
+      }
+      expect(said).toContain(`there is no QMP socket at ${qmp}; start the VM's QEMU with -qmp unix:${qmp}`);
+      expect(agent.exitCode).toBeNull();
+      // It comes: here the one that runs already, under another name.
+      symlinkSync(lab().host("a").qmp, qmp);
+      while (!said.includes("alone") && performance.now() < deadline) {
+        await Bun.sleep(100);
+        const child = Bun.spawn([...inside, "status"], { stdout: "pipe", stderr: "ignore" });
+        said = await new Response(child.stdout).text();
+      }
+      expect(said).toContain("alone");
+      using traffic = new LabTraffic(lab(), "http", { host: GUEST_IPV4 });
+      await traffic.until("the VM is reachable", (report) => report.answers > 3, 20_000);
+    } finally {
+      agent.kill();
+      await agent.exited;
+    }
+  });
 
   test("a QMP socket that closes half-way is told", async () => {
     const path = join(lab().directory, "half.sock");
@@ -120,7 +149,7 @@ describe("a pair in trouble", () => {
         30_000,
       );
       await Bun.sleep(delayMs); // in the disk copy, the memory copy, the first checkpoints
-      await lab().kill("b", "qemu");
+      await lab().kill("b", "both");
       await lab().waitFor("a goes on alone", ({ a }) => a?.phase === "alone", 60_000);
       const before = traffic.last!.received;
       await traffic.until("bytes", (report) => report.received > before + 50_000, 30_000);
@@ -134,13 +163,11 @@ describe("a pair in trouble", () => {
   test("the primary's agent dies alone and comes back: the connection goes on", async () => {
     using traffic = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
     await traffic.until("bytes", (report) => report.received > 100_000, 30_000);
+    const { generation } = (await lab().agentStatus("a"))!;
+    const newer = (one: VmStatus | undefined) => one?.protected === true && one.generation > generation;
     await lab().kill("a", "agent");
     lab().startAgent("a");
-    await lab().waitFor(
-      "one of them has it",
-      ({ a, b }) => a?.phase === "alone" || b?.phase === "alone",
-      60_000,
-    );
+    await lab().waitFor("the other's QEMU was replaced", ({ a, b }) => newer(a) || newer(b), 60_000);
     const before = traffic.last!.received;
     await traffic.until("bytes", (report) => report.received > before + 200_000, 60_000);
     const ended = await traffic.finish();
@@ -159,9 +186,17 @@ describe("a guest that is shut down", () => {
     control.kill();
     const qmp = await QmpClient.connect(lab().host("a").qmp!);
     await qmp.execute("quit").catch(() => undefined); // as an operator ends a VM
-    await lab().waitFor("both stop", ({ a, b }) => a?.phase === "stopped" && b?.phase === "stopped", 30_000);
+    await lab().waitFor("a is off, b waits", ({ a, b }) => a?.off === true && b?.phase === "waiting", 30_000);
     expect((await lab().agentStatus("a"))?.reason).toContain("shut down");
-    expect((await lab().agentStatus("b"))?.role).toBe("none");
+    // An agent that comes later knows it too.
+    await lab().kill("a", "agent");
+    await lab().kill("b", "agent");
+    await Promise.all([lab().bringBack("a"), lab().bringBack("b")]);
+    await lab().waitFor("as before", ({ a, b }) => a?.off === true && b?.phase === "waiting", 30_000);
+    await Bun.sleep(2_000); // a takeover takes 1.3 s
+    const report = await lab().report();
+    expect(report.hosts.map(({ role }) => role)).toEqual(["none", "secondary"]);
+    expect(report.hosts[0]?.qemu_pid).toBeNull();
   });
 });
 
@@ -175,12 +210,18 @@ describe("a secondary that hangs", () => {
     const { qemu_pid } = (await lab().report()).hosts[1]!;
     process.kill(qemu_pid!, "SIGSTOP");
     try {
-      await lab().waitFor("a goes on alone", ({ a }) => a?.phase === "alone", 60_000);
+      // b's agent ends the one that hangs, and a protects the VM again with the next.
+      await lab().waitFor("b's QEMU is another", () => lab().process("qemu-b")?.pid !== qemu_pid, 60_000);
       const before = { bytes: traffic.last!.received, blocks: disk.last!.answers };
       await traffic.until("bytes", (report) => report.received > before.bytes + 100_000, 60_000);
       await disk.until("blocks", (report) => report.answers > before.blocks + 20, 60_000);
+      await lab().waitFor(
+        "protected again",
+        ({ a, b }) => a?.protected === true && b?.phase === "standby",
+        60_000,
+      );
     } finally {
-      process.kill(qemu_pid!, "SIGCONT");
+      if (lab().process("qemu-b")?.pid === qemu_pid) process.kill(qemu_pid!, "SIGCONT");
     }
     const ended = await traffic.finish();
     expect(ended.received).toBe(ended.sent);

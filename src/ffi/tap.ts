@@ -21,10 +21,13 @@ const O_CLOEXEC = 0o2000000;
 const TUNSETIFF = 0x400454ca;
 const TUNSETOFFLOAD = 0x400454d0;
 const TUNSETVNETHDRSZ = 0x400454d8;
+const TUNSETQUEUE = 0x400454d9;
 const IFF_TAP = 0x0002;
 const IFF_NO_PI = 0x1000;
 const IFF_VNET_HDR = 0x4000;
 const IFF_MULTI_QUEUE = 0x0100;
+const IFF_ATTACH_QUEUE = 0x0200;
+const IFF_DETACH_QUEUE = 0x0400;
 const IFREQ_BYTES = 40;
 
 /** TUN_F_* of include/uapi/linux/if_tun.h: what the VM takes unsegmented. */
@@ -71,6 +74,16 @@ export class Tap {
       : 0;
     check(libc.ioctl(this.fd, TUNSETOFFLOAD, flags as Pointer), `Cannot set the offloads of the tap ${name}`);
     this.#buffer = arena.allocate(TAP_FRAME_BYTES_MAX);
+  }
+
+  /** Takes this queue of a tap with several out of use, or back into it: what QEMU does as the guest uses more or fewer. */
+  setAttached(attached: boolean): void {
+    const arena = new Arena(4096);
+    const request = arena.allocate(IFREQ_BYTES);
+    arena.view.setUint16(request + 16, attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE, true);
+    const done = libc.ioctl(this.fd, TUNSETQUEUE, (arena.address + request) as Pointer);
+    arena.close();
+    check(done, "Cannot switch a tap's queue");
   }
 
   /** Sends what the VM would send: a virtio_net_hdr and the frame. Not longer than {@link TAP_FRAME_BYTES_MAX}. */

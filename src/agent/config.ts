@@ -313,8 +313,9 @@ export function parseConfig(text: string, origin: string): Config {
       throw new ConfigError(`${origin}: vm ${machine.name}: ${(error as Error).message}`, { cause: error });
     }
   }
-  for (const key of ["name", "qmp", "migrate_port", "nbd_port"] as const)
-    checkUnique(config.vm, key, "VMs", origin);
+  for (const key of ["name", "qmp", "migrate_port"] as const) checkUnique(config.vm, key, "VMs", origin);
+  const withDisks = config.vm.filter((machine) => machine.disk.length > 0);
+  checkUnique(withDisks, "nbd_port", "VMs with disks", origin);
   const nics = config.vm.flatMap((machine) => machine.nic);
   for (const key of ["tap", "tunnel_id", "tunnel_port"] as const) {
     checkUnique(nics, key, "network interfaces ([[vm.nic]])", origin);

@@ -126,6 +126,11 @@ describe("configuration", () => {
       /vm vm1: tap, tunnel_id belong to a network interface now; .*write\n {2}\[\[vm\.nic\]\]\n {2}tap = "tap0"\n {2}tunnel_id = 3/,
     ],
   ];
+  mistakes.push([
+    "two VMs with disks and one port for them",
+    `${GOOD}[[vm.disk]]\n[[vm]]\nname = "vm2"\nqmp = "/q"\nmigrate_port = 7411\ninitial_role = "primary"\n[[vm.nic]]\ntap = "tap1"\ntunnel_id = 2\n[[vm.disk]]\n`,
+    /two VMs with disks have the same nbd_port/,
+  ]);
   const witness = '[arbiter]\ntype = "witness"\n';
   const etcd = '[arbiter]\ntype = "etcd"\n';
   const files = 'ca = "/x/ca.pem"\ncertificate = "/x/a.pem"\nkey = "/x/a.key"\n';

@@ -133,6 +133,7 @@ const limits = z.strictObject({
 
 /** UDP port of the tunnel with id 1; those of the others follow. */
 const TUNNEL_PORT_FIRST = 4790;
+const PROXY_PORT_BASE = 7500;
 
 /** The order is the same on both hosts. */
 const nic = z
@@ -143,10 +144,15 @@ const nic = z
     /** UDP port of this interface's tunnel, the same on both hosts. Without it: 4789 + tunnel_id. */
     tunnel_port: port.optional(),
     ...managedNicFields,
+    /** proxy = "qemu": the first of two TCP ports of the primary's QEMU, the same on both hosts. Without it: 7500 + 2 * tunnel_id. */
+    proxy_port: port.max(65534).optional(),
+    /** proxy = "qemu": QEMU's netdev on this tap; needed only if QEMU was handed the tap as a file descriptor. */
+    netdev: z.string().min(1).optional(),
   })
-  .transform(({ tunnel_port, ...rest }) => ({
+  .transform(({ tunnel_port, proxy_port, ...rest }) => ({
     ...rest,
     tunnel_port: tunnel_port ?? TUNNEL_PORT_FIRST - 1 + rest.tunnel_id,
+    proxy_port: proxy_port ?? PROXY_PORT_BASE + 2 * rest.tunnel_id,
   }));
 
 const vm = z.strictObject({
@@ -317,7 +323,7 @@ export function parseConfig(text: string, origin: string): Config {
   const withDisks = config.vm.filter((machine) => machine.disk.length > 0);
   checkUnique(withDisks, "nbd_port", "VMs with disks", origin);
   const nics = config.vm.flatMap((machine) => machine.nic);
-  for (const key of ["tap", "tunnel_id", "tunnel_port"] as const) {
+  for (const key of ["tap", "tunnel_id", "tunnel_port", "proxy_port"] as const) {
     checkUnique(nics, key, "network interfaces ([[vm.nic]])", origin);
   }
   return config;

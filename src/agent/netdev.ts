@@ -153,16 +153,27 @@ export async function disableDelayedAck(address: string): Promise<void> {
  * (drivers/net/tun.c counts tx_packets when the frame is copied to the reader, tx_dropped when it is not queued.)
  */
 export function tapFramesTaken(tap: string): number {
+  const { transmittedFrames, transmitDrops } = deviceCounters(tap);
+  return transmittedFrames + transmitDrops;
+}
+
+/** Frames that QEMU has written to the tap, whatever became of them. */
+export function tapFramesGiven(tap: string): number {
+  return deviceCounters(tap).receivedFrames;
+}
+
+function deviceCounters(device: string) {
   const text = readFileSync("/proc/self/net/dev", "utf8");
   for (const line of text.split("\n")) {
     const colon = line.indexOf(":");
-    if (colon < 0 || line.slice(0, colon).trim() !== tap) continue;
+    if (colon < 0 || line.slice(0, colon).trim() !== device) continue;
     // receive: bytes packets errs drop fifo frame compressed multicast; transmit: bytes packets errs drop ...
     const fields = line
       .slice(colon + 1)
       .trim()
-      .split(/\s+/);
-    return Number(fields[9]) + Number(fields[11]);
+      .split(/\s+/)
+      .map(Number);
+    return { receivedFrames: fields[1]!, transmittedFrames: fields[9]!, transmitDrops: fields[11]! };
   }
-  throw new NetworkSetupError(`interface "${tap}" has gone`);
+  throw new NetworkSetupError(`interface "${device}" has gone`);
 }

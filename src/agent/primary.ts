@@ -203,6 +203,14 @@ export class Primary {
     checkpoints.request(cause);
   }
 
+  /** As {@link diverged}, where nothing more is known. */
+  differed(tap: string): void {
+    const { metrics, log } = this.#machine;
+    metrics.divergences.inc({ class: "seen_by_qemu" });
+    log.debug("QEMU's comparison asks for a checkpoint", { tap });
+    this.#checkpoints?.request("divergence");
+  }
+
   /** Something was lost on the way to the comparer or to the secondary: only a checkpoint makes up for it. */
   checkpointWanted(reason: string): void {
     this.#machine.log.warn("a checkpoint is needed", { reason });

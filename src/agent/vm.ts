@@ -130,10 +130,17 @@ export class VmAgent {
       const facts = await checkQemu(qmp);
       const found = await whatQemuHas(qmp, facts);
       log.info("QEMU", { version: facts.version, verdict: facts.verdict.sentence, found });
-      proxy = await openProxy(config, agent, parts.objectPath, {
-        diverged: (divergence, epoch) => vm.#primary.diverged(divergence, epoch),
-        failed: (message) => vm.#proxyFailed(message),
-      });
+      proxy = await openProxy(
+        config,
+        agent,
+        { objectPath: parts.objectPath, qmp: () => vm.#machine.qmp, log },
+        {
+          diverged: (divergence, epoch) => vm.#primary.diverged(divergence, epoch),
+          differed: (tap) => vm.#primary.differed(tap),
+          broken: (reason) => vm.#tell({ type: "pair_broken", reason }),
+          failed: (message) => vm.#proxyFailed(message),
+        },
+      );
       vm.#machine = {
         config,
         qmp,

@@ -25,7 +25,6 @@ const CONNECTION_IDLE_FOR_MS = 5 * 24 * 3_600_000;
 
 export class EbpfProxy implements PacketProxy {
   readonly kind = "ebpf";
-  readonly makesCheckpoints = false;
 
   #succession: Timer | undefined;
 

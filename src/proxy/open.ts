@@ -1,23 +1,87 @@
 /** From a VM's configuration to its data plane. */
+import { existsSync } from "node:fs";
+import { dirname } from "node:path";
 import type { Config, VmConfig } from "../agent/config.ts";
+import type { Logger } from "../agent/log.ts";
+import { checkTap } from "../agent/netdev.ts";
+import { DataPlane } from "../ffi/data_plane.ts";
+import type { QmpClient } from "../qmp/client.ts";
 import { EbpfProxy } from "./ebpf.ts";
 import type { PacketProxy, ProxyEvents } from "./proxy.ts";
+import { QemuProxy } from "./qemu.ts";
+import { TapGate } from "./tap_gate.ts";
 
 const PIN_ROOT = "/sys/fs/bpf/colo-agent";
 
 /**
  * Opens the data plane of a VM, closed for everything, whatever an earlier agent has left.
  *
- * @param objectPath the compiled BPF programs
+ * @param parts.objectPath the compiled BPF programs
  * @throws Error whose message says what to do
  */
-export function openProxy(
+export async function openProxy(
   config: VmConfig,
   agent: Config,
-  objectPath: string,
+  parts: { objectPath: string; qmp: () => QmpClient; log: Logger },
   events: ProxyEvents,
 ): Promise<PacketProxy> {
   const pinDirectory = `${PIN_ROOT}/${agent.agent.name}/${config.name}`;
+  const table = `colo-${agent.agent.name}-${config.name}`;
+  // What the other kind has left at the taps would go on dropping: it is taken away when this one is closed.
+  if (config.proxy === "qemu") {
+    const taps = await Promise.all(config.nic.map(({ tap }) => checkTap(tap)));
+    const proxy = await openQemuProxy(config, agent, table, parts, events);
+    if (existsSync(pinDirectory)) {
+      DataPlane.remove(
+        pinDirectory,
+        taps.map(({ ifindex }) => ifindex),
+      );
+    }
+    return proxy;
+  }
+  const proxy = await openEbpfProxy(config, agent, pinDirectory, parts.objectPath, events);
+  await TapGate.remove(table);
+  return proxy;
+}
+
+function openQemuProxy(
+  config: VmConfig,
+  agent: Config,
+  table: string,
+  { qmp, log }: { qmp: () => QmpClient; log: Logger },
+  events: ProxyEvents,
+): Promise<QemuProxy> {
+  return QemuProxy.open(
+    {
+      qmp,
+      nics: config.nic.map(({ tap, netdev, proxy_port }, index) => ({
+        index,
+        tap,
+        netdev,
+        port: proxy_port,
+      })),
+      address: agent.agent.control.host,
+      peerAddress: agent.peer.control.host,
+      // Where QEMU has made its QMP socket it can make others.
+      directory: dirname(config.qmp),
+      table,
+      limits: {
+        maxWaitMs: config.checkpoint.max_wait_ms,
+        queuedFramesMax: config.limits.held_frames_per_flow_max,
+      },
+      log,
+    },
+    events,
+  );
+}
+
+function openEbpfProxy(
+  config: VmConfig,
+  agent: Config,
+  pinDirectory: string,
+  objectPath: string,
+  events: ProxyEvents,
+): Promise<EbpfProxy> {
   const nics = config.nic.map((nic) => ({
     tap: nic.tap,
     tunnelId: nic.tunnel_id,

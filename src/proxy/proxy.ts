@@ -1,6 +1,6 @@
 /**
  * The data plane of one VM, as the agent uses it: what holds the primary's packets until the secondary has sent the same, and
- * what keeps a VM from sending when it must not. The agent's own is on BPF (ebpf.ts).
+ * what keeps a VM from sending when it must not. Two kinds: the agent's own on BPF (ebpf.ts) and QEMU's (qemu.ts).
  *
  * A VM has one epoch, one lease and one checkpoint for all its network interfaces, so everything here is about all of them.
  *
@@ -11,7 +11,7 @@
 import type { DataPathStats } from "../datapath/shared.ts";
 import type { ReportedDivergence } from "../divergence/recorder.ts";
 
-export const PROXY_KINDS = ["ebpf"] as const;
+export const PROXY_KINDS = ["ebpf", "qemu"] as const;
 export type ProxyKind = (typeof PROXY_KINDS)[number];
 
 /** What the primary's data plane tells the secondary's when the VM has stopped for the switch-over; JSON. */
@@ -39,6 +39,10 @@ export interface NicReading {
 export interface ProxyEvents {
   /** `epoch`: the one in force when the frames were compared. */
   diverged(divergence: ReportedDivergence, epoch: number): void;
+  /** The VMs' outputs on `tap` differ, or one is late, as seen by a comparison that tells no more about it. */
+  differed(tap: string): void;
+  /** The two hosts' data planes have lost each other. */
+  broken(reason: string): void;
   /** The data plane works no more; nothing is released, and leases run out. */
   failed(message: string): void;
 }
@@ -47,8 +51,6 @@ export interface PacketProxy {
   readonly kind: ProxyKind;
   /** The newest epoch this host's data plane has been in, also under an earlier agent if that is known; else 0. */
   readonly epoch: number;
-  /** QEMU makes checkpoints by itself, when it sees a divergence and when the period is over. */
-  readonly makesCheckpoints: boolean;
 
   /** Nothing of the VM leaves this host any more, and nothing reaches it. */
   block(): void;

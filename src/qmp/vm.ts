@@ -82,7 +82,10 @@ export function blockNodes(client: QmpClient): Promise<BlockNode[]> {
 }
 
 /** query-yank's and yank's way to name a connection (qapi/yank.json). */
-export type YankInstance = { type: "migration" } | { type: "block-node"; "node-name": string };
+export type YankInstance =
+  | { type: "migration" }
+  | { type: "block-node"; "node-name": string }
+  | { type: "chardev"; id: string };
 
 /**
  * Cuts the connections among `wanted` that QEMU has open, out of band: this works while the main loop hangs on one of them.
@@ -98,7 +101,9 @@ export async function yank(
   const instances = wanted.filter((one) =>
     present.some(
       (other) =>
-        other.type === one.type && (one.type !== "block-node" || other["node-name"] === one["node-name"]),
+        other.type === one.type &&
+        (one.type !== "block-node" || other["node-name"] === one["node-name"]) &&
+        (one.type !== "chardev" || other.id === one.id),
     ),
   );
   for (const instance of instances) {

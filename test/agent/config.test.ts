@@ -39,7 +39,7 @@ describe("configuration", () => {
     });
     expect(config.vm[0]).toMatchObject({
       proxy: "ebpf",
-      nic: [{ tap: "tap0", tunnel_id: 1, tunnel_port: 4790 }],
+      nic: [{ tap: "tap0", tunnel_id: 1, tunnel_port: 4790, proxy_port: 7502 }],
       migrate_port: 7410,
       disk: [],
       nbd_port: 7420,
@@ -206,8 +206,8 @@ describe("configuration", () => {
   test("each further interface has a tunnel of its own", () => {
     const config = parseConfig(`${GOOD}[[vm.nic]]\ntap = "tap1"\ntunnel_id = 2\n`, "agent.toml");
     expect(config.vm[0]!.nic).toEqual([
-      { tap: "tap0", tunnel_id: 1, tunnel_port: 4790 },
-      { tap: "tap1", tunnel_id: 2, tunnel_port: 4791 },
+      { tap: "tap0", tunnel_id: 1, tunnel_port: 4790, proxy_port: 7502 },
+      { tap: "tap1", tunnel_id: 2, tunnel_port: 4791, proxy_port: 7504 },
     ]);
   });
 

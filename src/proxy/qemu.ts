@@ -1,0 +1,292 @@
+/**
+ * QEMU's own packet proxy as a VM's data plane: filters and colo-compare inside the two QEMUs (qemu_filters.ts), and a gate of
+ * nftables at the taps (tap_gate.ts), which neither of them can open by itself. It needs no BPF; docs/proxies.md tells what it
+ * does not do.
+ *
+ * QEMU releases what a checkpoint covers and rewrites numbers by itself, so much of the interface has nothing to do here.
+ */
+
+import type { Logger } from "../agent/log.ts";
+import { tapFramesGiven } from "../agent/netdev.ts";
+import type { QmpClient } from "../qmp/client.ts";
+import { type YankInstance, yank } from "../qmp/vm.ts";
+import { CompareNotices } from "./compare_notices.ts";
+import type { NicReading, PacketProxy, ProxyEntry, ProxyEvents } from "./proxy.ts";
+import {
+  addPrimaryFilters,
+  addSecondaryFilters,
+  type CompareLimits,
+  disconnected,
+  type FilterNic,
+  filtersPresent,
+  noticesPath,
+  peerChardevs,
+  removeCaptures,
+  removeMirrors,
+  removePrimaryFilters,
+  removeSecondaryFilters,
+} from "./qemu_filters.ts";
+import { TapGate } from "./tap_gate.ts";
+
+const CONNECT_TIMEOUT_MS = 2_000;
+const LET_GO_TIMEOUT_MS = 2_000;
+/** What was released is on its way through QEMU's sockets to the tap until the tap's count has stood still for so long. */
+const QUIET_MS = 5;
+const QUIET_LIMIT_MS = 500;
+const LOOK_INTERVAL_MS = 500;
+/** Nodes of the disk replication, which a dead secondary can keep QEMU waiting on. */
+const REPLICATION_NODES = /^colo-nbd/;
+
+export interface QemuProxyOptions {
+  /** QEMU's, at the time it is asked for. */
+  qmp: () => QmpClient;
+  nics: readonly FilterNic[];
+  /** This host's address on the replication link, and the other one's. */
+  address: string;
+  peerAddress: string;
+  /** Where this QEMU may make its sockets. */
+  directory: string;
+  /** Of nftables; one for each VM of the host. */
+  table: string;
+  limits: CompareLimits;
+  log: Logger;
+}
+
+export class QemuProxy implements PacketProxy {
+  readonly kind = "qemu";
+  readonly epoch = 0;
+  #notices: CompareNotices[] = [];
+  #look: Timer | undefined;
+
+  private constructor(
+    private readonly options: QemuProxyOptions,
+    private readonly gate: TapGate,
+    private readonly events: ProxyEvents,
+  ) {}
+
+  static async open(options: QemuProxyOptions, events: ProxyEvents): Promise<QemuProxy> {
+    const taps = options.nics.map(({ tap }) => tap);
+    return new QemuProxy(options, await TapGate.open(options.table, taps), events);
+  }
+
+  block(): void {
+    this.#endLook();
+    this.#gated(() => this.gate.block());
+  }
+
+  extendLease(untilMs: number): void {
+    this.#gated(() => this.gate.extendLease(untilMs));
+  }
+
+  dropLease(): void {
+    this.#gated(() => this.gate.dropLease());
+  }
+
+  async passAlone(): Promise<number> {
+    this.#endLook();
+    this.#gated(() => this.gate.letInput());
+    const released = await this.#takeDown();
+    return released;
+  }
+
+  async hold(epoch: number): Promise<ProxyEntry> {
+    const { nics, address, directory, limits } = this.options;
+    await addPrimaryFilters(this.#qmp, nics, { address, directory, limits });
+    this.#notices = await this.#openNotices();
+    return { epoch, nics: nics.map(() => ({ mirroredFrames: 0, connections: "" })) };
+  }
+
+  async replicaEntered(): Promise<void> {
+    const { nics } = this.options;
+    const deadline = performance.now() + CONNECT_TIMEOUT_MS;
+    for (;;) {
+      const missing = await disconnected(this.#qmp, nics);
+      if (missing.length === 0) break;
+      if (performance.now() > deadline)
+        throw new Error(`the secondary's QEMU is not connected to ${missing.join(", ")}`);
+      await Bun.sleep(5);
+    }
+    this.#look = setInterval(() => void this.#lookForPeer(), LOOK_INTERVAL_MS);
+  }
+
+  divertInput(): number[] {
+    return [];
+  }
+
+  async drainInput(): Promise<boolean> {
+    return true;
+  }
+
+  async beginCheckpoint(): Promise<void> {}
+
+  async releaseCheckpoint(): Promise<number> {
+    return 0;
+  }
+
+  async replayInput(): Promise<number> {
+    return 0;
+  }
+
+  async settle(): Promise<number> {
+    return 0;
+  }
+
+  async discard(): Promise<number> {
+    return 0;
+  }
+
+  async follow({ nics }: ProxyEntry): Promise<void> {
+    const { nics: own, peerAddress } = this.options;
+    if (nics.length !== own.length) {
+      throw new Error(
+        `the primary's VM has ${nics.length} network interfaces and this host's ${own.length}: write the same [[vm.nic]] tables, in the same order, on both hosts`,
+      );
+    }
+    this.#gated(() => this.gate.block());
+    await addSecondaryFilters(this.#qmp, own, peerAddress);
+  }
+
+  async drainMirrored(): Promise<boolean> {
+    return true;
+  }
+
+  stopped(): void {}
+
+  loaded(): void {}
+
+  succeed(): void {}
+
+  async takeOver(): Promise<void> {
+    this.#gated(() => this.gate.letInput());
+  }
+
+  async takenOver(): Promise<void> {
+    await removeSecondaryFilters(this.#qmp, this.options.nics);
+  }
+
+  lostFrames(): number {
+    return 0;
+  }
+
+  collectConnections(): void {}
+
+  readings(): NicReading[] {
+    return [];
+  }
+
+  async ping(): Promise<void> {
+    try {
+      await this.gate.check();
+    } catch (error) {
+      this.options.log.error("the gate at the VM's taps", { error });
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#endLook();
+    this.#closeNotices();
+    this.gate.close();
+  }
+
+  get #qmp(): QmpClient {
+    return this.options.qmp();
+  }
+
+  /** A change that the kernel refuses is made up for by {@link ping}: until then the lease is not longer than it was. */
+  #gated(change: () => void): void {
+    try {
+      change();
+    } catch (error) {
+      this.options.log.error("the gate at the VM's taps", { error });
+    }
+  }
+
+  async #openNotices(): Promise<CompareNotices[]> {
+    const { nics, directory } = this.options;
+    return Promise.all(
+      nics.map((nic) =>
+        CompareNotices.connect(noticesPath(directory, nic), () => this.events.differed(nic.tap)),
+      ),
+    );
+  }
+
+  #closeNotices(): void {
+    for (const notices of this.#notices.splice(0)) notices.close();
+  }
+
+  /** Lets go of what is held, in order, and takes away all but the rewriters. Returns the frames that left meanwhile. */
+  async #takeDown(): Promise<number> {
+    const { nics, directory, log } = this.options;
+    await this.#cutPeer();
+    const present = await filtersPresent(this.#qmp, nics);
+    if (present.secondary) await removeSecondaryFilters(this.#qmp, nics);
+    if (!present.primary) return 0;
+    const before = this.#framesGiven();
+    try {
+      await removeMirrors(this.#qmp, nics);
+      // An earlier agent's lines are gone with it.
+      if (this.#notices.length === 0) this.#notices = await this.#openNotices();
+      await this.#letGo(); // before anything newer leaves
+      await removeCaptures(this.#qmp, nics);
+      await this.#letGo(); // what was captured in between
+    } catch (error) {
+      log.warn("what QEMU held is lost; TCP sends it again", { error });
+    }
+    this.#closeNotices();
+    await removePrimaryFilters(this.#qmp, nics, directory);
+    return this.#framesGiven() - before;
+  }
+
+  async #letGo(): Promise<void> {
+    await this.#quiet();
+    await Promise.all(this.#notices.map((notices) => notices.letGo(LET_GO_TIMEOUT_MS)));
+    await this.#quiet();
+  }
+
+  async #quiet(): Promise<void> {
+    const deadline = performance.now() + QUIET_LIMIT_MS;
+    for (let seen = -1, quietMs = 0; quietMs < QUIET_MS && performance.now() < deadline; ) {
+      await Bun.sleep(1);
+      const now = this.#framesGiven();
+      quietMs = now === seen ? quietMs + 1 : 0;
+      seen = now;
+    }
+  }
+
+  #framesGiven(): number {
+    return this.options.nics.reduce((sum, { tap }) => sum + tapFramesGiven(tap), 0);
+  }
+
+  /** Out of band: QEMU writes to a peer that hangs until it takes it, and does nothing else meanwhile (net/filter-mirror.c). */
+  async #cutPeer(): Promise<void> {
+    const open = await this.#qmp.execute<Record<string, string>[]>("query-yank", undefined, { oob: true });
+    const labels = new Set(peerChardevs(this.options.nics));
+    await yank(
+      this.#qmp,
+      open.flatMap((one): YankInstance[] => {
+        if (one.type === "migration") return [{ type: "migration" }];
+        if (one.type === "chardev" && labels.has(one.id!)) return [{ type: "chardev", id: one.id! }];
+        if (one.type === "block-node" && REPLICATION_NODES.test(one["node-name"]!))
+          return [{ type: "block-node", "node-name": one["node-name"]! }];
+        return [];
+      }),
+    );
+  }
+
+  async #lookForPeer(): Promise<void> {
+    let missing: string[];
+    try {
+      missing = await disconnected(this.#qmp, this.options.nics);
+    } catch {
+      return; // QEMU's silence is noticed elsewhere
+    }
+    if (this.#look === undefined || missing.length === 0) return;
+    this.#endLook();
+    this.events.broken(`QEMU's proxy has lost ${missing.join(", ")}`);
+  }
+
+  #endLook(): void {
+    clearInterval(this.#look);
+    this.#look = undefined;
+  }
+}

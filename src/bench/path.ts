@@ -3,13 +3,14 @@
  * namespaces with everything real but the VMs: bridge, taps, VXLAN between the hosts, injection pair, BPF programs,
  * the data-path worker. The same frames are written into both VMs' taps; the clock runs from the moment before the
  * primary's is written until it can be read at another port of the primary's bridge. Beside it the same bridge, with
- * nothing attached to it, and QEMU's colo-compare by itself.
+ * nothing attached to it, and QEMU's colo-compare by itself. At last a quiet VM beside a busy one (neighbours.ts).
  *
  * One thread writes, reads and takes both times; it spins, so the agent has one core less.
  */
+import { benchNeighbours } from "./neighbours.ts";
 import { removeLeftovers } from "./network.ts";
 import { PlainBridge, ProtectedBridge, QemuSockets, type Way } from "./path_ways.ts";
-import { type Bench, type BenchContext, ResultSet, type Subject } from "./result.ts";
+import { addDelays, type Bench, type BenchContext, ResultSet, type Subject } from "./result.ts";
 import { SEGMENT_BYTES } from "./traffic.ts";
 
 const RATES = [1_000, 5_000, 20_000, 50_000];
@@ -26,12 +27,6 @@ const RATE_MAX_QUICK = 40_000;
 const RAMP_SECONDS = 0.5;
 /** The highest rate counts if the sender keeps up with it this far. */
 const KEPT_UP = 0.95;
-const PERCENTILES = [
-  ["p50", 0.5],
-  ["p90", 0.9],
-  ["p99", 0.99],
-  ["p99.9", 0.999],
-] as const;
 
 export const benchPath: Bench = async (context) => {
   const results = new ResultSet("path");
@@ -55,6 +50,11 @@ export const benchPath: Bench = async (context) => {
     await highestRates(ways, context, results);
   } finally {
     for (const way of ways.values()) await way.close();
+  }
+  try {
+    await benchNeighbours(context, results);
+  } catch (error) {
+    context.skipped("colo-agent", `a quiet VM beside a busy one: ${(error as Error).message}`);
   }
   return results.toJson();
 };
@@ -94,11 +94,7 @@ async function delays(ways: Ways, context: BenchContext, results: ResultSet): Pr
       await each(ways, context, name, async (subject, way) => {
         progress(`${name}, ${subject}, run ${run + 1} of ${runs}`);
         const { delaysNs, lost } = await way.run(rate, quick ? RUN_SECONDS_QUICK : RUN_SECONDS);
-        const sorted = delaysNs.sort();
-        for (const [percentile, share] of PERCENTILES) {
-          const value = sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] / 1000;
-          results.add({ case: name, subject, metric: `delay ${percentile}`, unit: "us" }, value);
-        }
+        addDelays(results, { case: name, subject }, delaysNs);
         results.add({ case: name, subject, metric: "lost", unit: "frames" }, lost);
       });
     }

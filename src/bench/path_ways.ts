@@ -186,7 +186,10 @@ export class ProtectedBridge extends TapWay {
   #epoch = 1;
   #failure: string | undefined;
 
-  private constructor(hosts: readonly [Bridge, Bridge]) {
+  private constructor(
+    private readonly name: string,
+    hosts: readonly [Bridge, Bridge],
+  ) {
     super(
       hosts.map(({ vm }) => vm),
       hosts[0].far,
@@ -194,11 +197,12 @@ export class ProtectedBridge extends TapWay {
     this.#hosts = hosts;
   }
 
-  static async create(): Promise<ProtectedBridge> {
-    const primary = new Bridge("primary");
+  /** @param name begins the names of its namespaces; one for each */
+  static async create(name = "path"): Promise<ProtectedBridge> {
+    const primary = new Bridge(`${name}-primary`);
     let way: ProtectedBridge;
     try {
-      way = new ProtectedBridge([primary, new Bridge("secondary")]);
+      way = new ProtectedBridge(name, [primary, new Bridge(`${name}-secondary`)]);
     } catch (error) {
       primary.close();
       throw error;
@@ -216,7 +220,7 @@ export class ProtectedBridge extends TapWay {
     const [{ namespace }, other] = this.#hosts;
     linkHosts(namespace, other.namespace);
     this.#hosts.forEach((host, i) => {
-      this.#planes.push(host.namespace.run(() => attachPlane(`path-${i}`, REPLICATION_IPV4[1 - i])));
+      this.#planes.push(host.namespace.run(() => attachPlane(`${this.name}-${i}`, REPLICATION_IPV4[1 - i])));
     });
     const [{ plane }, { plane: secondary }] = this.#planes;
     plane.state.role = ROLE.PRIMARY;
@@ -247,6 +251,11 @@ export class ProtectedBridge extends TapWay {
         ),
     );
     await this.#path.start(this.#epoch);
+  }
+
+  /** Descriptors of the VMs' taps, the primary's first, and of the far one. */
+  get tapFds(): { vms: readonly number[]; far: number } {
+    return { vms: this.#hosts.map(({ vm }) => vm.fd), far: this.#hosts[0].far.fd };
   }
 
   override async run(framesPerSecond: number, seconds: number): Promise<Run> {

@@ -92,3 +92,23 @@ export class ResultSet {
     }));
   }
 }
+
+const PERCENTILES = [
+  ["p50", 0.5],
+  ["p90", 0.9],
+  ["p99", 0.99],
+  ["p99.9", 0.999],
+] as const;
+
+/** Adds one run's delays, which are sorted here. There must be some. */
+export function addDelays(
+  results: ResultSet,
+  about: Pick<FigureKey, "case" | "subject">,
+  delaysNs: Float64Array,
+): void {
+  const sorted = delaysNs.sort();
+  for (const [percentile, share] of PERCENTILES) {
+    const value = sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] / 1000;
+    results.add({ ...about, metric: `delay ${percentile}`, unit: "us" }, value);
+  }
+}

@@ -42,6 +42,12 @@ const VNET_HEADER_BYTES = 10;
 /** A whole GSO frame with its header. */
 export const TAP_FRAME_BYTES_MAX = VNET_HEADER_BYTES + 65536 + 64;
 
+/** Tap.writeFrom() for a thread that has only the descriptor. */
+export function writeFrame(fd: number, address: Address, byteLength: number): void {
+  if (Number(libc.write(fd, address as Pointer, byteLength)) < 0)
+    throw new SystemError("Cannot send into a tap");
+}
+
 export class Tap {
   readonly fd: number;
   readonly #arena = new Arena(TAP_FRAME_BYTES_MAX + 4096);
@@ -94,8 +100,7 @@ export class Tap {
 
   /** As write(), from native memory. Allocation free. */
   writeFrom(address: Address, byteLength: number): void {
-    if (Number(libc.write(this.fd, address as Pointer, byteLength)) < 0)
-      throw new SystemError("Cannot send into a tap");
+    writeFrame(this.fd, address, byteLength);
   }
 
   /** What the VM would get next, virtio_net_hdr first; undefined if there is nothing. */

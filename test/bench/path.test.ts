@@ -5,6 +5,7 @@ import { expectFigures, figure } from "./figures.ts";
 
 const TIMEOUT_MS = 240_000;
 const SUBJECTS = ["colo-agent", "none", "qemu"];
+const NEIGHBOURS = ["alone", "beside 2 busy threads", "beside a busy VM"];
 const DELAYS = ["delay p50", "delay p90", "delay p99", "delay p99.9"];
 
 test(
@@ -19,9 +20,9 @@ test(
     });
     expect(skipped).toEqual([]);
     expectFigures(results, "path");
-    expect(new Set(results.map((one) => one.subject))).toEqual(new Set(SUBJECTS));
+    expect(new Set(results.map((one) => one.subject))).toEqual(new Set([...SUBJECTS, ...NEIGHBOURS]));
 
-    const delays = results.filter((one) => one.unit === "us");
+    const delays = results.filter((one) => one.unit === "us" && SUBJECTS.includes(one.subject));
     const cases = [...new Set(delays.map((one) => one.case))];
     expect(cases).toHaveLength(1);
     for (const subject of SUBJECTS) {
@@ -34,6 +35,15 @@ test(
     // The agent's frame passes the bare bridge too, and much else.
     const fastest = (subject: string) => figure(results, cases[0], subject, "delay p50").min;
     expect(fastest("colo-agent")).toBeGreaterThan(fastest("none"));
+
+    // A busy VM takes from a quiet one what busy threads take from anybody, no more.
+    const quiet = "quiet VM, 500 frames/s of 1448 B";
+    const [alone, besideThreads, besideVm] = NEIGHBOURS.map((subject) =>
+      figure(results, quiet, subject, "delay p50"),
+    );
+    expect(figure(results, quiet, NEIGHBOURS[2], "the busy VM's").min).toBeGreaterThan(0);
+    expect(besideVm.min).toBeLessThan(5 * Math.max(alone.max, besideThreads.max));
+    for (const subject of NEIGHBOURS) expect(figure(results, quiet, subject, "lost").min).toBe(0);
   },
   TIMEOUT_MS,
 );

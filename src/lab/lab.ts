@@ -54,6 +54,8 @@ export interface LabOptions {
   initrd?: string;
   append?: string;
   memoryMib: number;
+  /** Queues of the agents' VM's network card, and as many processors. Default 1. */
+  queues?: number;
   /** "none": one unprotected VM without agents. */
   proxy: "agent" | "none";
   /** Lines added to the agents' configuration, in their [[vm]] table. */
@@ -134,7 +136,7 @@ export class Lab {
     mkdirSync(directory, { recursive: true, mode: 0o700 });
     try {
       progress("network");
-      const namespaces = await createNetwork(options.name);
+      const namespaces = await createNetwork(options.name, options.queues);
       const host = (letter: HostLetter): HostState => {
         const own = join(directory, letter);
         const { qmpSpare: qmp, serial } = labPaths(own);
@@ -357,6 +359,7 @@ export class Lab {
     return {
       directory: hosts[letter].directory,
       memoryMib: options.memoryMib,
+      cpus: options.queues ?? 1,
       kernel: options.kernel ?? guestKernel(),
       ...(initrd === undefined ? {} : { initrd }),
       ...(append === undefined ? {} : { append }),
@@ -455,6 +458,7 @@ ${options.vmConfig ?? ""}
 [[vm.nic]]
 tap = "${TAP}"
 mac = "${GUEST_MAC}"
+queues = ${options.queues ?? 1}
 
 [[vm.disk]]
 path = "${disk}"

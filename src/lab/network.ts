@@ -66,8 +66,12 @@ async function disableIpv6(namespace: string): Promise<void> {
   await inside(namespace, "sysctl", "-qw", ...settings);
 }
 
-/** Lays the network. On an error what was laid is removed again. */
-export async function createNetwork(lab: string): Promise<LabNamespaces> {
+/**
+ * Lays the network. On an error what was laid is removed again.
+ *
+ * @param queues of the VMs' taps
+ */
+export async function createNetwork(lab: string, queues = 1): Promise<LabNamespaces> {
   const names = namespacesOf(lab);
   try {
     for (const name of Object.values(names)) await run("ip", "netns", "add", name);
@@ -108,7 +112,17 @@ export async function createNetwork(lab: string): Promise<LabNamespaces> {
       const name = names[host];
       await ip(name, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0");
       await ip(name, "link", "set", "uplink", "master", "br0", "up");
-      await ip(name, "tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr");
+      await ip(
+        name,
+        "tuntap",
+        "add",
+        "dev",
+        TAP,
+        "mode",
+        "tap",
+        "vnet_hdr",
+        ...(queues > 1 ? ["multi_queue"] : []),
+      );
       await ip(name, "link", "set", TAP, "master", "br0", "up");
       await ip(name, "address", "add", `${HOST_ADDRESSES[host].lan}/24`, "dev", "br0");
       await ip(name, "link", "set", "br0", "up");

@@ -36,6 +36,8 @@ export interface LabMachine {
   accelerator?: "tcg" | "kvm";
   /** Default 256. The secondary's QEMU takes twice as much once COLO runs. */
   memoryMib?: number;
+  /** Processors. Default 1. */
+  cpus?: number;
   /** Without a kernel the machine stays in its BIOS: enough for QEMU's side of COLO. */
   kernel?: string;
   initrd?: string;
@@ -72,7 +74,7 @@ export function labArguments(machine: LabMachine): string[] {
     ...["-machine", "pc,hpet=off,usb=off"],
     ...["-accel", accelerator],
     ...["-cpu", accelerator === "kvm" ? "host" : "max"],
-    ...["-smp", "1"],
+    ...["-smp", String(machine.cpus ?? 1)],
     ...["-m", `${machine.memoryMib ?? 256}M`],
     ...["-nodefaults", "-no-user-config"],
     ...["-display", "none"],

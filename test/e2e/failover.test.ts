@@ -18,7 +18,6 @@ for (const loss of Object.keys(LOSSES) as LossName[]) {
       expect(result.disk.verifiedBlocks).toBe(result.disk.acknowledgedBlocks);
       expect(result.randomAnswers).toBeGreaterThan(5);
       const status = await lab().agentStatus(result.survivor);
-      expect(status?.phase).toBe("alone");
       expect(status?.role).toBe("primary");
     });
 

@@ -122,7 +122,7 @@ export async function inspectQemu(client: QmpClient): Promise<QemuFacts> {
     blockReplication: DISK_DRIVERS_NEEDED.every((driver) => drivers.has(driver)),
     warnings: [
       ...(kvm.enabled ? [] : [TCG_WARNING]),
-      ...(await cardsThatAnnounce(client)).map(
+      ...(lacking === undefined ? await cardsThatAnnounce(client) : []).map(
         (card) =>
           `Network card ${card} has guest_announce=on: after each checkpoint the secondary's guest sends ARP and neighbour ` +
           "discovery that the primary's does not, which is a divergence. Start both QEMUs with guest_announce=off on it.",

@@ -3,7 +3,7 @@
  * src/failover/decide.ts.
  */
 import type { ProxyEntry } from "../proxy/proxy.ts";
-import { announceSelf, prepareSecondary, secondaryFailover } from "../qmp/colo.ts";
+import { announceSelf, endReplica, prepareSecondary, secondaryFailover } from "../qmp/colo.ts";
 import type { Machine } from "./machine.ts";
 import type { SecondaryAddresses } from "./peer_api.ts";
 
@@ -83,6 +83,16 @@ export class Secondary {
   /** Follows no checkpoint any more. */
   stop(): void {
     for (const end of this.#unlisten.splice(0)) end();
+  }
+
+  /** The replica can never become the VM: it is stopped, so that it does nothing more on this host. */
+  end(): void {
+    this.stop();
+    const { qmp, log } = this.#machine;
+    endReplica(qmp).then(
+      (ended) => ended && log.info("the replica is stopped; its QEMU is to be started anew"),
+      (error) => log.debug("the replica's QEMU is not stopped", { error }),
+    );
   }
 
   watchLosses(): void {

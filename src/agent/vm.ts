@@ -17,7 +17,7 @@ import {
 import { isRunning } from "../ffi/interface_flags.ts";
 import { openProxy } from "../proxy/open.ts";
 import { countersOf, type PacketProxy, type ProxyEntry, type ProxyKind } from "../proxy/proxy.ts";
-import { checkQemu } from "../qmp/check.ts";
+import { inspectQemu } from "../qmp/check.ts";
 import { QmpClient } from "../qmp/client.ts";
 import { bootMs } from "./clock.ts";
 import type { Config, VmConfig } from "./config.ts";
@@ -128,7 +128,7 @@ export class VmAgent {
     const qmp = await QmpClient.connect(config.qmp, { onClose: (reason) => vm.#qemuClosed(reason.message) });
     let proxy: PacketProxy | undefined;
     try {
-      const facts = await checkQemu(qmp);
+      const facts = await inspectQemu(qmp);
       const found = await whatQemuHas(qmp, facts);
       log.info("QEMU", { version: facts.version, verdict: facts.verdict.sentence, found });
       proxy = await openProxy(
@@ -155,7 +155,9 @@ export class VmAgent {
       vm.#primary = new Primary(vm.#machine, (reason) => vm.#tell({ type: "pair_broken", reason }));
       vm.#secondary = new Secondary(vm.#machine);
       vm.#qemuWatch = new QemuWatch(qmp, config, (event) => vm.#tell(event));
-      vm.#tell({ type: "started", vm: found });
+      if (facts.unsuitable !== undefined)
+        log.error("this VM cannot be protected; it is left to run alone", { reason: facts.unsuitable });
+      vm.#tell({ type: "started", vm: found, unsuitable: facts.unsuitable });
       return vm;
     } catch (error) {
       qmp.close();
@@ -184,10 +186,10 @@ export class VmAgent {
 
   /** What is to be said of this VM in heartbeats; `generation` names the replica that is to stand by. */
   get heartbeat(): { generation: number | undefined; ready: boolean; uplink: boolean } {
-    const { phase, ownUplink } = this.#state;
+    const { phase, ownUplink, unsuitable } = this.#state;
     return {
       generation: this.#living ? heartbeatGeneration(this.#state) : undefined,
-      ready: phase === "waiting",
+      ready: phase === "waiting" && unsuitable === undefined,
       uplink: ownUplink,
     };
   }
@@ -427,7 +429,7 @@ export class VmAgent {
         break;
       case "block":
         machine.proxy.block();
-        this.#secondary.stop();
+        this.#secondary.end();
         machine.divergences.ended(`not released: ${this.#state.reason}`);
         break;
       case "retire":
@@ -645,12 +647,14 @@ function refusalOf(command: OperatorCommand, state: State): string | undefined {
       return settings.arbiter
         ? `only a protected VM can be handed over, and this host says "${phase}"; ask the agent of the host that runs it`
         : "a hand-over needs an arbiter; configure one";
+    case "protect":
+      if (isHolder(state) && state.unsuitable !== undefined) return state.unsuitable;
+      break;
     case "promote":
       if (settings.arbiter) return "the arbiter decides who takes over; promote is for a pair without one";
       return phase === "standby" ? undefined : `there is no complete replica here, this host says "${phase}"`;
-    default:
-      return isHolder(state)
-        ? undefined
-        : `this host does not run it ("${phase}"); ask the agent of ${settings.peer}`;
   }
+  return isHolder(state)
+    ? undefined
+    : `this host does not run it ("${phase}"); ask the agent of ${settings.peer}`;
 }

@@ -64,6 +64,7 @@ function apply(step: Step, event: Event): void {
   switch (event.type) {
     case "started":
       s.found = event.vm;
+      s.unsuitable = event.unsuitable;
       start(step);
       break;
     case "round":
@@ -238,11 +239,16 @@ function startAsHolder(step: Step, record: VmRecord): void {
 }
 
 function startAsOther(step: Step, reason: string): void {
-  if (step.s.found === "incoming") {
+  const { found, unsuitable } = step.s;
+  if (found === "incoming" && unsuitable === undefined) {
     enter(step, "waiting", reason);
     return;
   }
-  const has = step.s.found === "running" ? "a VM" : "the replica of an earlier protection";
+  if (found === "incoming") {
+    enter(step, "stopped", `${reason}, and this host can keep no replica: ${unsuitable}`);
+    return;
+  }
+  const has = found === "running" ? "a VM" : "the replica of an earlier protection";
   enter(step, "stopped", `${reason}, and this host's QEMU has ${has}; start it anew with -incoming`);
 }
 
@@ -284,7 +290,8 @@ function overdue(step: Step): void {
   }
   if (isFencing(s) && s.claim?.fence === "none" && now >= s.retryAtMs) fenceFirst(step, s.claim.reason);
   if (s.phase === "alone" && s.peerReady && now >= Math.max(s.protectAtMs, s.unprotectedUntilMs)) {
-    protect(step);
+    // A QEMU that cannot be protected lets its VM run alone for good.
+    if (s.unsuitable === undefined) protect(step);
   }
   handOverIfWorseOff(step);
 }
@@ -503,7 +510,7 @@ function unprotect(step: Step, untilMs: number): void {
 
 function replicaWanted(step: Step, generation: number): void {
   const { s, now, actions } = step;
-  if (s.phase !== "waiting") return; // the one who asked sees from the phase that it was refused
+  if (s.phase !== "waiting" || s.unsuitable !== undefined) return; // the one who asked sees from the phase that it was refused
   s.generation = generation;
   s.lastAnswerMs = now;
   enter(step, "incoming");

@@ -50,6 +50,7 @@ function sentenceNow(s: State, since: string, nowMs: number): string {
 }
 
 function pause(s: State, nowMs: number): string {
+  if (s.unsuitable !== undefined) return `, and cannot be protected: ${s.unsuitable.replace(/\.$/, "")}`;
   if (s.unprotectedUntilMs <= nowMs) return "";
   if (s.unprotectedUntilMs === Number.POSITIVE_INFINITY) return ", until `colo-agent protect`";
   return `, protection goes on in ${duration(s.unprotectedUntilMs - nowMs)}`;

@@ -63,6 +63,8 @@ export interface State {
   phase: Phase;
   /** What QEMU had when this agent found it. */
   found: QemuHas;
+  /** Why this host's QEMU can be no part of a pair, a sentence; undefined if it can. */
+  unsuitable: string | undefined;
   /** When the phase began. */
   sinceMs: number;
   /** Why the phase is what it is, where that is not plain. */
@@ -125,7 +127,7 @@ export type ArbiterResult =
 
 export type Event =
   /** The agent has taken its QEMU and its tap over and keeps them blocked. */
-  | { type: "started"; vm: QemuHas }
+  | { type: "started"; vm: QemuHas; unsuitable?: string | undefined }
   /** A round of the agent's main loop is complete: all its parts have answered. */
   | { type: "round" }
   /** The moment that nextDeadlineMs() named has come, between two rounds. */
@@ -204,6 +206,7 @@ export function initialState(settings: Settings, nowMs: number): State {
     settings,
     phase: "starting",
     found: "incoming",
+    unsuitable: undefined,
     sinceMs: nowMs,
     reason: undefined,
     term: undefined,

@@ -2,7 +2,7 @@
 import type { Pointer } from "bun:ffi";
 import { Btf } from "./btf.ts";
 import { libbpf } from "./libbpf.ts";
-import { Arena, closeFd, errorText } from "./libc.ts";
+import { Arena, closeFd, errorText, textAt } from "./libc.ts";
 
 const PROGRAM_SCHED_CLS = 3; // BPF_PROG_TYPE_SCHED_CLS
 const MAP_RINGBUF = 27; // BPF_MAP_TYPE_RINGBUF
@@ -16,9 +16,15 @@ export function ringBufferWorks(): boolean {
   return libbpf().libbpf_probe_bpf_map_type(MAP_RINGBUF, null) === PROBED;
 }
 
-/** Whether the kernel loads a tc program that calls this helper function. */
+/**
+ * Whether tc programs may call this helper function. A program that only calls it is refused in any case, for its arguments;
+ * what counts is whether the verifier knows the helper (kernel/bpf/verifier.c, check_helper_call). libbpf's own probe does not know
+ * the words of Linux 6.14 and later.
+ */
 export function helperWorks(id: number): boolean {
-  return libbpf().libbpf_probe_bpf_helper(PROGRAM_SCHED_CLS, id, null) === PROBED;
+  const { fd, log } = loadProgram([[CALL, 0, 0, 0, id], exit]);
+  if (fd >= 0) closeFd(fd);
+  return fd >= 0 || !/unknown func|invalid func|cannot use helper/.test(log);
 }
 
 /** Instruction words, see include/uapi/linux/bpf.h, struct bpf_insn. */
@@ -74,27 +80,45 @@ export function kernelFunctionRefused(name: KernelFunction): string | undefined 
   } catch (error) {
     return (error as Error).message;
   }
-  const arena = new Arena(8192);
+  const { fd } = loadProgram(program);
+  if (fd < 0) return `the kernel refuses a program that calls it: ${errorText(-fd)}`;
+  closeFd(fd);
+  return undefined;
+}
+
+/** struct bpf_prog_load_opts of libbpf 1.0. */
+const LOAD_OPTIONS_BYTES = 104;
+const LOAD_OPTIONS = { logLevel: 88, logBytes: 92, log: 96 };
+const LOG_BYTES = 4096;
+
+/** @returns the program's descriptor, or a negative error number; the verifier's words */
+function loadProgram(program: readonly Instruction[]): { fd: number; log: string } {
+  const arena = new Arena(16_384);
   try {
+    const { view, address } = arena;
     const at = arena.allocate(program.length * INSTRUCTION_BYTES);
     program.forEach(([code, destination, source, offset, immediate], i) => {
       const instruction = at + i * INSTRUCTION_BYTES;
-      arena.view.setUint8(instruction, code);
-      arena.view.setUint8(instruction + 1, destination | (source << 4));
-      arena.view.setInt16(instruction + 2, offset, true);
-      arena.view.setInt32(instruction + 4, immediate, true);
+      view.setUint8(instruction, code);
+      view.setUint8(instruction + 1, destination | (source << 4));
+      view.setInt16(instruction + 2, offset, true);
+      view.setInt32(instruction + 4, immediate, true);
     });
+    const log = arena.allocate(LOG_BYTES);
+    const options = arena.allocate(LOAD_OPTIONS_BYTES);
+    view.setBigUint64(options, BigInt(LOAD_OPTIONS_BYTES), true);
+    view.setUint32(options + LOAD_OPTIONS.logLevel, 1, true);
+    view.setUint32(options + LOAD_OPTIONS.logBytes, LOG_BYTES, true);
+    view.setBigUint64(options + LOAD_OPTIONS.log, BigInt(address + log), true);
     const fd = libbpf().bpf_prog_load(
       PROGRAM_SCHED_CLS,
       arena.string("doctor") as Pointer,
       arena.string("GPL") as Pointer,
-      (arena.address + at) as Pointer,
+      (address + at) as Pointer,
       program.length,
-      null,
+      (address + options) as Pointer,
     );
-    if (fd < 0) return `the kernel refuses a program that calls it: ${errorText(-fd)}`;
-    closeFd(fd);
-    return undefined;
+    return { fd, log: textAt(address + log) };
   } finally {
     arena.close();
   }

@@ -42,7 +42,6 @@ function open() {
       bpf_map_lookup_batch: { args: [i32, ptr, ptr, ptr, ptr, ptr, ptr], returns: i32 },
       bpf_prog_test_run_opts: { args: [i32, ptr], returns: i32 },
       bpf_prog_load: { args: [i32, ptr, ptr, ptr, u64, ptr], returns: i32 },
-      libbpf_probe_bpf_helper: { args: [i32, i32, ptr], returns: i32 },
       libbpf_probe_bpf_map_type: { args: [i32, ptr], returns: i32 },
       bpf_tc_hook_create: { args: [ptr], returns: i32 },
       bpf_tc_attach: { args: [ptr, ptr], returns: i32 },

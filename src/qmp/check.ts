@@ -49,6 +49,8 @@ export function judgeVersion(version: Pick<QmpVersion, "major" | "minor" | "micr
 }
 
 export interface QemuFacts {
+  /** Why this QEMU can be no part of a COLO pair, a sentence that says what to take instead; undefined if it can. */
+  unsuitable: string | undefined;
   version: QmpVersion;
   verdict: VersionVerdict;
   /** Running under KVM; false means TCG or another accelerator. */
@@ -74,12 +76,20 @@ const TCG_WARNING =
   "Use KVM, or for a try the QEMUs of `colo-agent lab`, which load a plugin against it (src/lab/tcg_checkpoint.c).";
 
 /**
- * Asks a QEMU what it is and what it offers.
+ * As inspectQemu(), for who needs a QEMU that can do COLO.
  * @throws QemuUnsuitableError if it is known not to work or lacks something COLO needs; other QmpErrors if it does not answer
  */
 export async function checkQemu(client: QmpClient): Promise<QemuFacts> {
   const verdict = judgeVersion(client.version);
   if (verdict.verdict === "refused") throw new QemuUnsuitableError(verdict.sentence);
+  const facts = await inspectQemu(client);
+  if (facts.unsuitable !== undefined) throw new QemuUnsuitableError(facts.unsuitable);
+  return facts;
+}
+
+/** Asks a QEMU what it is and what it offers. Throws a QmpError if it does not answer. */
+export async function inspectQemu(client: QmpClient): Promise<QemuFacts> {
+  const verdict = judgeVersion(client.version);
   const [capabilities, commands, kvm, status, migration, schema] = await Promise.all([
     client.execute<{ capability: string }[]>("query-migrate-capabilities"),
     client.execute<{ name: string }[]>("query-commands"),
@@ -97,22 +107,22 @@ export async function checkQemu(client: QmpClient): Promise<QemuFacts> {
     ),
   ];
   if (!client.oob) missing.push("out-of-band commands (without them a hung peer cannot be cut off)");
-  if (missing.length > 0) {
-    throw new QemuUnsuitableError(
-      `This QEMU ${client.version.major}.${client.version.minor} lacks ${missing.join(", ")}. Use ${QEMU_THAT_WORKS}, built with replication.`,
-    );
-  }
+  const lacking =
+    missing.length === 0
+      ? undefined
+      : `This QEMU ${client.version.major}.${client.version.minor} lacks ${missing.join(", ")}. Use ${QEMU_THAT_WORKS}, built with replication.`;
   const drivers = blockDrivers(schema);
   return {
+    unsuitable: verdict.verdict === "refused" ? verdict.sentence : lacking,
     version: client.version,
     verdict,
     kvm: kvm.enabled,
     oob: client.oob,
-    yank: true,
+    yank: commands.some((entry) => entry.name === "query-yank"),
     blockReplication: DISK_DRIVERS_NEEDED.every((driver) => drivers.has(driver)),
     warnings: [
       ...(kvm.enabled ? [] : [TCG_WARNING]),
-      ...(await cardsThatAnnounce(client)).map(
+      ...(lacking === undefined ? await cardsThatAnnounce(client) : []).map(
         (card) =>
           `Network card ${card} has guest_announce=on: after each checkpoint the secondary's guest sends ARP and neighbour ` +
           "discovery that the primary's does not, which is a divergence. Start both QEMUs with guest_announce=off on it.",

@@ -7,6 +7,7 @@
  */
 export {
   checkQemu,
+  inspectQemu,
   judgeVersion,
   type QemuFacts,
   QemuUnsuitableError,
@@ -26,6 +27,7 @@ export {
 export type { DiskProgress, PrimaryDisk } from "./primary_disk.ts";
 export {
   announceSelf,
+  endReplica,
   type NbdServer,
   type PrepareSecondaryOptions,
   prepareSecondary,

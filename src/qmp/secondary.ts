@@ -4,6 +4,7 @@ import {
   blockNodes,
   COLO_CAPABILITIES,
   ColoProcedureError,
+  coloMode,
   messageOf,
   runStatus,
   setCapabilities,
@@ -147,6 +148,19 @@ export async function secondaryFailover(
     abort.abort();
     for (const end of ends) end();
   }
+}
+
+/**
+ * Stops a replica that can never become the VM: seen with 7.2, 10.0 and whenever COLO ends with an error, a secondary goes on
+ * running by itself. What this QEMU has cannot be used again. Does nothing to a VM that is no replica.
+ * @returns whether it was one
+ */
+export async function endReplica(client: QmpClient, timeoutMs = 5_000): Promise<boolean> {
+  if ((await coloMode(client)) !== "secondary") return false;
+  await yank(client, [{ type: "migration" }], timeoutMs);
+  await client.execute("nbd-server-stop", undefined, { timeoutMs }).catch(ignoreNotRunning);
+  await client.execute("stop", undefined, { timeoutMs });
+  return true;
 }
 
 /**

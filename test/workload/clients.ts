@@ -5,7 +5,9 @@
 import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { type DebianGuestTool, debianGuestToolArgv } from "../../src/lab/assets.ts";
-import { GUEST_IPV4, inNamespace } from "../../src/lab/network.ts";
+import type { Lab } from "../../src/lab/lab.ts";
+import { GUEST_IPV4, type HostLetter, inNamespace } from "../../src/lab/network.ts";
+import { samples } from "../e2e/lab_under_test.ts";
 
 const DATABASE = ["--host", GUEST_IPV4, "--username", "bench"];
 const FOR_EVER_S = 36_000;
@@ -293,4 +295,14 @@ export class DatabaseWorkload extends Client {
     }
     return acknowledged;
   }
+}
+
+/** Checkpoints and divergences by cause since the agent's start, e.g. { "checkpoints divergence": 3 }. */
+export async function causes(lab: Lab, host: HostLetter): Promise<Record<string, number>> {
+  const found: Record<string, number> = {};
+  for (const [key, value] of samples(await lab.metrics(host))) {
+    const match = /^colo_(checkpoints|divergences)_total\{.*(?:cause|class)="([a-z_]+)"/.exec(key);
+    if (match !== null && value > 0) found[`${match[1]} ${match[2]}`] = value;
+  }
+  return found;
 }

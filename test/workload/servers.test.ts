@@ -11,9 +11,9 @@ import { debianGuestOptions } from "../../src/lab/debian_guest.ts";
 import { LabFaults, otherHost } from "../../src/lab/faults.ts";
 import { Lab } from "../../src/lab/lab.ts";
 import type { HostLetter } from "../../src/lab/network.ts";
-import { samples } from "../e2e/lab_under_test.ts";
 import {
   CounterWorkload,
+  causes,
   DatabaseWorkload,
   HttpWorkload,
   PipeWorkload,
@@ -56,16 +56,6 @@ async function untilAllGoOn(http: HttpWorkload, all: readonly Workload[], answer
     }
     await Bun.sleep(100);
   }
-}
-
-/** Checkpoints and divergences by cause since the agent's start, e.g. { "checkpoints divergence": 3 }. */
-async function causes(lab: Lab, host: HostLetter): Promise<Record<string, number>> {
-  const found: Record<string, number> = {};
-  for (const [key, value] of samples(await lab.metrics(host))) {
-    const match = /^colo_(checkpoints|divergences)_total\{.*(?:cause|class)="([a-z_]+)"/.exec(key);
-    if (match !== null && value > 0) found[`${match[1]} ${match[2]}`] = value;
-  }
-  return found;
 }
 
 describe("nginx, Redis and PostgreSQL", () => {

@@ -33,9 +33,15 @@ debian_mirror() {
 # unpack_suite SUITE[,PREFERRED] FOLDER PACKAGE...: unpacks the packages and what they depend on, without installing
 # anything. With a second suite, such as backports, that has a package its version is taken.
 unpack_suite() {
-  local suite=${1%%,*} preferred='' folder=$2 mirror packages
-  [[ $1 != *,* ]] || preferred=${1#*,}
-  shift 2
+  make_root extract "$@"
+}
+
+# make_root VARIANT SUITE FOLDER PACKAGE...: makes a root folder of the packages and what they depend on, with
+# mmdebstrap's VARIANT: "extract" unpacks only, "essential" installs a system that can be entered.
+make_root() {
+  local variant=$1 suite=${2%%,*} preferred='' folder=$3 mirror packages
+  [[ $2 != *,* ]] || preferred=${2#*,}
+  shift 3
   packages=$(IFS=, && printf '%s' "$*")
   mirror=$(debian_mirror)
   if [[ -z $mirror ]]; then
@@ -48,7 +54,7 @@ unpack_suite() {
   fi
   local proxy=''
   eval "$(apt-config shell proxy Acquire::http::Proxy)"
-  local -a command=(mmdebstrap --variant=extract --include="$packages"
+  local -a command=(mmdebstrap --variant="$variant" --include="$packages"
     --aptopt='APT::Install-Recommends "false"' --dpkgopt=path-exclude='/usr/share/doc/*'
     --dpkgopt=path-exclude='/usr/share/man/*' --dpkgopt=path-exclude='/usr/share/locale/*')
   [[ -z $proxy ]] || command+=(--aptopt="Acquire::http::Proxy \"$proxy\"")

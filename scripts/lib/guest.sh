@@ -102,6 +102,17 @@ guest_image_is_current() {
   [[ $(cat "$guest_folder/image/sources.sha256" 2>/dev/null) == "$(guest_sources_sum)" ]]
 }
 
+# pack_initrd FOLDER: prints the folder as an initramfs. Not compressed: emulated machines unpack slowly, and loading the
+# bytes costs next to nothing. Sorted and with fixed times and owners, so that the same sources give the same image.
+pack_initrd() {
+  find "$1" -exec touch --no-dereference --date=@0 {} +
+  (
+    cd "$1" || exit
+    find . -mindepth 1 -print0 | LC_ALL=C sort --zero-terminated |
+      cpio --null --create --format=newc --owner=0:0 --reproducible --quiet
+  )
+}
+
 build_guest_image() {
   local new
   rm -rf "$guest_folder"/image.new.*
@@ -112,14 +123,7 @@ build_guest_image() {
   cp -r "$guest_folder/base/root" "$new/root"
   install -m 755 "$repository/guest/init" "$new/root/init"
   install -m 755 "$repository/guest/services.pl" "$new/root/services.pl"
-  # Not compressed: emulated machines unpack slowly, and loading the bytes costs next to nothing. Sorted and with fixed
-  # times and owners, so that the same sources give the same image.
-  find "$new/root" -exec touch --no-dereference --date=@0 {} +
-  (
-    cd "$new/root" || exit
-    find . -mindepth 1 -print0 | LC_ALL=C sort --zero-terminated |
-      cpio --null --create --format=newc --owner=0:0 --reproducible --quiet
-  ) >"$new/initrd.img"
+  pack_initrd "$new/root" >"$new/initrd.img"
   rm -rf "$new/root"
 
   guest_sources_sum >"$new/sources.sha256"

@@ -38,6 +38,11 @@ export interface ComparerOptions {
    * Infinity: never.
    */
   partAfterNs?: number;
+  /**
+   * When the primary has waited longer in one flow and the secondary in another, the VMs wait for each other: a
+   * divergence, before maxWaitNs is over. Default Infinity: never.
+   */
+  crossedAfterNs?: number;
   /** Epoch of the secondary's records that are compared until the first checkpoint. Default 0. */
   epoch?: number;
   limits?: Partial<ComparerLimits>;
@@ -128,6 +133,7 @@ export class Comparer {
     this.rules = rules;
     this.stats = this.state.stats;
     const partAfterNs = options.partAfterNs ?? Number.POSITIVE_INFINITY;
+    const crossedAfterNs = options.crossedAfterNs ?? Number.POSITIVE_INFINITY;
     this.tcp = new TcpFlows(this.state, partAfterNs);
     this.datagrams = new DatagramFlows(this.state);
     this.fragments = new FragmentFlows(this.state, this.tcp, this.datagrams, (frame) => this.flowOf(frame));
@@ -136,7 +142,7 @@ export class Comparer {
     this.primaryBytes = primary.bytes;
     this.secondaryBytes = secondary.bytes;
     this.maxWaitNs = options.maxWaitNs ?? 200e6;
-    this.deadlines = new Deadlines(this.state, this.tcp, this.maxWaitNs, partAfterNs);
+    this.deadlines = new Deadlines(this.state, this.tcp, this.maxWaitNs, partAfterNs, crossedAfterNs);
     this.idleNs = options.idleNs ?? 300e9;
     this.closedIdleNs = options.closedIdleNs ?? 10e9;
     this.epoch = (options.epoch ?? 0) & 0xffff;

@@ -15,12 +15,15 @@ export class Deadlines {
   /** When the frames behind the mark are looked at again; Infinity if there are none. */
   private primaryAgainNs = Number.POSITIVE_INFINITY;
   private secondaryAgainNs = Number.POSITIVE_INFINITY;
+  /** No earlier than this are VMs that wait for each other reported again. */
+  private crossedAgainNs = Number.NEGATIVE_INFINITY;
 
   constructor(
     private readonly state: CompareState,
     private readonly tcp: TcpFlows,
     private readonly maxWaitNs: number,
     private readonly partAfterNs: number,
+    private readonly crossedAfterNs: number,
   ) {}
 
   /** Everything that waits has its whole time before it again. */
@@ -29,6 +32,7 @@ export class Deadlines {
     this.resumedNs = state.nowNs;
     this.primaryAgainNs = Number.POSITIVE_INFINITY;
     this.secondaryAgainNs = Number.POSITIVE_INFINITY;
+    this.crossedAgainNs = Number.NEGATIVE_INFINITY;
     state.primaryUnexpired = state.primaryAge.head[0];
     state.primaryPatient = state.primaryAge.head[0];
     state.secondaryUnexpired = state.secondaryAge.head[0];
@@ -40,6 +44,7 @@ export class Deadlines {
    */
   expire(nowNs: number): void {
     this.sendParts(nowNs);
+    this.expireCrossed(nowNs);
     this.expirePrimary(nowNs);
     this.expireSecondary(nowNs);
   }
@@ -48,7 +53,7 @@ export class Deadlines {
     const { primary, primaryAge, primaryUnexpired, secondary, secondaryAge, secondaryUnexpired } = this.state;
     const primaryNs = this.deadlineOf(primary, primaryAge, primaryUnexpired, this.primaryAgainNs);
     const secondaryNs = this.deadlineOf(secondary, secondaryAge, secondaryUnexpired, this.secondaryAgainNs);
-    return Math.min(primaryNs, secondaryNs, this.partsNs());
+    return Math.min(primaryNs, secondaryNs, this.partsNs(), this.crossedNs());
   }
 
   private partsNs(): number {
@@ -65,6 +70,34 @@ export class Deadlines {
       state.primaryPatient = state.primaryAge.next[item];
       if ((state.flows.flags[flow] & FLOW_TCP) !== 0) this.tcp.waitedLong(flow, item);
     }
+  }
+
+  /**
+   * When the VMs count as waiting for each other. One that is late has sent nothing that the other has not; when each has
+   * sent in some flow what the other has not, they have taken their input in another order. Behind a lock (of a row in
+   * PostgreSQL, say) neither then comes to send the missing, because its client waits for what is held: only a checkpoint helps.
+   */
+  private crossedNs(): number {
+    const { primary, primaryAge, secondary, secondaryAge } = this.state;
+    const held = primaryAge.head[0];
+    const pending = secondaryAge.head[0];
+    if (held < 0 || pending < 0 || primary.flow[held] === secondary.flow[pending])
+      return Number.POSITIVE_INFINITY;
+    const sinceNs = Math.max(primary.timeNs[held], secondary.timeNs[pending]);
+    return Math.max(this.waitingSince(sinceNs) + this.crossedAfterNs, this.crossedAgainNs);
+  }
+
+  private expireCrossed(nowNs: number): void {
+    if (this.crossedNs() > nowNs) return;
+    this.crossedAgainNs = nowNs + this.maxWaitNs;
+    const { state } = this;
+    const item = state.primaryAge.head[0];
+    const flow = state.primary.flow[item];
+    if (!this.mayReport(flow, nowNs)) return;
+    const waitedNs = nowNs - state.primary.timeNs[item];
+    let detail = `a frame of the primary has had no counterpart for ${Math.round(waitedNs / 1e6)} ms, and in another flow the primary has not sent what the secondary has: the VMs wait for each other`;
+    if ((state.flows.flags[flow] & FLOW_TCP) !== 0) detail += `; ${this.tcp.describeWait(flow)}`;
+    state.report("missing_on_secondary", flow, waitedNs, detail, undefined, { primary: item, secondary: -1 });
   }
 
   private expirePrimary(nowNs: number): void {

@@ -37,6 +37,8 @@ const SPIN_NS = 50_000;
 const SLEEP_MS_MAX = 1_000;
 /** Held segments are sent in parts after this time, or a tenth of the time after which they cost a checkpoint. */
 const PART_AFTER_MS_MAX = 20;
+/** VMs that wait for each other cost a checkpoint after this share of the time that one of them may be late. */
+const CROSSED_WAIT_SHARE = 5;
 /** Deadlines of waiting frames are looked at this often while there is work. */
 const EXPIRE_INTERVAL_NS = 5_000_000;
 
@@ -97,6 +99,7 @@ class DataPathLoop {
       memcmp,
       maxWaitNs: setup.maxWaitMs * 1e6,
       partAfterNs: Math.min(PART_AFTER_MS_MAX, setup.maxWaitMs / 10) * 1e6,
+      crossedAfterNs: (setup.maxWaitMs / CROSSED_WAIT_SHARE) * 1e6,
       rules: parseRules(setup.rules),
       limits: setup.limits,
     });

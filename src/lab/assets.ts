@@ -1,6 +1,6 @@
 /**
  * Where the lab finds what scripts/setup has put on this machine: a QEMU that can do COLO, the guest's kernel and
- * initramfs, promtool, etcd, and the compiled BPF object. scripts/lib/ writes the same layout.
+ * initramfs, the guest with servers and their clients, promtool, etcd, and the compiled BPF object. scripts/lib/ writes the same layout.
  *
  * Every function throws an Error that names the missing thing and says to run scripts/setup.
  */
@@ -83,6 +83,36 @@ export function guestKernel(): string {
 /** Path of the guest's initramfs, for -initrd. */
 export function guestInitrd(): string {
   return present(join(cacheDirectory(), "guest/image/initrd.img"), "the guest's initramfs");
+}
+
+/** Path of the initramfs that boots the guest with servers from its disk; its kernel is guestKernel(). */
+export function debianGuestInitrd(): string {
+  return present(
+    join(cacheDirectory(), "debian-guest/image/initrd.img"),
+    "the initramfs of the guest with servers",
+  );
+}
+
+/** Path of that guest's disk image (raw, sparse, 1 GiB): to be copied, not to be written. */
+export function debianGuestDisk(): string {
+  return present(join(cacheDirectory(), "debian-guest/image/disk.raw"), "the disk of the guest with servers");
+}
+
+/** Clients of the servers in the Debian guest. */
+export type DebianGuestTool =
+  | "wrk"
+  | "curl"
+  | "redis-cli"
+  | "redis-benchmark"
+  | "psql"
+  | "pgbench"
+  | "pg_amcheck";
+
+/** The beginning of an argv that starts one of them through the loader and the libraries unpacked with it. */
+export function debianGuestToolArgv(tool: DebianGuestTool): string[] {
+  const folder = join(cacheDirectory(), "debian-guest/tools");
+  const program = present(join(folder, "bin", tool), tool);
+  return [join(folder, "lib/ld-linux-x86-64.so.2"), "--library-path", join(folder, "lib"), program];
 }
 
 /** Addresses of the guest's one network card, each with its prefix length, and the way out of that network. */

@@ -3,7 +3,7 @@
  * commands (up, status, down) can work on it. Nothing of it is a child of the command that started it.
  */
 import { randomBytes } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { VmStatus } from "../agent/vm.ts";
 import { makeCertificates } from "../arbiter/certificates.ts";
@@ -30,6 +30,7 @@ import {
   inNamespace,
   type LabNamespaces,
   removeNetwork,
+  run,
   TAP,
 } from "./network.ts";
 import { LAB_NODES, type LabMachine, labArguments, labDisk, labPaths, startLabQemu } from "./qemu.ts";
@@ -53,6 +54,13 @@ export interface LabOptions {
   kernel?: string;
   initrd?: string;
   append?: string;
+  /**
+   * A raw image that host a's disk begins as a copy of; the disk of host b is as long. Its length is a multiple of 64 KiB.
+   * Default: 64 MiB of zeros.
+   */
+  diskImage?: string;
+  /** The guest says on its first serial port when it serves (guestReadyPattern) and is waited for, as the lab's own always is. */
+  ready?: boolean;
   memoryMib: number;
   /** Queues of the agents' VM's network card, and as many processors. Default 1. */
   queues?: number;
@@ -313,13 +321,12 @@ export class Lab {
     const { state } = this;
     for (const { directory, disk } of Object.values(state.hosts)) {
       mkdirSync(directory, { recursive: true });
-      writeFileSync(disk, "");
-      truncateSync(disk, DISK_BYTES);
+      await makeDisk(disk, disk === state.hosts.a.disk, state.options.diskImage);
     }
     if (state.options.proxy === "none") {
       progress("QEMU on host a");
       await this.#startQemuAlone();
-      if (state.ownGuest) await this.#waitForGuest(progress);
+      if (this.#guestSaysReady) await this.#waitForGuest(progress);
       return;
     }
     writeFileSync(join(this.directory, "heartbeat.key"), randomBytes(32), { mode: 0o600 });
@@ -337,7 +344,7 @@ export class Lab {
       progress(`agent on host ${letter}`);
       this.startAgent(letter);
       await this.#waitForAgent(letter);
-      if (letter === "a" && state.ownGuest) await this.#waitForGuest(progress);
+      if (letter === "a" && this.#guestSaysReady) await this.#waitForGuest(progress);
     }
     progress("protecting: disk, memory, first checkpoints");
     await this.waitFor("the VM is protected", ({ a }) => a?.protected === true, PROTECT_TIMEOUT_MS);
@@ -380,6 +387,10 @@ export class Lab {
       netns,
       name: `${this.state.name}-a`,
     });
+  }
+
+  get #guestSaysReady(): boolean {
+    return this.state.ownGuest || this.state.options.ready === true;
   }
 
   async #waitForGuest(progress: LabProgress): Promise<void> {
@@ -473,6 +484,16 @@ directory = "${directory}"
 arguments = ${JSON.stringify(labArguments(this.#machine(letter)))}
 `;
   }
+}
+
+/** The replica's disk has only the length: protecting the VM fills it. */
+async function makeDisk(path: string, isPrimary: boolean, image?: string): Promise<void> {
+  if (isPrimary && image !== undefined) {
+    await run("cp", "--sparse=always", "--reflink=auto", image, path);
+    return;
+  }
+  writeFileSync(path, "");
+  truncateSync(path, image === undefined ? DISK_BYTES : statSync(image).size);
 }
 
 function tail(path: string): string {

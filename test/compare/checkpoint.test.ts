@@ -407,6 +407,61 @@ describe("timeouts", () => {
   });
 });
 
+describe("VMs that wait for each other", () => {
+  const from = (sourcePort: number, seq: number, payload: string) =>
+    tcp({ seq, ack: 5, payload, sourcePort });
+  const crossed = () => new Bench({ maxWaitNs: 250 * MS, crossedAfterNs: 50 * MS });
+
+  test("each has sent in one flow what the other has not: reported long before one counts as late", () => {
+    const bench = crossed();
+    bench.p(from(1, 1, "lock is yours"));
+    bench.wait(30);
+    bench.s(from(2, 1, "lock is yours"));
+    bench.wait(49);
+    expect(bench.divergences).toEqual([]);
+    bench.wait(2);
+    expect(bench.classes).toEqual(["missing_on_secondary"]);
+    expect(bench.divergences[0].flow).toContain(":1 >");
+    expect(bench.divergences[0].detail).toContain("wait for each other");
+    expect(bench.released).toEqual([]);
+    // Once for each wait, and the next look is in the future.
+    expect(bench.comparer.nextDeadlineNs()).toBeGreaterThan(bench.nowNs);
+    bench.wait(100);
+    expect(bench.divergences).toHaveLength(1);
+    bench.checkpoint();
+    expect(bench.released).toEqual([0]);
+    bench.wait(1000);
+    expect(bench.divergences).toHaveLength(1);
+  });
+
+  test("one that is only late is given its whole time", () => {
+    const late = crossed();
+    late.p(from(1, 1, "x"));
+    late.p(from(2, 1, "y"));
+    late.wait(249);
+    expect(late.divergences).toEqual([]);
+    const early = crossed();
+    early.s(from(1, 1, "x"));
+    early.s(from(2, 1, "y"));
+    early.wait(249);
+    expect(early.divergences).toEqual([]);
+  });
+
+  test("an order that mends itself costs nothing", () => {
+    const bench = crossed();
+    for (let round = 1; round <= 5; round++) {
+      bench.p(from(1, round, "x"));
+      bench.s(from(2, round, "y"));
+      bench.wait(40);
+      bench.s(from(1, round, "x"));
+      bench.p(from(2, round, "y"));
+      bench.wait(20);
+    }
+    expect(bench.divergences).toEqual([]);
+    expect(bench.released).toHaveLength(10);
+  });
+});
+
 describe("running alone", () => {
   test("everything held is released in order of arrival and everything is forgotten", () => {
     const bench = new Bench({ limits: { heldFramesMax: 4 } });

@@ -171,6 +171,7 @@ export function episode(seed: number, steps: number): EpisodeResult {
     epoch: random.below(65_536),
     parts: random.chance(0.5),
     partAfterNs: random.below(100) * MS,
+    crossedAfterNs: random.below(100) * MS,
     ...(rules === undefined ? {} : { rules: parseRules(rules) }),
     limits: {
       heldFramesMax: limit(300),

@@ -1,0 +1,23 @@
+/** The lab's options that make its VM the Debian guest with nginx, Redis and PostgreSQL (guest/README.md). */
+import { debianGuestDisk, debianGuestInitrd, guestCommandLine, guestKernel } from "./assets.ts";
+import type { LabOptions } from "./lab.ts";
+import { GUEST_IPV4, GUEST_IPV6 } from "./network.ts";
+
+/** Ports of its servers. */
+export const DEBIAN_GUEST_PORTS = { nginx: 80, redis: 6379, postgresql: 5432 } as const;
+
+const MEMORY_MIB = 512;
+
+export function debianGuestOptions(): Pick<
+  LabOptions,
+  "kernel" | "initrd" | "append" | "diskImage" | "ready" | "memoryMib"
+> {
+  return {
+    kernel: guestKernel(),
+    initrd: debianGuestInitrd(),
+    append: guestCommandLine({ ip4: `${GUEST_IPV4}/24`, ip6: `${GUEST_IPV6}/64` }),
+    diskImage: debianGuestDisk(),
+    ready: true,
+    memoryMib: MEMORY_MIB,
+  };
+}

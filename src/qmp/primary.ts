@@ -10,15 +10,14 @@
  *
  * The pause at 5 is QEMU's `pause-before-switchover`; seen with 11.1.2: it happens once, not at each checkpoint.
  */
+import { DiskCopies } from "../storage/disk_copies.ts";
 import type { QmpClient, QmpEvent } from "./client.ts";
 import { QmpAbortedError, QmpCommandError } from "./errors.ts";
 import {
   addNbdNode,
   attachReplication,
-  copyDisks,
   type DiskProgress,
   detachReplication,
-  finishCopies,
   type PrimaryDisk,
   probeNbdServer,
   removeDiskNodes,
@@ -60,6 +59,8 @@ export interface ProtectionOptions {
   commandMs?: number;
   /** For the NBD server's greeting, before QEMU connects to it. Default 2 000. */
   probeMs?: number;
+  /** Limit of all disk copies together, asked again and again; 0, the default: none. */
+  resyncBytesPerSecond?: (() => number) | undefined;
   /** Gives up, and undoes everything; e.g. when the peer's heartbeat is lost. */
   signal?: AbortSignal;
 }
@@ -118,15 +119,18 @@ export async function startProtection(
   }
   const abort = new AbortController();
   const both = AbortSignal.any([signal, abort.signal]);
+  const copies = new DiskCopies(client, disks, {
+    stallMs,
+    signal,
+    bytesPerSecond: options.resyncBytesPerSecond ?? (() => 0),
+  });
   try {
-    let diskBytes = 0;
     if (disks.length > 0) {
       enter("Reaching the secondary's disks");
       await probeNbdServers(disks, probeMs);
       for (const disk of disks) await addNbdNode(client, disk, commandMs);
       enter("Copying the disks");
-      const copied = await copyDisks(client, disks, { stallMs, signal, onProgress: hooks.onDiskProgress });
-      diskBytes = copied.reduce((sum, { totalBytes }) => sum + totalBytes, 0);
+      await copies.run(hooks.onDiskProgress);
     }
 
     enter("Copying the memory");
@@ -158,7 +162,7 @@ export async function startProtection(
     signal.throwIfAborted();
     if (disks.length > 0) {
       enter("Completing the disk copy");
-      await orAborted(finishCopies(client, disks, left()), signal);
+      await orAborted(copies.finish(left()), signal);
       enter("Attaching the disk replication");
       for (const disk of disks) await orAborted(attachReplication(client, disk), signal);
     }
@@ -187,10 +191,11 @@ export async function startProtection(
       stoppedTimestampNs,
       resumedTimestampNs: first.timestampNs,
       pauseMs: Number(first.timestampNs - stoppedTimestampNs) / 1e6,
-      diskBytes,
+      diskBytes: copies.copiedBytes,
       memoryBytes,
     };
   } catch (error) {
+    copies.abandon();
     const leftovers = await undoProtection(client, disks, {
       commandMs,
       beforeResume: stoppedHookRan ? hooks.onUndo : undefined,

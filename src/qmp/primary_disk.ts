@@ -7,6 +7,7 @@
  * Names are the caller's; everything here can be called again after a crash of the agent, because it looks at what QEMU has.
  */
 import { connect } from "node:net";
+import { dirtyBytes, PASS_BITMAP, removeBitmap } from "../storage/dirty_bitmaps.ts";
 import type { QmpClient } from "./client.ts";
 import { QmpCommandError } from "./errors.ts";
 import { type BlockNode, blockNodes, messageOf } from "./vm.ts";
@@ -21,6 +22,8 @@ export interface PrimaryDisk {
   nbdHost: string;
   nbdPort: number;
   exportName: string;
+  /** A dirty bitmap of the quorum that covers all in which the export differs; left out: the whole disk is copied. */
+  bitmap?: string | undefined;
 }
 
 /** How far the copy of one disk is. Bytes that the VM changes meanwhile count again, so `totalBytes` grows. */
@@ -34,6 +37,11 @@ export interface DiskProgress {
 
 export function mirrorJobId(disk: Pick<PrimaryDisk, "nbdNode">): string {
   return `resync-${disk.nbdNode}`;
+}
+
+/** The job that copies only what changed (src/storage/changes_copy.ts). */
+export function passJobId(disk: Pick<PrimaryDisk, "nbdNode">): string {
+  return `changes-${disk.nbdNode}`;
 }
 
 /** The first bytes of every NBD server (doc/proto.md of the NBD project, "Newstyle negotiation"). */
@@ -75,8 +83,9 @@ export async function addNbdNode(client: QmpClient, disk: PrimaryDisk, timeoutMs
   );
 }
 
-/** With less than this to copy, the VM's writes begin to wait for their copies. */
+/** With less than this to copy, the VM's writes begin to wait for their copies; with a limit, with less than this time. */
 const NEAR_END_BYTES = 64 * 1024 * 1024;
+const NEAR_END_S = 2;
 /** How long a copy that is ready may take to say that it follows each write; without it the switch-over takes longer. */
 const FOLLOW_MS = 2_000;
 
@@ -87,6 +96,8 @@ interface Copy {
   progressMs: number;
   blocking: boolean;
   readyMs: number | undefined;
+  /** The limit that QEMU has, in bytes per second; 0: none. */
+  speed: number;
   progress: DiskProgress;
 }
 
@@ -102,10 +113,13 @@ export async function copyDisks(
   {
     stallMs,
     signal,
+    bytesPerSecond = () => 0,
     onProgress,
   }: {
     stallMs: number;
     signal: AbortSignal;
+    /** For all copies together, 0: no limit. Asked again and again, so it can be changed. */
+    bytesPerSecond?: (() => number) | undefined;
     onProgress?: ((progress: readonly DiskProgress[]) => void) | undefined;
   },
 ): Promise<DiskProgress[]> {
@@ -117,6 +131,7 @@ export async function copyDisks(
       device: quorumNode,
       target: nbdNode,
       sync: "full",
+      speed: shareOf(bytesPerSecond(), disks.length),
     });
     copies.push({
       disk,
@@ -124,13 +139,15 @@ export async function copyDisks(
       progressMs: performance.now(),
       blocking: false,
       readyMs: undefined,
+      speed: shareOf(bytesPerSecond(), disks.length),
       progress: { quorumNode, copiedBytes: 0, totalBytes: 0, follows: false },
     });
   }
   for (;;) {
     signal.throwIfAborted();
     const jobs = await client.execute<MirrorJob[]>("query-block-jobs");
-    for (const copy of copies) await advance(client, copy, jobs, stallMs);
+    const share = shareOf(bytesPerSecond(), copies.filter((copy) => copy.readyMs === undefined).length);
+    for (const copy of copies) await advance(client, copy, jobs, stallMs, share);
     const progress = copies.map((copy) => copy.progress);
     onProgress?.(progress);
     if (progress.every((one) => one.follows)) return progress;
@@ -139,12 +156,17 @@ export async function copyDisks(
   }
 }
 
+function shareOf(bytesPerSecond: number, copies: number): number {
+  return bytesPerSecond === 0 ? 0 : Math.max(1, Math.floor(bytesPerSecond / Math.max(1, copies)));
+}
+
 /** Looks at one copy and does what is due. */
 async function advance(
   client: QmpClient,
   copy: Copy,
   jobs: readonly MirrorJob[],
   stallMs: number,
+  share: number,
 ): Promise<void> {
   const { disk } = copy;
   const id = mirrorJobId(disk);
@@ -161,7 +183,14 @@ async function advance(
     copy.progressMs = nowMs;
   }
   const standingMs = nowMs - copy.progressMs;
-  if (!copy.blocking && (job.ready || leftBytes < NEAR_END_BYTES || standingMs > stallMs / 2)) {
+  // What follows the VM's writes must keep up with them.
+  const speed = job.ready ? 0 : share;
+  if (speed !== copy.speed) {
+    copy.speed = speed;
+    await client.execute("block-job-set-speed", { device: id, speed });
+  }
+  const nearEnd = leftBytes < (share === 0 ? NEAR_END_BYTES : Math.min(NEAR_END_BYTES, NEAR_END_S * share));
+  if (!copy.blocking && (job.ready || nearEnd || standingMs > stallMs / 2)) {
     copy.blocking = true;
     await client.execute("block-job-change", { id, type: "mirror", "copy-mode": "write-blocking" });
   } else if (job.ready) {
@@ -248,32 +277,37 @@ export async function removeDiskNodes(
   timeoutMs: number,
 ): Promise<string[]> {
   const leftovers: string[] = [];
-  const ids = new Set(disks.map(mirrorJobId));
-  const running = async () =>
-    (await client.execute<MirrorJob[]>("query-block-jobs"))
-      .map((job) => job.device)
-      .filter((id) => ids.has(id));
+  const ids = new Set(disks.flatMap((disk) => [mirrorJobId(disk), passJobId(disk)]));
+  const present = async () =>
+    (await client.execute<{ id: string; status: string }[]>("query-jobs")).filter(({ id }) => ids.has(id));
+  // A job may end by itself between two commands.
+  const attempt = (command: string, arguments_: object) =>
+    client.execute(command, { ...arguments_ }, { timeoutMs }).catch((error) => {
+      if (!(error instanceof QmpCommandError)) throw error;
+    });
   try {
-    for (const id of await running()) {
-      await client.execute("block-job-cancel", { device: id, force: true }, { timeoutMs }).catch((error) => {
-        // It ended by itself between the two commands.
-        if (!(error instanceof QmpCommandError)) throw error;
-      });
+    for (const { id, status } of await present()) {
+      if (status !== "concluded") await attempt("block-job-cancel", { device: id, force: true });
     }
     const deadlineMs = performance.now() + timeoutMs;
-    for (let left = await running(); left.length > 0; left = await running()) {
+    for (let left = await present(); left.length > 0; left = await present()) {
+      for (const { id, status } of left) if (status === "concluded") await attempt("job-dismiss", { id });
       if (performance.now() > deadlineMs) {
-        throw new Error(`${left.join(", ")} still there after ${timeoutMs} ms`);
+        throw new Error(`${left.map(({ id }) => id).join(", ")} still there after ${timeoutMs} ms`);
       }
-      await Bun.sleep(20);
+      await Bun.sleep(5);
+    }
+    for (const disk of disks) {
+      if ((await dirtyBytes(client, disk.quorumNode, PASS_BITMAP)) === undefined) continue;
+      await removeBitmap(client, disk.quorumNode, PASS_BITMAP);
     }
   } catch (error) {
     leftovers.push(`block jobs (${messageOf(error)})`);
   }
   for (const node of disks.flatMap((disk) => [disk.replicationNode, disk.nbdNode])) {
     try {
-      const present = (await blockNodes(client)).some((one) => one["node-name"] === node);
-      if (present) await client.execute("blockdev-del", { "node-name": node }, { timeoutMs });
+      const isThere = (await blockNodes(client)).some((one) => one["node-name"] === node);
+      if (isThere) await client.execute("blockdev-del", { "node-name": node }, { timeoutMs });
     } catch (error) {
       leftovers.push(`block node ${node} (${messageOf(error)})`);
     }

@@ -118,6 +118,8 @@ export interface SideOptions {
   /** Default: one raw virtio-blk. */
   disks?: readonly DiskKind[];
   diskBytes?: number;
+  /** A VM that has been killed: its images are used again. */
+  imagesOf?: Pick<Side, "disks">;
   extraArguments?: readonly string[];
   /** MiB of memory that the guest keeps changing. */
   dirtyMib?: number;
@@ -133,13 +135,17 @@ export async function startSide(role: "primary" | "secondary", options: SideOpti
   mkdirSync(directory, { recursive: true });
   const initrd = join(directory, "initrd.img");
   if (guest === "writer") makeWriterInitrd(initrd, options.selfModifying);
-  const disks = kinds.map(({ device, format }, index) => {
-    const name = `disk${index}`;
-    const path = join(directory, `${name}.${format}`);
-    return { ...labDisk(path), name, format, device, quorumNode: `colo-${name}`, baseNode: name };
-  });
-  // The secondary's disks hold something else, so that only a real copy makes the two the same.
-  for (const [index, disk] of disks.entries()) makeImage(disk, diskBytes, `${role}${index} `);
+  const disks =
+    options.imagesOf?.disks ??
+    kinds.map(({ device, format }, index) => {
+      const name = `disk${index}`;
+      const path = join(directory, `${name}.${format}`);
+      return { ...labDisk(path), name, format, device, quorumNode: `colo-${name}`, baseNode: name };
+    });
+  if (options.imagesOf === undefined) {
+    // The secondary's disks hold something else, so that only a real copy makes the two the same.
+    for (const [index, disk] of disks.entries()) makeImage(disk, diskBytes, `${role}${index} `);
+  }
   if (guest === "bios_writer" && role === "primary") installBiosWriter(disks[0] as Disk);
   const qemuOptions: LabQemuOptions = {
     role,
@@ -248,11 +254,18 @@ export function prepare(secondary: Side, ports: Ports): Promise<void> {
 export async function protect(
   primary: Side,
   secondary: Side,
-  { hooks = {}, ...options }: { hooks?: ProtectionHooks } & Partial<ProtectionOptions> = {},
+  {
+    hooks = {},
+    bitmaps = [],
+    ...options
+  }: { hooks?: ProtectionHooks; bitmaps?: (string | undefined)[] } & Partial<ProtectionOptions> = {},
 ): Promise<{ disks: PrimaryDisk[]; protection: Protection }> {
   const ports = await freePorts();
   await prepare(secondary, ports);
-  const disks = primary.disks.map((_, index) => primaryDisk(ports, index));
+  const disks = primary.disks.map((_, index) => ({
+    ...primaryDisk(ports, index),
+    bitmap: bitmaps[index],
+  }));
   const protection = await startProtection(
     primary.client,
     { disks, migrateHost: SECONDARY_HOST, migratePort: ports.migrate, ...options },

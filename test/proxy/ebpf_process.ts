@@ -38,7 +38,8 @@ const commands: Record<string, (argument: string) => unknown> = {
   replay: () => proxy.replayInput(),
   follow: (entry) => proxy.follow(JSON.parse(entry)),
   epoch: () => proxy.epoch,
-  held: () => proxy.readings().map(({ tap, shared, counters }) => [tap, counters.held, shared.stat("held_frames")]),
+  held: () =>
+    proxy.readings().map(({ tap, shared, counters }) => [tap, counters.held, shared.stat("held_frames")]),
 };
 
 process.stdout.write("open\n");

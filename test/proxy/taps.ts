@@ -52,17 +52,19 @@ export function send(from: Tap): number {
   return count;
 }
 
-/** Whether frame `number` arrives; those in front of it are read over. */
-export async function arrives(number: number, to: Tap): Promise<boolean> {
+/** Whether all of these frames arrive, in whatever order; others are read over. */
+export async function arrive(numbers: readonly number[], to: Tap): Promise<boolean> {
+  const missing = new Set(numbers);
   for (const deadline = performance.now() + ARRIVAL_MS; performance.now() < deadline; await Bun.sleep(1)) {
     for (let read = to.read(); read !== undefined; read = to.read()) {
       const seen = new DataView(read.buffer, read.byteOffset + VNET_HEADER_BYTES);
-      if (seen.getUint16(12) === ETHER_TYPE && seen.getUint32(14) === number) return true;
+      if (seen.getUint16(12) === ETHER_TYPE) missing.delete(seen.getUint32(14));
     }
+    if (missing.size === 0) return true;
   }
   return false;
 }
 
 export function passes(from: Tap, to: Tap): Promise<boolean> {
-  return arrives(send(from), to);
+  return arrive([send(from)], to);
 }

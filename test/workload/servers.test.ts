@@ -97,7 +97,7 @@ describe("nginx, Redis and PostgreSQL", () => {
         if (round > 0) {
           const lost = otherHost(primary);
           await faults.healLinks();
-          await lab.bringBack(lost, options);
+          await lab.bringBack(lost);
           await lab.waitFor("protected again", (all) => all[primary]?.protected === true, PROTECT_TIMEOUT_MS);
         }
         await Bun.sleep(PHASE_SECONDS * 1000);

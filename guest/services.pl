@@ -13,7 +13,7 @@ use feature 'bitwise';
 
 use Digest::MD5 qw(md5_hex);
 use Errno qw(EAGAIN EINTR);
-use Fcntl qw(F_GETFL F_SETFL O_NONBLOCK O_RDONLY O_RDWR O_SYNC);
+use Fcntl qw(F_GETFL F_SETFL O_CREAT O_NONBLOCK O_RDONLY O_RDWR O_SYNC O_TRUNC O_WRONLY);
 use Socket qw(
   AF_INET6 IPPROTO_IPV6 IPPROTO_TCP IPV6_V6ONLY SO_LINGER SO_REUSEADDR SOCK_DGRAM SOCK_STREAM SOL_SOCKET TCP_NODELAY
   inet_ntop pack_sockaddr_in6 unpack_sockaddr_in6
@@ -25,6 +25,7 @@ use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC);
 use constant {
     SYS_MMAP          => 9,
     SYS_PREAD64       => 17,
+    SYS_FSYNC         => 74,
     SYS_REBOOT        => 169,
     SYS_EPOLL_WAIT    => 232,
     SYS_EPOLL_CTL     => 233,
@@ -59,6 +60,7 @@ use constant {
     DATAGRAMS_PER_TURN => 64,
     BULK_LINES         => 128,        # of the random service, made at once
     BLOCK_BYTES        => 4096,       # of the disk service
+    FILES_KEPT         => 64,         # by the files service
     PAGE_BYTES         => 4096,
     MIB                => 1 << 20,
     DIRTY_TICK_S       => 0.02,
@@ -456,6 +458,46 @@ sub disk_request {
     return 1;
 }
 
+# --- port 7008: files -----------------------------------------------------------------------------------------------------
+
+my $files_directory;
+
+# The init mounts a second disk there.
+sub open_files_directory {
+    return 1 if $files_directory;
+    open(my $mounts, '<', '/proc/mounts') or return 0;
+    return 0 unless grep { m{ /data ext4 } } <$mounts>;
+    mkdir '/data/files';
+    return sysopen($files_directory, '/data/files', O_RDONLY);
+}
+
+# A file of one to eight blocks under its final name, on the medium with its directory entry; an old one goes.
+sub files_answer {
+    my ($line) = @_;
+    my ($n) = $line =~ /^PUT (\d{1,9})$/ or return 'ERROR unknown command';
+    $n += 0;
+    open_files_directory() or return 'ERROR no file system';
+    my $name    = "/data/files/$n";
+    my $content = disk_block_content($n) x (1 + $n % 8);
+    sysopen(my $file, "$name.new", O_WRONLY | O_CREAT | O_TRUNC) or return "ERROR open: $!";
+    my $written = syswrite($file, $content);
+    return "ERROR write: $!" unless defined $written && $written == length $content;
+    return "ERROR fsync: $!" if syscall(SYS_FSYNC, fileno($file)) != 0;
+    close($file) or return "ERROR close: $!";
+    rename("$name.new", $name) or return "ERROR rename: $!";
+    unlink('/data/files/' . ($n - FILES_KEPT)) if $n >= FILES_KEPT;
+    return "ERROR fsync: $!" if syscall(SYS_FSYNC, fileno($files_directory)) != 0;
+    return "ACK $n";
+}
+
+sub files_request {
+    my ($c) = @_;
+    my $line = take_line($c);
+    return 0 unless defined $line;
+    $c->{out} = files_answer($line) . "\n";
+    return 1;
+}
+
 # --- port 7007: memory, and the power switch ----------------------------------------------------------------------------
 
 my ($dirty_memory, $dirty_next_page, $dirty_generation, $dirty_rate, $dirty_due, $dirty_time) = ('', 0, 0, 0, 0, 0);
@@ -602,6 +644,7 @@ my @services = (
     { name => 'disk',   port => 7005, request => \&disk_request },
     { name => 'echo',   port => 7006, datagram => \&udp_echo_ready },
     { name => 'memory', port => 7007, request => \&memory_request },
+    { name => 'files',  port => 7008, request => \&files_request },
     { name => 'http',   port => 80,   request => \&http_request },
 );
 

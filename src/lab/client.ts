@@ -29,6 +29,7 @@ export type ClientKind =
   | "duplex"
   | "random"
   | "disk"
+  | "files"
   | "blocks"
   | "source"
   | "sink"
@@ -277,6 +278,16 @@ function disk(traffic: Traffic): Promise<void> {
   );
 }
 
+/** Port 7008: numbered files, each on the medium under its name before it is acknowledged. */
+function files(traffic: Traffic): Promise<void> {
+  return requests(
+    traffic,
+    7008,
+    (index) => `PUT ${index}`,
+    (index, line) => (line === `ACK ${index}` ? undefined : `file ${index} was answered: ${line}`),
+  );
+}
+
 /** Port 7005: reads the blocks of the options past the guest's cache and compares them with what `disk` writes there; ends by itself. */
 async function blocks(traffic: Traffic): Promise<void> {
   const wanted = traffic.options.blocks ?? [];
@@ -499,6 +510,7 @@ const KINDS: Record<ClientKind, (traffic: Traffic) => Promise<void>> = {
   duplex,
   random,
   disk,
+  files,
   blocks,
   source,
   sink,

@@ -59,6 +59,8 @@ export interface LabOptions {
    * Default: 64 MiB of zeros.
    */
   diskImage?: string;
+  /** The same for a second disk, "disk1". Default: there is none. */
+  secondDiskImage?: string;
   /** The guest says on its first serial port when it serves (guestReadyPattern) and is waited for, as the lab's own always is. */
   ready?: boolean;
   memoryMib: number;
@@ -82,6 +84,8 @@ interface HostState {
   socket: string;
   serial: string;
   disk: string;
+  /** Of a lab with a second disk. */
+  secondDisk: string;
 }
 
 interface LabState {
@@ -149,7 +153,8 @@ export class Lab {
         const own = join(directory, letter);
         const { qmpSpare: qmp, serial } = labPaths(own);
         const [socket, disk] = [join(own, "api.sock"), join(own, "disk.raw")];
-        return { letter, netns: namespaces[letter], directory: own, socket, disk, qmp, serial };
+        const secondDisk = join(own, "disk1.raw");
+        return { letter, netns: namespaces[letter], directory: own, socket, disk, secondDisk, qmp, serial };
       };
       const lab = new Lab({
         name: options.name,
@@ -319,9 +324,11 @@ export class Lab {
 
   async #start(progress: LabProgress): Promise<void> {
     const { state } = this;
-    for (const { directory, disk } of Object.values(state.hosts)) {
+    const { diskImage, secondDiskImage } = state.options;
+    for (const { letter, directory, disk, secondDisk } of Object.values(state.hosts)) {
       mkdirSync(directory, { recursive: true });
-      await makeDisk(disk, disk === state.hosts.a.disk, state.options.diskImage);
+      await makeDisk(disk, letter === "a", diskImage);
+      if (secondDiskImage !== undefined) await makeDisk(secondDisk, letter === "a", secondDiskImage);
     }
     if (state.options.proxy === "none") {
       progress("QEMU on host a");
@@ -431,7 +438,7 @@ export class Lab {
 
   #agentConfig(letter: HostLetter): string {
     const { options } = this.state;
-    const { directory, disk } = this.state.hosts[letter];
+    const { directory, disk, secondDisk } = this.state.hosts[letter];
     const environment = `{ QEMU_MODULE_DIR = "${qemuEnvironment().QEMU_MODULE_DIR}" }`;
     const other = letter === "a" ? "b" : "a";
     const { lan, replication } = HOST_ADDRESSES[letter];
@@ -475,7 +482,7 @@ queues = ${options.queues ?? 1}
 path = "${disk}"
 quorum_node = "${LAB_NODES.quorum}"
 export_node = "${LAB_NODES.disk}"
-
+${options.secondDiskImage === undefined ? "" : `\n[[vm.disk]]\npath = "${secondDisk}"\n`}
 [vm.qemu]
 command = ${JSON.stringify(qemuArgv())}
 img_command = ${JSON.stringify(qemuImgArgv())}

@@ -1,8 +1,10 @@
 /**
  * A pair that loses one of its parts again and again, and comes back by itself: nobody starts a QEMU, and an agent only after it has been
- * killed. One connection and the disk's writer live through all rounds. COLO_LIFE_ROUNDS sets how many (10).
+ * killed. One connection, the disk's writer and one of files on a file system live through all rounds. COLO_LIFE_ROUNDS sets how many (10).
  */
-import { describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { qemuImgArgv } from "../../src/lab/assets.ts";
 import { otherHost } from "../../src/lab/faults.ts";
@@ -10,6 +12,7 @@ import type { Lab } from "../../src/lab/lab.ts";
 import { GUEST_IPV4, type HostLetter } from "../../src/lab/network.ts";
 import { verifyBlocks } from "../../src/lab/scenario.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
+import { emptyFileSystem, verifyFileSystem } from "./file_system.ts";
 import { labUnderTest } from "./lab_under_test.ts";
 
 const ROUNDS = Number(process.env.COLO_LIFE_ROUNDS ?? 10);
@@ -80,7 +83,9 @@ async function operate(lab: Lab, host: HostLetter, ...words: string[]) {
 }
 
 describe("a pair that is never helped", () => {
-  const lab = labUnderTest("lives");
+  const directory = mkdtempSync(join(tmpdir(), "colo-lives-"));
+  afterAll(() => rmSync(directory, { recursive: true, force: true }));
+  const lab = labUnderTest("lives", { secondDiskImage: emptyFileSystem(join(directory, "empty.raw")) });
 
   test(
     `${ROUNDS} losses, one connection, every block`,
@@ -90,8 +95,10 @@ describe("a pair that is never helped", () => {
         bytesPerSecond: BYTES_PER_SECOND,
       });
       using disk = new LabTraffic(lab(), "disk", { host: GUEST_IPV4, pauseMs: 50 });
+      using files = new LabTraffic(lab(), "files", { host: GUEST_IPV4, pauseMs: 50 });
       await connection.until("traffic", ({ received }) => received > FLOW_BYTES, ROUND_TIMEOUT_MS);
       await disk.until("blocks", ({ answers }) => answers > 0, ROUND_TIMEOUT_MS);
+      await files.until("files", ({ answers }) => answers > 0, ROUND_TIMEOUT_MS);
       let { primary, generation } = await protectedPair(lab(), 0);
       for (let round = 0; round < ROUNDS; round++) {
         const { whose, what } = LOSSES[round % LOSSES.length]!;
@@ -100,7 +107,7 @@ describe("a pair that is never helped", () => {
         const begun = performance.now();
         using second = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 100_000 });
         await second.until("a second connection", ({ received }) => received > 10_000, ROUND_TIMEOUT_MS);
-        const blocks = disk.last!.answers;
+        const [blocks, written] = [disk.last!.answers, files.last!.answers];
 
         await lab().kill(victim, what);
         await lab().waitFor(
@@ -115,6 +122,7 @@ describe("a pair that is never helped", () => {
         ({ primary, generation } = next);
         await Promise.all([goesOn(connection), goesOn(second)]);
         await disk.until("blocks go on", ({ answers }) => answers > blocks, ROUND_TIMEOUT_MS);
+        await files.until("files go on", ({ answers }) => answers > written, ROUND_TIMEOUT_MS);
         const ended = await second.finish();
         expect(ended.received).toBe(ended.sent);
         const seconds = ((performance.now() - begun) / 1000).toFixed(1);
@@ -125,7 +133,9 @@ describe("a pair that is never helped", () => {
       const ended = await connection.finish();
       expect(ended.received).toBe(ended.sent);
       const { answers: blocks } = await disk.finish();
+      const { answers: written } = await files.finish();
       expect(blocks).toBeGreaterThan(ROUNDS);
+      expect(written).toBeGreaterThan(ROUNDS);
 
       // The guest has nothing that listens to its power button.
       expect(await operate(lab(), primary, "stop", "vm1", "--timeout", "1")).toMatchObject({
@@ -135,11 +145,19 @@ describe("a pair that is never helped", () => {
       const other = otherHost(primary);
       await lab().waitFor("the other one waits", (s) => s[other]?.phase === "waiting", ROUND_TIMEOUT_MS);
       for (const letter of ["a", "b"] as const) {
-        expect(verifyBlocks(lab().host(letter).disk, blocks)).toBe(blocks);
+        const host = lab().host(letter);
+        expect(verifyBlocks(host.disk, blocks)).toBe(blocks);
+        verifyFileSystem(host.secondDisk, written, join(directory, `replayed-${letter}.raw`));
       }
-      const images = [lab().host("a").disk, lab().host("b").disk];
-      const compare = Bun.spawnSync([...qemuImgArgv(), "compare", "-U", "-f", "raw", "-F", "raw", ...images]);
-      expect(compare.stdout.toString()).toContain("identical");
+      for (const disk of ["disk", "secondDisk"] as const) {
+        const images = [lab().host("a")[disk], lab().host("b")[disk]];
+        const compare = Bun.spawnSync([
+          ...qemuImgArgv(),
+          ...["compare", "-U", "-f", "raw", "-F", "raw"],
+          ...images,
+        ]);
+        expect(compare.stdout.toString()).toContain("identical");
+      }
 
       expect((await operate(lab(), primary, "start", "vm1")).status).toBe(0);
       const again = await protectedPair(lab(), generation);

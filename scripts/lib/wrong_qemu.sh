@@ -4,7 +4,7 @@
 #
 #   NAME  what Debian calls the suite; a second one after a comma is preferred
 
-declare -A wrong_qemu_suites=([7.2]=bookworm [10.0]=bookworm,bookworm-backports)
+declare -A wrong_qemu_suites=([7.2]="bookworm" [10.0]="bookworm,bookworm-backports")
 
 wrong_qemu_folder() {
   printf '%s\n' "$cache/qemu-$1"

@@ -245,6 +245,7 @@ function startAsOther(step: Step, reason: string): void {
     return;
   }
   if (found === "incoming") {
+    step.s.needsAdministrator = true; // another QEMU of the same build would be no better
     enter(step, "stopped", `${reason}, and this host can keep no replica: ${unsuitable}`);
     return;
   }

@@ -18,6 +18,8 @@ import {
   qemuArgv,
   qemuEnvironment,
   qemuImgArgv,
+  type WrongQemu,
+  wrongQemu,
 } from "./assets.ts";
 import {
   CLIENT_IPV4,
@@ -68,6 +70,8 @@ export interface LabOptions {
   queues?: number;
   /** "none": one unprotected VM without agents. */
   proxy: "agent" | "none";
+  /** QEMUs that cannot do COLO, on both hosts: the VM is then left alone, and the lab is up when it runs. */
+  wrongQemu?: WrongQemu;
   /** Lines added to the agents' configuration, in their [[vm]] table. */
   vmConfig?: string;
   /** Lines added to the agents' [agent] table. */
@@ -353,6 +357,7 @@ export class Lab {
       await this.#waitForAgent(letter);
       if (letter === "a" && this.#guestSaysReady) await this.#waitForGuest(progress);
     }
+    if (state.options.wrongQemu !== undefined) return;
     progress("protecting: disk, memory, first checkpoints");
     await this.waitFor("the VM is protected", ({ a }) => a?.protected === true, PROTECT_TIMEOUT_MS);
   }
@@ -374,6 +379,8 @@ export class Lab {
       directory: hosts[letter].directory,
       memoryMib: options.memoryMib,
       cpus: options.queues ?? 1,
+      // Its interface is another one there, and without checkpoints there is nothing for it to do.
+      ...(options.wrongQemu === undefined ? {} : { plugin: false as const }),
       kernel: options.kernel ?? guestKernel(),
       ...(initrd === undefined ? {} : { initrd }),
       ...(append === undefined ? {} : { append }),
@@ -439,7 +446,11 @@ export class Lab {
   #agentConfig(letter: HostLetter): string {
     const { options } = this.state;
     const { directory, disk, secondDisk } = this.state.hosts[letter];
-    const environment = `{ QEMU_MODULE_DIR = "${qemuEnvironment().QEMU_MODULE_DIR}" }`;
+    const qemu =
+      options.wrongQemu === undefined
+        ? { argv: qemuArgv(), environment: qemuEnvironment() }
+        : wrongQemu(options.wrongQemu);
+    const environment = `{ QEMU_MODULE_DIR = "${qemu.environment.QEMU_MODULE_DIR}" }`;
     const other = letter === "a" ? "b" : "a";
     const { lan, replication } = HOST_ADDRESSES[letter];
     return `[agent]
@@ -484,7 +495,7 @@ quorum_node = "${LAB_NODES.quorum}"
 export_node = "${LAB_NODES.disk}"
 ${options.secondDiskImage === undefined ? "" : `\n[[vm.disk]]\npath = "${secondDisk}"\n`}
 [vm.qemu]
-command = ${JSON.stringify(qemuArgv())}
+command = ${JSON.stringify(qemu.argv)}
 img_command = ${JSON.stringify(qemuImgArgv())}
 environment = ${environment}
 directory = "${directory}"

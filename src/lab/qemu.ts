@@ -43,8 +43,8 @@ export interface LabMachine {
   initrd?: string;
   /** Kernel command line. Default "console=ttyS0 quiet". */
   append?: string;
-  /** A QEMU plugin; default under TCG: tcgCheckpointPlugin(). */
-  plugin?: string;
+  /** A QEMU plugin, or none; default under TCG: tcgCheckpointPlugin(). */
+  plugin?: string | false;
   /** Put behind everything else. */
   extraArguments?: readonly string[];
 }
@@ -69,7 +69,7 @@ export function labPaths(directory: string): LabPaths {
 export function labArguments(machine: LabMachine): string[] {
   const paths = labPaths(machine.directory);
   const { accelerator = "tcg", kernel, initrd } = machine;
-  const plugin = machine.plugin ?? (accelerator === "tcg" ? tcgCheckpointPlugin() : undefined);
+  const plugin = machine.plugin ?? (accelerator === "tcg" ? tcgCheckpointPlugin() : false);
   return [
     ...["-machine", "pc,hpet=off,usb=off"],
     ...["-accel", accelerator],
@@ -83,7 +83,7 @@ export function labArguments(machine: LabMachine): string[] {
     ...["-qmp", `unix:${paths.qmpSpare},server=on,wait=off`],
     ...(kernel === undefined ? [] : ["-kernel", kernel, "-append", machine.append ?? "console=ttyS0 quiet"]),
     ...(kernel === undefined || initrd === undefined ? [] : ["-initrd", initrd]),
-    ...(plugin === undefined ? [] : ["-plugin", `file=${plugin}`]),
+    ...(plugin === false ? [] : ["-plugin", `file=${plugin}`]),
     ...(machine.extraArguments ?? []),
   ];
 }

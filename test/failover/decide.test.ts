@@ -132,7 +132,28 @@ const CASES: Case[] = [
     ["extend_lease", "promote"],
   ],
   ["resume", { ...asked, found: "running" }, { type: "alone" }, "alone", []],
+  [
+    "start: a QEMU that can keep no replica does not offer itself",
+    { ...asked, unsuitable: "too old" },
+    answer({ ...theirs, replicaValid: false }),
+    "stopped",
+    [],
+  ],
   ["protect", alone, round, "protecting", ["extend_lease", "protect"]],
+  [
+    "protect: never on a QEMU that cannot",
+    { ...alone, unsuitable: "too old" },
+    round,
+    "alone",
+    ["extend_lease"],
+  ],
+  [
+    "replica wanted: not of a QEMU that cannot",
+    { ...waiting, unsuitable: "too old" },
+    { type: "prepare", generation: 6 },
+    "waiting",
+    [],
+  ],
   [
     "protect: not against the administrator",
     { ...alone, unprotectedUntilMs: Number.POSITIVE_INFINITY },

@@ -6,7 +6,7 @@ import { openArbiter } from "../arbiter/index.ts";
 import { divergenceRoutes } from "../divergence/routes.ts";
 import { DivergenceStore } from "../divergence/store.ts";
 import type { Path } from "../failover/state.ts";
-import { serveApi } from "./api.ts";
+import { type CommandNumbers, serveApi } from "./api.ts";
 import { ClientPath } from "./client_path.ts";
 import { bootMs } from "./clock.ts";
 import type { Config } from "./config.ts";
@@ -198,9 +198,9 @@ export class HostAgent {
     return answer;
   }
 
-  #command(name: string, command: string, forMs: number | undefined): string {
+  #command(name: string, command: string, numbers: CommandNumbers): string {
     const vm = this.#vm(name);
-    vm.command(command, forMs);
+    vm.command(command, numbers);
     return vm.status().words.now;
   }
 

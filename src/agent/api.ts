@@ -5,10 +5,17 @@ export interface ApiSources {
   /** Answers /v1/divergences…; undefined for what is not its own. */
   divergences(url: URL): Response | undefined;
   /** Carries an administrator's command out and returns the VM's state in words; throws an Error that says why not. */
-  command?(vm: string, command: string, forMs: number | undefined): string;
+  command?(vm: string, command: string, numbers: CommandNumbers): string;
 }
 
-/** POST /v1/vm/NAME/COMMAND?for_ms=N, on the unix socket only, which is root's. */
+/** What a command may be given: `for_ms` of pause and stop, the others of tune. */
+export interface CommandNumbers {
+  for_ms?: number;
+  period_ms?: number;
+  resync_bytes_per_second?: number;
+}
+
+/** POST /v1/vm/NAME/COMMAND?NUMBER=N, on the unix socket only, which is root's. */
 function command(url: URL, sources: ApiSources): Response {
   const [, name, word] = /^\/v1\/vm\/([^/]+)\/([^/]+)$/.exec(url.pathname) ?? [];
   if (sources.command === undefined || name === undefined || word === undefined) {
@@ -17,9 +24,11 @@ function command(url: URL, sources: ApiSources): Response {
       { status: 405 },
     );
   }
-  const forMs = url.searchParams.get("for_ms");
+  const numbers: CommandNumbers = Object.fromEntries(
+    [...url.searchParams].map(([key, value]) => [key, Number(value)]),
+  );
   try {
-    return Response.json({ now: sources.command(name, word, forMs === null ? undefined : Number(forMs)) });
+    return Response.json({ now: sources.command(name, word, numbers) });
   } catch (error) {
     return Response.json({ error: (error as Error).message }, { status: 409 });
   }

@@ -12,6 +12,7 @@ import type { QmpClient } from "../qmp/client.ts";
 import { requestCheckpoint } from "../qmp/colo.ts";
 import type { VmConfig } from "./config.ts";
 import type { Logger } from "./log.ts";
+import type { Tuning } from "./tuning.ts";
 
 export type CheckpointCause = "prime" | "periodic" | "divergence" | "missing" | "overflow" | "requested";
 
@@ -32,7 +33,8 @@ export interface CheckpointReport {
 }
 
 export interface CheckpointParts {
-  config: VmConfig["checkpoint"];
+  config: Omit<VmConfig["checkpoint"], "period_ms">;
+  tuning: Pick<Tuning, "periodMs" | "onChange">;
   qmp: QmpClient;
   proxy: PacketProxy;
   log: Logger;
@@ -125,16 +127,22 @@ export class Checkpoints {
   #nextCause(): Promise<CheckpointCause> {
     if (this.#requested !== undefined) return Promise.resolve(this.#requested);
     return new Promise((resolve) => {
-      const left = Math.max(0, this.#lastEndMs + this.#parts.config.period_ms - performance.now());
-      const timer = setTimeout(() => {
-        this.#wake = undefined;
-        resolve("periodic");
-      }, left);
-      this.#wake = () => {
+      const { tuning } = this.#parts;
+      let timer: Timer | undefined;
+      const settle = (cause: CheckpointCause) => {
         clearTimeout(timer);
+        unlisten();
         this.#wake = undefined;
-        resolve(this.#requested ?? "requested");
+        resolve(cause);
       };
+      const arm = () => {
+        clearTimeout(timer);
+        const left = Math.max(0, this.#lastEndMs + tuning.periodMs - performance.now());
+        timer = setTimeout(() => settle("periodic"), left);
+      };
+      const unlisten = tuning.onChange(arm);
+      arm();
+      this.#wake = () => settle(this.#requested ?? "requested");
     });
   }
 

@@ -124,6 +124,11 @@ function defaultWorkers(cores: number): number {
   return cores < 8 ? 2 : 4;
 }
 
+const resync = z.strictObject({
+  /** Of the copies of all disks together; 0: no limit. `colo-agent tune` changes it while they run. */
+  bytes_per_second: z.number().int().min(0).max(1_000_000_000_000).default(0),
+});
+
 /** Of each worker. Passing one of them costs a checkpoint; nothing is dropped. */
 const limits = z.strictObject({
   held_frames_max: z.number().int().min(16).max(1_048_576).default(65_536),
@@ -194,6 +199,7 @@ const vm = z.strictObject({
   ignore: z.array(z.string()).default([]),
   limits: limits.default(() => limits.parse({})),
   checkpoint: checkpoint.default(() => checkpoint.parse({})),
+  resync: resync.default(() => resync.parse({})),
 });
 
 const schema = z.strictObject({

@@ -13,12 +13,15 @@ import { endQemu, findQemu, startQemu } from "../qemu/instance.ts";
 import { QmpConnectError } from "../qmp/errors.ts";
 import { blockNodes } from "../qmp/vm.ts";
 import { overlayPaths, secondaryNodes } from "../storage/disk_graph.ts";
+import { ReplicaMarker } from "../storage/replica_marker.ts";
+import type { CommandNumbers } from "./api.ts";
 import { bootMs } from "./clock.ts";
 import type { Config, VmConfig } from "./config.ts";
 import { LifeMemory } from "./life_memory.ts";
 import { roleOf } from "./metrics.ts";
 import { checkTap } from "./netdev.ts";
 import { type LastRun, nextLife } from "./next_life.ts";
+import { Tuning } from "./tuning.ts";
 import { isOperatorCommand, VmAgent, type VmStatus } from "./vm.ts";
 
 /** A QEMU that ends sooner than that makes the next one wait. */
@@ -34,7 +37,7 @@ const QUIT_TIMEOUT_MS = 10_000;
 /** A peer that is to take the VM over has done so by then, or needs somebody's help. */
 const TAKEOVER_PATIENCE_MS = 10_000;
 
-type LifeParts = Omit<Parameters<typeof VmAgent.adopt>[2], "onPhase">;
+type LifeParts = Omit<Parameters<typeof VmAgent.adopt>[2], "onPhase" | "tuning" | "marker">;
 
 /** What is said while there is no life. */
 interface Between {
@@ -47,6 +50,8 @@ export class VmKeeper {
   #life: VmAgent | undefined;
   #between: Between = { phase: "starting", reason: "the agent begins", sinceMs: bootMs() };
   readonly #memory: LifeMemory;
+  readonly #tuning: Tuning;
+  readonly #marker: ReplicaMarker | undefined;
   /** The administrator's `start` has not led to a life yet. */
   #started = false;
   #stopping = false;
@@ -59,7 +64,11 @@ export class VmKeeper {
     private readonly agent: Config,
     private readonly parts: LifeParts,
   ) {
-    this.#memory = new LifeMemory(join(agent.agent.state_directory, "vm", `${config.name}.json`));
+    const directory = join(agent.agent.state_directory, "vm");
+    this.#memory = new LifeMemory(join(directory, `${config.name}.json`));
+    this.#tuning = new Tuning(config);
+    // Of a QEMU that somebody else starts, images may be written by anybody.
+    this.#marker = config.managed === undefined ? undefined : new ReplicaMarker(directory, config.name);
   }
 
   /**
@@ -121,9 +130,14 @@ export class VmKeeper {
   // --- the administrator --------------------------------------------------------------------------------------------------
 
   /** Carries out a command. Throws an Error whose message says why it cannot be. */
-  command(command: string, forMs: number | undefined): void {
+  command(command: string, { for_ms: forMs, period_ms, resync_bytes_per_second }: CommandNumbers): void {
     if (command === "start") this.#start();
     else if (command === "stop") this.#stop(forMs ?? POWERDOWN_MS);
+    else if (command === "tune")
+      this.#tuning.change({
+        ...(period_ms === undefined ? {} : { periodMs: period_ms }),
+        ...(resync_bytes_per_second === undefined ? {} : { resyncBytesPerSecond: resync_bytes_per_second }),
+      });
     else if (isOperatorCommand(command)) this.life.command(command, forMs);
     else throw new Error(`there is no command ${command}`);
   }
@@ -230,6 +244,8 @@ export class VmKeeper {
       off: phase === "stopped" || config.managed === undefined,
       qemuPid,
       heartbeatAgeMs: undefined,
+      resync: undefined,
+      tuning: this.#tuning.values,
       framesHeld: 0,
       counters: {},
     };
@@ -315,6 +331,7 @@ export class VmKeeper {
         role === "primary" ? "QEMU boots the VM" : "a QEMU is started that waits for the VM",
       );
       if (role === "primary") {
+        this.#marker?.remove(); // from here on the VM itself writes the images
         const committed = await commitOverlays(managed);
         if (committed.length > 0) {
           parts.log.info("the overlays of the life before were written into the disks", {
@@ -367,6 +384,8 @@ export class VmKeeper {
   async #adopt(): Promise<VmAgent> {
     const life = await VmAgent.adopt(this.config, this.agent, {
       ...this.parts,
+      tuning: this.#tuning,
+      marker: this.#marker,
       onPhase: (vm) => this.#phaseChanged(vm),
     });
     this.#life = life;

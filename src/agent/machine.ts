@@ -1,15 +1,21 @@
 /** What the primary's and the secondary's procedures for one VM share: its QEMU, its data plane, its peer. */
+import { statSync } from "node:fs";
 import type { DivergenceRecorder } from "../divergence/recorder.ts";
 import type { PacketProxy } from "../proxy/proxy.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import type { PrimaryDisk } from "../qmp/colo.ts";
+import type { ReplicaImages, ReplicaMarker } from "../storage/replica_marker.ts";
 import { nodesOf, type VmConfig } from "./config.ts";
 import type { Logger } from "./log.ts";
 import type { VmMetrics } from "./metrics.ts";
 import type { Peer, SecondaryAddresses } from "./peer_api.ts";
+import type { Tuning } from "./tuning.ts";
 
 export interface Machine {
   readonly config: VmConfig;
+  readonly tuning: Tuning;
+  /** What this host's images are a replica of; undefined where nobody can tell that nothing else writes them. */
+  readonly marker: ReplicaMarker | undefined;
   readonly qmp: QmpClient;
   readonly proxy: PacketProxy;
   readonly peer: Peer;
@@ -55,4 +61,14 @@ export function disksWithExports(config: VmConfig, offer: SecondaryAddresses["nb
     nbdPort: offer?.port ?? 0,
     exportName: exports[here[index] as string] as string,
   }));
+}
+
+/** The images of a managed VM, as its marker names them: an image that was replaced is another one. */
+export function imagesOf(config: VmConfig): ReplicaImages {
+  return Object.fromEntries(
+    (config.managed?.disks ?? []).map(({ name, path, format }) => {
+      const { ino, size } = statSync(path);
+      return [name, { image: `${path} inode ${ino}`, bytes: format === "raw" ? size : 0 }];
+    }),
+  );
 }

@@ -3,6 +3,7 @@ import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import { HOLD_BUCKETS_SECONDS, type StatName } from "../datapath/shared.ts";
 import type { Phase } from "../failover/state.ts";
 import type { NicReading } from "../proxy/proxy.ts";
+import type { ResyncReading } from "../storage/resync_progress.ts";
 import type { CheckpointReport } from "./checkpoint.ts";
 
 const PAUSE_BUCKETS_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
@@ -14,6 +15,7 @@ export interface VmReading {
   phase: Phase;
   epoch: number;
   heartbeatAgeMs: number | undefined;
+  resync: ResyncReading | undefined;
   nics: readonly NicReading[];
 }
 
@@ -192,6 +194,16 @@ export class AgentMetrics {
     gauge("colo_vm_epoch", "Number of the epoch, which grows with each checkpoint", (vm) => vm.epoch);
     gauge("colo_heartbeat_age_seconds", "Time since the last heartbeat of the VM's other host", (vm) =>
       vm.heartbeatAgeMs === undefined ? undefined : vm.heartbeatAgeMs / 1000,
+    );
+    gauge(
+      "colo_resync_copied_bytes",
+      "Sent so far of the disks that are being copied",
+      (vm) => vm.resync?.copiedBytes,
+    );
+    gauge(
+      "colo_resync_total_bytes",
+      "What is to be sent of the disks that are being copied",
+      (vm) => vm.resync?.totalBytes,
     );
     gauge("colo_frames_held", "Primary frames that wait for their counterpart now", (vm) =>
       stat(vm, "held_frames"),

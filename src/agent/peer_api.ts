@@ -22,8 +22,13 @@ export interface HeartbeatAnswer {
 
 export interface SecondaryAddresses {
   migrate: { host: string; port: number };
-  /** undefined: the VM has no disk. `exports`: the export's name, by the disk's. */
-  nbd: { host: string; port: number; exports: Record<string, string> } | undefined;
+  /**
+   * undefined: the VM has no disk. `exports`: the export's name, by the disk's. `replicaOf`: the generation that the images are
+   * a complete replica of, apart from what the primary has written since.
+   */
+  nbd:
+    | { host: string; port: number; exports: Record<string, string>; replicaOf?: number | undefined }
+    | undefined;
 }
 
 /** request type -> [body, answer] */

@@ -11,7 +11,10 @@ import {
   startProtection,
 } from "../qmp/colo.ts";
 import { coloMode, MIGRATION_ENDED, migrationStatus, orAborted, yank } from "../qmp/vm.ts";
+import { coveringBitmap, ReplicaBitmaps } from "../storage/dirty_bitmaps.ts";
+import { ResyncProgress, type ResyncReading } from "../storage/resync_progress.ts";
 import { type CheckpointCause, Checkpoints } from "./checkpoint.ts";
+import { nodesOf } from "./config.ts";
 import { disksOf, disksWithExports, type Machine } from "./machine.ts";
 
 const PREPARE_TIMEOUT_MS = 20_000;
@@ -42,6 +45,8 @@ export class Primary {
   #epoch: number;
   #lostFrames: number;
   #unlisten: (() => void) | undefined;
+  #resync: ResyncProgress | undefined;
+  #bitmaps: ReplicaBitmaps | undefined;
 
   /** `onBroken`: the pair has come apart, seen from this side. */
   constructor(machine: Machine, onBroken: (reason: string) => void) {
@@ -100,7 +105,7 @@ export class Primary {
    */
   async protect(generation: number): Promise<void> {
     const machine = this.#machine;
-    const { config, peer, qmp, proxy, log } = machine;
+    const { config, tuning, peer, qmp, proxy, log } = machine;
     this.#protection = new AbortController();
     const { signal } = this.#protection;
     let entered = false;
@@ -108,16 +113,28 @@ export class Primary {
       const body = { vm: config.name, generation, proxy: proxy.kind };
       const addresses = await orAborted(peer.ask("prepare_secondary", body, PREPARE_TIMEOUT_MS), signal);
       const epoch = this.#epoch + 1;
-      await startProtection(
+      const disks = disksWithExports(config, addresses.nbd);
+      const replicaOf = addresses.nbd?.replicaOf;
+      for (const disk of replicaOf === undefined ? [] : disks) {
+        disk.bitmap = await coveringBitmap(qmp, disk.quorumNode, replicaOf!);
+      }
+      const names = config.disk.map((disk) => [nodesOf(disk).quorum, disk.name] as const);
+      const progress = new ResyncProgress(new Map(names));
+      const { diskBytes } = await startProtection(
         qmp,
         {
           migrateHost: addresses.migrate.host,
           migratePort: addresses.migrate.port,
-          disks: disksWithExports(config, addresses.nbd),
+          disks,
+          resyncBytesPerSecond: () => tuning.resyncBytesPerSecond,
           signal,
         },
         {
           onStep: (step) => log.info("protecting", { step }),
+          onDiskProgress: (all) => {
+            progress.update(all);
+            this.#resync = progress;
+          },
           onStopped: async () => {
             entered = true;
             const entry = { vm: config.name, generation, proxy: await proxy.hold(epoch) };
@@ -130,15 +147,28 @@ export class Primary {
           },
         },
       );
+      this.#resync = undefined;
+      const quorumNodes = disks.map(({ quorumNode }) => quorumNode);
+      const wholeDisks = disks.filter(({ bitmap }) => bitmap === undefined).length;
+      log.info("the disks are the same on both hosts", { diskBytes, disks: disks.length, wholeDisks });
       this.#epoch = epoch;
       this.#listen();
       const checkpoints = this.#newCheckpoints(epoch);
       this.#checkpoints = checkpoints;
+      this.#bitmaps = new ReplicaBitmaps(qmp, quorumNodes, generation);
+      await this.#bitmaps.begin(epoch);
       for (let i = 0; i < PRIMING_CHECKPOINTS; i++) await checkpoints.runOnce("prime");
       signal.throwIfAborted();
     } catch (error) {
       throw new ProtectionError(entered, error);
+    } finally {
+      this.#resync = undefined;
     }
+  }
+
+  /** How far the copy of the disks is; undefined while there is none. */
+  get resync(): ResyncReading | undefined {
+    return this.#resync?.reading;
   }
 
   /** From now on checkpoints are made as they are needed. */
@@ -149,6 +179,8 @@ export class Primary {
   /** Ends an attempt to protect and all checkpoints, whatever they are at. What is held stays held. */
   endProtection(reason: string): void {
     this.#protection.abort(new Error(reason));
+    this.#bitmaps?.end();
+    this.#bitmaps = undefined;
     this.#unlisten?.();
     this.#unlisten = undefined;
     const checkpoints = this.#checkpoints;
@@ -235,6 +267,7 @@ export class Primary {
     return new Checkpoints(
       {
         config: machine.config.checkpoint,
+        tuning: machine.tuning,
         qmp: machine.qmp,
         proxy: machine.proxy,
         log: machine.log,
@@ -249,6 +282,11 @@ export class Primary {
         onReport: (report) => {
           machine.metrics.observeCheckpoint(report);
           machine.divergences.checkpointed(report);
+          this.#bitmaps?.checkpointed(
+            report.epoch,
+            () => this.epoch,
+            (error) => machine.log.warn("what changes on the disks is not recorded anew", { error }),
+          );
         },
         onBroken: this.#onBroken,
       },

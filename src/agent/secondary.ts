@@ -4,14 +4,18 @@
  */
 import type { ProxyEntry } from "../proxy/proxy.ts";
 import { announceSelf, endReplica, prepareSecondary, secondaryFailover } from "../qmp/colo.ts";
-import type { Machine } from "./machine.ts";
+import { imagesOf, type Machine } from "./machine.ts";
 import type { SecondaryAddresses } from "./peer_api.ts";
 
 const TELL_TIMEOUT_MS = 1_000;
+/** Then the images hold all that the VM had written before its primary began to record what it writes (storage/dirty_bitmaps.ts). */
+const CHECKPOINTS_UNTIL_MARKED = 2;
 
 export class Secondary {
   readonly #machine: Machine;
   #epoch = 0;
+  #firstEpoch = 0;
+  #generation = 0;
   /** Between the checkpoint's STOP and RESUME of this QEMU. */
   #inCheckpoint = false;
   /** As last seen. */
@@ -31,8 +35,12 @@ export class Secondary {
    * charge finds none to write to.
    */
   async prepare(generation: number): Promise<SecondaryAddresses> {
-    const { config, qmp, proxy, replicationAddress, log } = this.#machine;
+    const { config, qmp, proxy, replicationAddress, marker, log } = this.#machine;
     proxy.block();
+    this.#generation = generation;
+    // From here on a primary writes; an attempt that fails may leave images that only a whole copy makes right.
+    const replicaOf = marker?.generationOf(imagesOf(config));
+    marker?.remove();
     // Frames of the VM's former life on this host: others have gone on from there, so they must never be sent.
     const discarded = await proxy.discard();
     if (discarded > 0) log.info("frames that an earlier agent had held were dropped", { discarded });
@@ -49,16 +57,15 @@ export class Secondary {
       nbd: exports.length === 0 ? undefined : { ...server, exports },
     });
     if (exports.length === 0) return { migrate, nbd: undefined };
-    return {
-      migrate,
-      nbd: { ...server, exports: Object.fromEntries(exports.map(({ disk, name }) => [disk, name])) },
-    };
+    const names = Object.fromEntries(exports.map(({ disk, name }) => [disk, name]));
+    return { migrate, nbd: { ...server, exports: names, replicaOf } };
   }
 
   /** The primary has stopped for the switch-over: from now on the taps take its input only. */
   async follow(entry: ProxyEntry): Promise<void> {
     const { proxy, qmp } = this.#machine;
     this.#epoch = entry.epoch;
+    this.#firstEpoch = entry.epoch;
     this.#lostFrames = proxy.lostFrames("secondary");
     this.#unlisten.push(
       qmp.on("STOP", () => this.#onStop()),
@@ -74,6 +81,8 @@ export class Secondary {
     // its main loop while it loads a checkpoint that may never be complete.
     await qmp.execute("query-status", undefined, { timeoutMs: 500 }).catch(() => undefined);
     this.stop();
+    // QEMU is about to write the overlays into the images.
+    this.#machine.marker?.remove();
     await proxy.takeOver(this.#inCheckpoint);
     const failover = await secondaryFailover(qmp, { disks: config.disk.length > 0 });
     await proxy.takenOver(this.#inCheckpoint ? failover.loadedPending : undefined);
@@ -123,6 +132,10 @@ export class Secondary {
       log.warn("could not report the checkpoint", { error });
     }
     // Unless this life of the VM has ended meanwhile.
-    if (this.#unlisten.length > 0) proxy.loaded(this.#epoch);
+    if (this.#unlisten.length === 0) return;
+    proxy.loaded(this.#epoch);
+    if (this.#epoch - this.#firstEpoch === CHECKPOINTS_UNTIL_MARKED) {
+      this.#machine.marker?.write(this.#generation, imagesOf(config));
+    }
   }
 }

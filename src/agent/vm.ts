@@ -19,6 +19,8 @@ import { openProxy } from "../proxy/open.ts";
 import { countersOf, type PacketProxy, type ProxyEntry, type ProxyKind } from "../proxy/proxy.ts";
 import { inspectQemu } from "../qmp/check.ts";
 import { QmpClient } from "../qmp/client.ts";
+import type { ReplicaMarker } from "../storage/replica_marker.ts";
+import type { ResyncReading } from "../storage/resync_progress.ts";
 import { bootMs } from "./clock.ts";
 import type { Config, VmConfig } from "./config.ts";
 import { runFence } from "./fence.ts";
@@ -31,6 +33,7 @@ import { Primary, type ProtectionError } from "./primary.ts";
 import { whatQemuHas } from "./qemu_found.ts";
 import { QemuWatch } from "./qemu_watch.ts";
 import { Secondary } from "./secondary.ts";
+import type { Tuning, TuningValues } from "./tuning.ts";
 
 const ARBITER_RETRY_MS = 300;
 /** Pause between attempts to protect a VM that runs alone while the peer offers a replica. */
@@ -61,6 +64,9 @@ export interface VmStatus {
   /** Of a QEMU that the agent has started. */
   qemuPid?: number | undefined;
   heartbeatAgeMs: number | undefined;
+  /** The disks are being copied to the replica. */
+  resync: ResyncReading | undefined;
+  tuning: TuningValues;
   framesHeld: number;
   counters: Record<string, number>;
 }
@@ -119,6 +125,9 @@ export class VmAgent {
       divergences: DivergenceStore;
       log: Logger;
       objectPath: string;
+      tuning: Tuning;
+      /** Of a managed VM. */
+      marker: ReplicaMarker | undefined;
       /** The phase has changed. */
       onPhase(vm: VmAgent): void;
     },
@@ -144,6 +153,8 @@ export class VmAgent {
       );
       vm.#machine = {
         config,
+        tuning: parts.tuning,
+        marker: parts.marker,
         qmp,
         proxy,
         peer: parts.peer,
@@ -322,6 +333,8 @@ export class VmAgent {
       qmp: this.config.qmp,
       off: false,
       heartbeatAgeMs: reading.heartbeatAgeMs,
+      resync: reading.resync,
+      tuning: this.#machine.tuning.values,
       framesHeld: reading.nics.reduce((sum, { shared }) => sum + shared.stat("held_frames"), 0),
       counters: countersOf(reading.nics),
     };
@@ -619,6 +632,7 @@ export class VmAgent {
       phase,
       epoch: isHolder(this.#state) ? this.#primary.epoch : this.#secondary.epoch,
       heartbeatAgeMs: beats ? bootMs() - lastAnswerMs : undefined,
+      resync: this.#primary.resync,
       nics: this.#machine.proxy.readings(),
     };
   }

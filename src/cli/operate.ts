@@ -1,7 +1,9 @@
-/** `colo-agent failover | unprotect | pause | protect | promote | start | stop`: what an administrator can ask of a running agent. */
+/** `colo-agent failover | unprotect | pause | protect | promote | start | stop | tune`: what an administrator can ask of a running agent. */
 import { Command, InvalidArgumentError } from "commander";
 import type { OperatorCommand, VmStatus } from "../agent/vm.ts";
 
+const SOCKET = "/run/colo-agent.sock";
+const SOCKET_HELP = "the agent's socket (agent.socket in its configuration)";
 const TIMEOUT_MS = 10_000;
 const POLL_MS = 200;
 
@@ -26,7 +28,30 @@ export function operatorCommands(): Command[] {
       seconds,
       60,
     ),
+    tune(),
   ];
+}
+
+function tune(): Command {
+  return new Command("tune")
+    .description("change what may be changed while a VM runs, until the agent's end")
+    .argument("<vm>", "the VM's name in the configuration")
+    .option("--period-ms <n>", "longest time between two checkpoints", wholeNumber)
+    .option(
+      "--resync-bytes-per-second <n>",
+      "limit of the copy of the disks to a replica; 0: none",
+      wholeNumber,
+    )
+    .option("--socket <path>", SOCKET_HELP, SOCKET)
+    .action(
+      async (vm: string, options: { socket: string; periodMs?: number; resyncBytesPerSecond?: number }) => {
+        const query = new URLSearchParams();
+        if (options.periodMs !== undefined) query.set("period_ms", String(options.periodMs));
+        if (options.resyncBytesPerSecond !== undefined)
+          query.set("resync_bytes_per_second", String(options.resyncBytesPerSecond));
+        process.stdout.write(`${await post(options.socket, `/v1/vm/${vm}/tune?${query}`)}\n`);
+      },
+    );
 }
 
 type Word = OperatorCommand | "start" | "stop";
@@ -35,11 +60,7 @@ function operator(name: Word, description: string): Command {
   return new Command(name)
     .description(description)
     .argument("<vm>", "the VM's name in the configuration")
-    .option(
-      "--socket <path>",
-      "the agent's socket (agent.socket in its configuration)",
-      "/run/colo-agent.sock",
-    )
+    .option("--socket <path>", SOCKET_HELP, SOCKET)
     .action(
       async (vm: string, options: { socket: string; for?: number; peerIsDown?: true; timeout?: number }) => {
         if (name === "promote" && options.peerIsDown !== true) {
@@ -107,5 +128,11 @@ function seconds(text: string): number {
   if (!(value >= 0 && value <= 24 * 3600)) {
     throw new InvalidArgumentError("must be a number of seconds, at most a day");
   }
+  return value;
+}
+
+function wholeNumber(text: string): number {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 0) throw new InvalidArgumentError("must be a whole number");
   return value;
 }

@@ -2,6 +2,7 @@
 import Table from "cli-table3";
 import { Command } from "commander";
 import type { VmStatus } from "../agent/vm.ts";
+import type { ResyncReading } from "../storage/resync_progress.ts";
 
 interface AgentStatus {
   agent: string;
@@ -37,12 +38,27 @@ export function statusCommand(): Command {
         table.push([vm.name, vm.role, vm.phase, vm.protected ? "yes" : "no", vm.epoch, vm.framesHeld]);
       }
       const sentences = status.vms.map(
-        ({ name, words }) =>
-          `${name}: ${words.now}.\n  If this host died now: ${words.ifThisHostDies}.\n  If the peer's died: ${words.ifPeerDies}.\n`,
+        ({ name, words, resync }) =>
+          `${name}: ${words.now}.\n${resync === undefined ? "" : `  ${resyncInWords(resync)}\n`}  If this host died now: ${words.ifThisHostDies}.\n  If the peer's died: ${words.ifPeerDies}.\n`,
       );
       const link = status.peer.connected ? "connected to" : "NOT connected to";
       process.stdout.write(
         `${status.agent} ${link} ${status.peer.name}\n${table.toString()}\n${sentences.join("")}`,
       );
     });
+}
+
+function resyncInWords({
+  copiedBytes,
+  totalBytes,
+  bytesPerSecond,
+  remainingSeconds,
+  disks,
+}: ResyncReading): string {
+  const mib = (bytes: number) => (bytes / 2 ** 20).toFixed(0);
+  const left = remainingSeconds === undefined ? "" : `, ${Math.ceil(remainingSeconds)} s left`;
+  const each = disks.map(
+    ({ disk, ...one }) => `${disk} ${mib(one.copiedBytes)} of ${mib(one.totalBytes)} MiB`,
+  );
+  return `Copying disks: ${mib(copiedBytes)} of ${mib(totalBytes)} MiB, ${mib(bytesPerSecond)} MiB/s${left} (${each.join(", ")}).`;
 }

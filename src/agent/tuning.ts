@@ -1,0 +1,59 @@
+/** What an administrator can change of a VM while the agent runs (`colo-agent tune`); it begins as configured, and ends with the agent. */
+import type { VmConfig } from "./config.ts";
+
+export interface TuningValues {
+  /** Longest time between two checkpoints. */
+  periodMs: number;
+  /** Of the copies of all disks together; 0: no limit. */
+  resyncBytesPerSecond: number;
+}
+
+const LIMITS = {
+  periodMs: { name: "the period", min: 100, max: 3_600_000, unit: "ms" },
+  resyncBytesPerSecond: { name: "the limit of a resync", min: 0, max: 1e12, unit: "bytes per second" },
+} as const satisfies Record<keyof TuningValues, object>;
+
+export class Tuning {
+  #values: TuningValues;
+  readonly #listeners = new Set<() => void>();
+
+  constructor(config: Pick<VmConfig, "checkpoint" | "resync">) {
+    this.#values = {
+      periodMs: config.checkpoint.period_ms,
+      resyncBytesPerSecond: config.resync.bytes_per_second,
+    };
+  }
+
+  get values(): TuningValues {
+    return { ...this.#values };
+  }
+
+  get periodMs(): number {
+    return this.#values.periodMs;
+  }
+
+  get resyncBytesPerSecond(): number {
+    return this.#values.resyncBytesPerSecond;
+  }
+
+  /** Throws an Error that says what is wrong; then nothing has been changed. */
+  change(wanted: Partial<TuningValues>): void {
+    const given = (Object.keys(LIMITS) as (keyof TuningValues)[]).filter((key) => wanted[key] !== undefined);
+    if (given.length === 0) throw new Error("nothing to change was given");
+    for (const key of given) {
+      const { name, min, max, unit } = LIMITS[key];
+      const value = wanted[key]!;
+      if (!(Number.isInteger(value) && value >= min && value <= max)) {
+        throw new Error(`${name} must be a whole number from ${min} to ${max} ${unit}`);
+      }
+    }
+    for (const key of given) this.#values[key] = wanted[key]!;
+    for (const listener of this.#listeners) listener();
+  }
+
+  /** Returns what ends the listening. */
+  onChange(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+}

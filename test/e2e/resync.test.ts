@@ -1,0 +1,191 @@
+/**
+ * The copy of the disks to a replica: its progress, its limit, its end by command and by the loss of either agent; and that
+ * nothing of it is left on either host afterwards.
+ */
+import { describe, expect, test } from "bun:test";
+import { readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { Lab } from "../../src/lab/lab.ts";
+import { GUEST_IPV4, type HostLetter, inNamespace } from "../../src/lab/network.ts";
+import { LabTraffic } from "../../src/lab/traffic.ts";
+import { QmpClient } from "../../src/qmp/client.ts";
+import { run } from "../bpf/network.ts";
+import { labUnderTest, total } from "./lab_under_test.ts";
+
+const TIMEOUT_MS = 60_000;
+const SLOW = 4 << 20;
+const DISK_BYTES = 64 << 20;
+const MAIN = join(import.meta.dir, "../../src/cli/main.ts");
+
+function command(lab: Lab, host: HostLetter, ...words: string[]): string {
+  const child = Bun.spawnSync([process.execPath, MAIN, ...words, "--socket", lab.agentSocket(host)]);
+  if (child.exitCode !== 0) throw new Error(`${words.join(" ")}: ${child.stderr}`);
+  return child.stdout.toString();
+}
+
+/** All that a copy could leave behind in a host's QEMU, kernel and folders. */
+async function belongings(lab: Lab, letter: HostLetter): Promise<Record<string, string[]>> {
+  const { namespaces } = lab;
+  const host = lab.host(letter);
+  const inside = (...words: string[]) => run(...inNamespace(namespaces[letter]), ...words).split("\n");
+  const qmp = await QmpClient.connect(host.qmp);
+  try {
+    const list = async (query: string, key: string, words?: Record<string, unknown>) =>
+      (await qmp.execute<Record<string, unknown>[]>(query, words)).map((one) => String(one[key])).sort();
+    const nodes = await qmp.execute<{ "node-name": string; "dirty-bitmaps"?: { name?: string }[] }[]>(
+      "query-named-block-nodes",
+      { flat: true },
+    );
+    return {
+      jobs: await list("query-jobs", "id"),
+      blockJobs: await list("query-block-jobs", "device"),
+      exports: await list("query-block-exports", "id"),
+      objects: await list("qom-list", "name", { path: "/objects" }),
+      chardevs: (await list("query-chardev", "label")).filter((label) => !label.startsWith("compat_monitor")),
+      // QEMU numbers the nodes that nobody has named.
+      nodes: nodes.map((node) => node["node-name"].replace(/^#block\d+$/, "#block")).sort(),
+      // What was changed since the replica's loss is to be kept.
+      bitmaps: nodes
+        .flatMap((node) => (node["dirty-bitmaps"] ?? []).map(({ name }) => name ?? ""))
+        .filter((name) => !/^colo-\d+-\d+$/.test(name)),
+      links: inside("ip", "-o", "link").map((line) => line.split(": ")[1] ?? ""),
+      filters: inside("tc", "filter", "show", "dev", "tap0", "ingress").map((line) =>
+        line.replace(/ id \d+.*/, ""),
+      ),
+      qdiscs: inside("tc", "qdisc", "show"),
+      tables: inside("nft", "list", "tables"),
+      files: readdirSync(host.directory)
+        .filter((name) => !/\.log$|^agent\.toml$|sqlite/.test(name))
+        .sort(),
+      temporary: readdirSync(tmpdir()).filter((name) => name.startsWith("colo-agent")),
+      pinned: readdirSync(`/sys/fs/bpf/colo-agent/${lab.host(letter).netns.replace(/^colo-/, "")}`),
+      namespaces: run("ip", "netns", "list").split("\n").sort(),
+    };
+  } finally {
+    qmp.close();
+  }
+}
+
+/** The other host's images are taken for no replica: all is to be copied. */
+function forget(lab: Lab, letter: HostLetter): void {
+  rmSync(join(lab.host(letter).directory, "vm", "replica-vm1.json"));
+}
+
+describe("the copy of the disks to a replica", () => {
+  const lab = labUnderTest("resync", {});
+
+  const untilCopying = async () => {
+    await lab().waitFor(
+      "a copy is under way",
+      ({ a }) => (a?.resync?.copiedBytes ?? 0) > 0 && a!.resync!.copiedBytes < DISK_BYTES / 2,
+      TIMEOUT_MS,
+    );
+    return (await lab().agentStatus("a"))!.resync!;
+  };
+  const untilProtected = () =>
+    lab().waitFor("protected", ({ a, b }) => a?.phase === "protected" && b?.phase === "standby", TIMEOUT_MS);
+  const untilBothWait = () =>
+    lab().waitFor(
+      "a runs it, b waits",
+      ({ a, b }) => a?.phase === "alone" && b?.phase === "waiting",
+      TIMEOUT_MS,
+    );
+
+  test(
+    "shows its progress, keeps its limit, is ended at once, and leaves nothing behind",
+    async () => {
+      using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 100_000 });
+      using disk = new LabTraffic(lab(), "disk", { host: GUEST_IPV4, pauseMs: 20 });
+      await disk.until("blocks", ({ answers }) => answers > 10, TIMEOUT_MS);
+      // As it is when a VM has been protected and is so no more.
+      command(lab(), "a", "unprotect", "vm1");
+      await untilBothWait();
+      const before = { a: await belongings(lab(), "a"), b: await belongings(lab(), "b") };
+      const after = async () => ({ a: await belongings(lab(), "a"), b: await belongings(lab(), "b") });
+
+      // Ended by command in the middle.
+      forget(lab(), "b");
+      command(lab(), "a", "tune", "vm1", "--resync-bytes-per-second", String(SLOW));
+      command(lab(), "a", "protect", "vm1");
+      const first = await untilCopying();
+      expect(first).toMatchObject({
+        totalBytes: expect.any(Number),
+        disks: [{ disk: "disk0", follows: false }],
+      });
+      expect(first.totalBytes).toBeGreaterThanOrEqual(DISK_BYTES);
+      const scrape = await lab().metrics("a");
+      expect(total(scrape, "colo_resync_total_bytes")).toBeGreaterThanOrEqual(DISK_BYTES);
+      await Bun.sleep(1500);
+      const second = (await lab().agentStatus("a"))!.resync!;
+      expect(second.copiedBytes).toBeGreaterThan(first.copiedBytes);
+      // QEMU's limit is one per 100 ms slice; a factor of two is far from no limit at all, which is done by now.
+      expect(second.copiedBytes).toBeLessThan(DISK_BYTES / 2);
+      command(lab(), "a", "unprotect", "vm1");
+      await untilBothWait();
+      expect((await lab().agentStatus("a"))!.resync).toBeUndefined();
+      expect(await after()).toEqual(before);
+
+      // The other host is lost in the middle.
+      command(lab(), "a", "protect", "vm1");
+      await untilCopying();
+      await lab().kill("b", "both");
+      await lab().waitFor("a runs it alone", ({ a }) => a?.phase === "alone", TIMEOUT_MS);
+      command(lab(), "a", "unprotect", "vm1");
+      await lab().bringBack("b");
+      await untilBothWait();
+      expect(await after()).toEqual(before);
+
+      // The primary's own agent is lost in the middle; its successor tidies up and, since the limit has gone with it, copies.
+      command(lab(), "a", "protect", "vm1");
+      await untilCopying();
+      await lab().kill("a", "agent");
+      await lab().bringBack("a");
+      await untilProtected();
+      command(lab(), "a", "unprotect", "vm1");
+      await untilBothWait();
+      expect(await after()).toEqual(before);
+      await connection.finish();
+      await disk.finish();
+    },
+    4 * TIMEOUT_MS,
+  );
+
+  test(
+    "a replica that comes back gets only what has changed",
+    async () => {
+      using disk = new LabTraffic(lab(), "disk", { host: GUEST_IPV4, pauseMs: 20 });
+      command(lab(), "a", "protect", "vm1");
+      await untilProtected();
+      await disk.until("blocks", ({ answers }) => answers > 20, TIMEOUT_MS);
+      await lab().kill("b", "both");
+      const blocks = disk.last!.answers;
+      await disk.until("blocks go on", ({ answers }) => answers > blocks + 20, TIMEOUT_MS);
+      await lab().bringBack("b");
+      await untilProtected();
+      const log = await Bun.file(join(lab().host("a").directory, "agent.log")).text();
+      const copies = [...log.matchAll(/"diskBytes":(\d+),"disks":1,"wholeDisks":(\d)/g)];
+      const [, bytes, whole] = copies.at(-1)!;
+      expect(whole).toBe("0");
+      expect(Number(bytes)).toBeGreaterThan(0);
+      expect(Number(bytes)).toBeLessThan(DISK_BYTES / 4);
+      await disk.finish();
+    },
+    2 * TIMEOUT_MS,
+  );
+
+  test(
+    "a period that is changed holds at once",
+    async () => {
+      const count = async () => total(await lab().metrics("a"), "colo_checkpoints_total", 'cause="periodic"');
+      const before = await count();
+      command(lab(), "a", "tune", "vm1", "--period-ms", "200");
+      const deadline = performance.now() + TIMEOUT_MS;
+      while ((await count()) < before + 3 && performance.now() < deadline) await Bun.sleep(100);
+      expect(await count()).toBeGreaterThanOrEqual(before + 3);
+      expect((await lab().agentStatus("a"))!.tuning.periodMs).toBe(200);
+      expect(() => command(lab(), "a", "tune", "vm1", "--period-ms", "1")).toThrow(/from 100 to/);
+    },
+    TIMEOUT_MS,
+  );
+});

@@ -108,24 +108,6 @@ tap = "${changes.tap ?? "tap0"}"
     }
   });
 
-  test("a QEMU that is known not to do COLO is refused with the version to take", async () => {
-    const path = join(lab().directory, "old.sock");
-    const server = createServer((socket) => {
-      socket.write(
-        '{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}\r\n',
-      );
-      socket.on("data", () => socket.write('{"return": {}, "id": 1}\r\n'));
-      socket.on("error", () => undefined);
-    }).listen(path);
-    try {
-      const { status, said } = await run(CONFIG({ qmp: path }));
-      expect(said).toMatch(/QEMU 7\.2\.22 cannot be used for COLO.*Use QEMU 11\.1/);
-      expect(status).toBe(1);
-    } finally {
-      server.close();
-    }
-  });
-
   test("--check reads the file only", async () => {
     expect(await run(CONFIG({}), "--check")).toEqual({
       status: 0,

@@ -124,6 +124,23 @@ function defaultWorkers(cores: number): number {
   return cores < 8 ? 2 : 4;
 }
 
+const percent = z.number().int().min(1).max(100);
+
+const overlay = z
+  .strictObject({
+    /** With [vm.qemu]: where overlays are made, best in a RAM disk; a folder with the VM's name is made in it. */
+    directory: z.string().startsWith("/", "must be an absolute path").optional(),
+    /** Overlays of all disks may take so much; 0: what the file system has. */
+    size_bytes: z.number().int().min(0).max(1e15).default(0),
+    /** Of that: a checkpoint is made, which empties them. */
+    checkpoint_percent: percent.default(50),
+    /** Of that, after a checkpoint: the replica is given up, and the VM runs alone. */
+    give_up_percent: percent.default(80),
+  })
+  .refine((one) => one.checkpoint_percent <= one.give_up_percent, {
+    message: "checkpoint_percent is above give_up_percent; a checkpoint is to be tried first",
+  });
+
 const resync = z.strictObject({
   /** Of the copies of all disks together; 0: no limit. `colo-agent tune` changes it while they run. */
   bytes_per_second: z.number().int().min(0).max(1_000_000_000_000).default(0),
@@ -200,6 +217,7 @@ const vm = z.strictObject({
   limits: limits.default(() => limits.parse({})),
   checkpoint: checkpoint.default(() => checkpoint.parse({})),
   resync: resync.default(() => resync.parse({})),
+  overlay: overlay.default(() => overlay.parse({})),
 });
 
 const schema = z.strictObject({
@@ -390,6 +408,8 @@ function withQemu(
       stateDirectory: config.agent.state_directory,
       disks: vm.disk,
       nics: vm.nic,
+      overlayDirectory: vm.overlay.directory,
+      overlayBytes: vm.overlay.size_bytes,
     });
     return { ...vm, qmp: qemuPaths(managed.directory).qmp, managed: { ...managed, restart: qemu.restart } };
   } catch (error) {

@@ -16,6 +16,7 @@ export interface VmReading {
   epoch: number;
   heartbeatAgeMs: number | undefined;
   resync: ResyncReading | undefined;
+  overlayBytes: number | undefined;
   nics: readonly NicReading[];
 }
 
@@ -205,6 +206,7 @@ export class AgentMetrics {
       "What is to be sent of the disks that are being copied",
       (vm) => vm.resync?.totalBytes,
     );
+    gauge("colo_overlay_bytes", "What the replica's overlays take on this host", (vm) => vm.overlayBytes);
     gauge("colo_frames_held", "Primary frames that wait for their counterpart now", (vm) =>
       stat(vm, "held_frames"),
     );

@@ -4,10 +4,12 @@
  */
 import type { ProxyEntry } from "../proxy/proxy.ts";
 import { announceSelf, endReplica, prepareSecondary, secondaryFailover } from "../qmp/colo.ts";
+import { type OverlayVerdict, OverlayWatch, overlayFiles, readOverlays } from "../storage/overlay_watch.ts";
 import { imagesOf, type Machine } from "./machine.ts";
 import type { SecondaryAddresses } from "./peer_api.ts";
 
 const TELL_TIMEOUT_MS = 1_000;
+const OVERLAY_LOOK_MS = 200;
 /** Then the images hold all that the VM had written before its primary began to record what it writes (storage/dirty_bitmaps.ts). */
 const CHECKPOINTS_UNTIL_MARKED = 2;
 
@@ -21,9 +23,24 @@ export class Secondary {
   /** As last seen. */
   #lostFrames = 0;
   readonly #unlisten: (() => void)[] = [];
+  readonly #overlayWatch: OverlayWatch;
+  #overlays: string[] = [];
+  #lookedMs = Number.NEGATIVE_INFINITY;
+  #overlayBytes: number | undefined;
 
   constructor(machine: Machine) {
     this.#machine = machine;
+    const { size_bytes, checkpoint_percent, give_up_percent } = machine.config.overlay;
+    this.#overlayWatch = new OverlayWatch({
+      sizeBytes: size_bytes,
+      softPart: checkpoint_percent / 100,
+      hardPart: give_up_percent / 100,
+    });
+  }
+
+  /** What the replica's overlays take; undefined while there is none. */
+  get overlayBytes(): number | undefined {
+    return this.#unlisten.length === 0 ? undefined : this.#overlayBytes;
   }
 
   get epoch(): number {
@@ -57,6 +74,7 @@ export class Secondary {
       nbd: exports.length === 0 ? undefined : { ...server, exports },
     });
     if (exports.length === 0) return { migrate, nbd: undefined };
+    this.#overlays = await overlayFiles(qmp);
     const names = Object.fromEntries(exports.map(({ disk, name }) => [disk, name]));
     return { migrate, nbd: { ...server, exports: names, replicaOf } };
   }
@@ -114,6 +132,31 @@ export class Secondary {
     peer
       .ask("checkpoint_wanted", { vm: config.name, reason }, TELL_TIMEOUT_MS)
       .catch((error) => log.warn("could not ask for a checkpoint", { error }));
+  }
+
+  /** Looks at the overlays. Returns why the replica has to be given up, if it has. */
+  watchOverlays(): string | undefined {
+    const nowMs = performance.now();
+    if (this.#unlisten.length === 0 || this.#overlays.length === 0) return undefined;
+    if (nowMs - this.#lookedMs < OVERLAY_LOOK_MS) return undefined;
+    this.#lookedMs = nowMs;
+    const { peer, config, log } = this.#machine;
+    let verdict: OverlayVerdict;
+    try {
+      const reading = readOverlays(this.#overlays);
+      this.#overlayBytes = reading.usedBytes;
+      verdict = this.#overlayWatch.judge(reading, this.#epoch, nowMs);
+    } catch (error) {
+      log.warn("the overlays could not be looked at", { error });
+      return undefined;
+    }
+    if (verdict.want === "give_up") return verdict.reason;
+    if (verdict.want === "checkpoint") {
+      peer
+        .ask("checkpoint_wanted", { vm: config.name, reason: verdict.reason }, TELL_TIMEOUT_MS)
+        .catch((error) => log.warn("could not ask for a checkpoint", { error }));
+    }
+    return undefined;
   }
 
   #onStop(): void {

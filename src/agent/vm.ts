@@ -600,7 +600,11 @@ export class VmAgent {
   #watch(): void {
     const { phase, leaseFrom, ownUplink } = this.#state;
     this.#primary.watchLosses();
-    if (phase === "standby") this.#secondary.watchLosses();
+    if (phase === "standby") {
+      this.#secondary.watchLosses();
+      const reason = this.#secondary.watchOverlays();
+      if (reason !== undefined) this.#tell({ type: "disk_error", disk: "own", reason });
+    }
     this.#qemuWatch.look(leaseFrom === "peer" ? "primary" : phase === "standby" ? "secondary" : undefined);
     const { uplink } = this.config;
     if (uplink !== undefined) {
@@ -633,6 +637,7 @@ export class VmAgent {
       epoch: isHolder(this.#state) ? this.#primary.epoch : this.#secondary.epoch,
       heartbeatAgeMs: beats ? bootMs() - lastAnswerMs : undefined,
       resync: this.#primary.resync,
+      overlayBytes: this.#secondary.overlayBytes,
       nics: this.#machine.proxy.readings(),
     };
   }

@@ -72,7 +72,7 @@ export interface LabOptions {
   proxy: "agent" | "none";
   /** QEMUs that cannot do COLO, on both hosts: the VM is then left alone, and the lab is up when it runs. */
   wrongQemu?: WrongQemu;
-  /** Lines added to the agents' configuration, in their [[vm]] table. */
+  /** Lines added to the agents' configuration, in their [[vm]] table; "%h" in them is the host's letter. */
   vmConfig?: string;
   /** Lines added to the agents' [agent] table. */
   agentConfig?: string;
@@ -482,7 +482,7 @@ key = "${this.#certificate(`${this.state.name}-${letter}.key`)}"
 name = "${VM_NAME}"
 uplink = "uplink"
 initial_role = "${letter === "a" ? "primary" : "secondary"}"
-${options.vmConfig ?? ""}
+${options.vmConfig?.replaceAll("%h", letter) ?? ""}
 
 [[vm.nic]]
 tap = "${TAP}"

@@ -115,6 +115,7 @@ export function labSettings(options: LabQemuOptions): QemuSettings {
     environment: options.environment ?? {},
     directory,
     overlayDirectory: directory,
+    overlayBytes: 0,
     disks,
     nics: network === undefined ? [] : [labNic(network)],
   };

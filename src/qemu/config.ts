@@ -68,6 +68,7 @@ export function qemuSettings(vm: {
   qemu: QemuConfig;
   stateDirectory: string;
   overlayDirectory?: string | undefined;
+  overlayBytes: number;
   disks: readonly DiskConfig[];
   nics: readonly NicConfig[];
 }): QemuSettings {
@@ -84,6 +85,7 @@ export function qemuSettings(vm: {
     environment: qemu.environment,
     directory,
     overlayDirectory: vm.overlayDirectory === undefined ? directory : join(vm.overlayDirectory, name),
+    overlayBytes: vm.overlayBytes,
     disks: vm.disks.map(({ name: disk, path, format = "raw", device = "virtio-blk", ...nodes }) => {
       if (path === undefined) {
         throw new Error(

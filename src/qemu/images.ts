@@ -5,7 +5,7 @@ import type { QemuSettings } from "./settings.ts";
 
 /** Replication copies in pieces of this size (block/backup.c), so a disk has to be made of whole ones. */
 const PIECE_BYTES = 64 << 10;
-/** An overlay directory with less than that is full. */
+/** An overlay directory with less than that is full, if nobody has said what is needed. */
 const OVERLAY_ROOM_BYTES = 64 << 20;
 
 const qemuImgOf = ({ imgCommand, environment }: QemuSettings) => ({ argv: imgCommand, environment });
@@ -46,9 +46,11 @@ export async function createOverlays(settings: QemuSettings): Promise<void> {
   removeOverlays(settings);
   const { bavail, bsize } = statfsSync(settings.overlayDirectory);
   const room = bavail * bsize;
-  if (settings.disks.length > 0 && room < OVERLAY_ROOM_BYTES) {
+  const needed = settings.overlayBytes || OVERLAY_ROOM_BYTES;
+  if (settings.disks.length > 0 && room < needed) {
+    const mib = (bytes: number) => Math.floor(bytes / 2 ** 20);
     throw new Error(
-      `${settings.overlayDirectory} has ${Math.floor(room / 2 ** 20)} MiB left; a secondary's overlays need room for what the VM writes between two checkpoints, twice`,
+      `${settings.overlayDirectory} has ${mib(room)} of the ${mib(needed)} MiB left that overlays need; a secondary's overlays need room for what the VM writes between two checkpoints, twice`,
     );
   }
   for (const disk of settings.disks) await diskBytes(settings, disk);

@@ -32,6 +32,8 @@ export interface QemuSettings {
   directory: string;
   /** Where a secondary's overlays are made; of this VM alone. */
   overlayDirectory: string;
+  /** They need so much room; 0: what there is. */
+  overlayBytes: number;
   disks: readonly Disk[];
   nics: readonly ManagedNic[];
 }

@@ -32,6 +32,7 @@ const settings = (changes: Partial<QemuSettings> = {}): QemuSettings => ({
   environment: {},
   directory: "/run/db1",
   overlayDirectory: "/ram",
+  overlayBytes: 0,
   disks: [disk("disk0")],
   nics: [nic()],
   ...changes,

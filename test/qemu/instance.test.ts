@@ -28,6 +28,7 @@ function bios(name: string, changes: Partial<QemuSettings> = {}): QemuSettings {
     environment: { QEMU_MODULE_DIR: qemuEnvironment().QEMU_MODULE_DIR! },
     directory,
     overlayDirectory: join(directory, "overlays"),
+    overlayBytes: 0,
     disks: [],
     nics: [],
     ...changes,

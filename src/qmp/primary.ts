@@ -22,7 +22,7 @@ import {
   probeNbdServer,
   removeDiskNodes,
 } from "./primary_disk.ts";
-import { removeTls, type StreamTls, setTls } from "./tls.ts";
+import { explainTls, removeTls, type StreamTls, setTls } from "./tls.ts";
 import {
   CHECKPOINT_DELAY_NEVER_MS,
   COLO_CAPABILITIES,
@@ -205,7 +205,8 @@ export async function startProtection(
       commandMs,
       beforeResume: stoppedHookRan ? hooks.onUndo : undefined,
     });
-    throw new ColoProcedureError(step, signal.aborted ? abortReason(signal) : error, leftovers);
+    const cause = tls === undefined ? error : explainTls(error);
+    throw new ColoProcedureError(step, signal.aborted ? abortReason(signal) : cause, leftovers);
   } finally {
     abort.abort();
   }

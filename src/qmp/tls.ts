@@ -6,6 +6,8 @@
  * that a QEMU can change its side any number of times.
  */
 import type { QmpClient } from "./client.ts";
+import { QmpError } from "./errors.ts";
+import { messageOf } from "./vm.ts";
 
 export interface StreamTls {
   /** The five files of {@link CREDENTIAL_FILES}, readable for QEMU; read anew at each protection. */
@@ -59,6 +61,20 @@ export async function setTls(
     "tls-hostname": endpoint === "client" ? peerName : "",
     "tls-authz": endpoint === "server" ? TLS_PEER : "",
   });
+}
+
+/**
+ * A server that refuses a client's certificate, or that speaks no TLS, only closes the connection: this is said with the error.
+ */
+export function explainTls(error: unknown): unknown {
+  const message = messageOf(error);
+  if (!/non-properly terminated|handshake failed|reset by peer|\(starttls\)|Broken pipe/i.test(message))
+    return error;
+  return new QmpError(
+    `${message}. With TLS this may mean that the secondary does not accept this host's client certificate (its QEMU's log says why), ` +
+      "or has no TLS",
+    { cause: error },
+  );
 }
 
 /** Removes what {@link setTls} has made, if it is there. Connections that are open keep what they have. */

@@ -43,6 +43,11 @@ function ofStreams({ config }: DoctorContext): Finding {
   const { tls, agent } = config!;
   if (tls === undefined) return ok("QEMU's streams to the peer are not encrypted by QEMU (no [tls])");
   const { directory } = tls;
+  for (const { key } of [CREDENTIAL_FILES.server, CREDENTIAL_FILES.client]) {
+    const path = join(directory, key);
+    const mode = statSync(path, { throwIfNoEntry: false })?.mode ?? 0;
+    if ((mode & 0o007) !== 0) return fail(`everybody on this host can read ${path}`, `chmod o= ${path}`);
+  }
   const renew = `Make new ones: colo-agent certificates --qemu --renew ${agent.name}.`;
   return judge(
     directory,
@@ -52,11 +57,6 @@ function ofStreams({ config }: DoctorContext): Finding {
         throw new Error(
           `a certificate in ${directory} ran out on ${new Date(expiresMs).toUTCString()}: the VM cannot be protected again`,
         );
-      }
-      for (const { key } of [CREDENTIAL_FILES.server, CREDENTIAL_FILES.client]) {
-        const path = join(directory, key);
-        if ((statSync(path).mode & 0o077) !== 0)
-          throw new Error(`${path} can be read by others than its owner: chmod 600 ${path}`);
       }
       return { expiresMs };
     },

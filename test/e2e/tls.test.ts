@@ -1,7 +1,11 @@
 /** QEMU's own TLS between the hosts: a pair that loses its primary, protects itself again with swapped roles and loses the other. */
+
 import { describe, expect, test } from "bun:test";
-import { GUEST_IPV4, type HostLetter } from "../../src/lab/network.ts";
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { GUEST_IPV4, type HostLetter, inNamespace } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
+import { endProcess, startDetached } from "../../src/qemu/process.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
 import { labUnderTest } from "./lab_under_test.ts";
 
@@ -45,4 +49,33 @@ describe("a pair with TLS", () => {
     expect(ended.received).toBe(ended.sent);
     expect((await disk.finish()).answers).toBeGreaterThan(50);
   }, 240_000);
+
+  test("a peer without TLS: the VM runs alone and says why, until both have it", async () => {
+    // Host b is down since the last loss.
+    const { directory, netns } = lab().host("b");
+    const config = join(directory, "no-tls.toml");
+    const text = readFileSync(join(directory, "agent.toml"), "utf8");
+    writeFileSync(config, text.replace(/\[tls\]\ndirectory = .*\n/, ""));
+    expect(readFileSync(config, "utf8")).not.toContain("[tls]");
+    const main = join(import.meta.dir, "../../src/cli/main.ts");
+    const agent = startDetached(
+      [...inNamespace(netns), process.execPath, main, "run", "--config", config],
+      join(directory, "agent.log"),
+    );
+    try {
+      const log = join(lab().host("a").directory, "agent.log");
+      const said = () => readFileSync(log, "utf8").includes("write [tls] on both hosts or on neither");
+      await lab().waitFor(
+        "a says why it is not protected",
+        ({ a }) => a?.phase === "alone" && said(),
+        60_000,
+      );
+      expect(await endpoint("a")).toBeUndefined();
+    } finally {
+      await endProcess(agent);
+    }
+    await lab().bringBack("b");
+    await lab().waitFor("the VM is protected", ({ a }) => a?.protected === true, 60_000);
+    expect([await endpoint("a"), await endpoint("b")]).toEqual(["client", "server"]);
+  }, 180_000);
 });

@@ -23,6 +23,7 @@ import {
   type PeerRequests,
   type PeerRequestType,
 } from "./peer_api.ts";
+import { checkStreamTls } from "./stream_tls.ts";
 import { VERSION } from "./version.ts";
 import { openWatchdog, type Watchdog } from "./watchdog.ts";
 
@@ -71,6 +72,7 @@ export class HostAgent {
     try {
       const arbiter = await openArbiter(config, log);
       if (config.fence !== undefined) checkFence(config.fence);
+      if (config.tls !== undefined) checkStreamTls(config.tls.directory, config.agent.name);
       await agent.#server.listen();
       if (config.client_path !== undefined) {
         agent.#clientPath = await ClientPath.open(
@@ -216,8 +218,8 @@ export class HostAgent {
       case "heartbeat":
         return this.#answerHeartbeat("control", raw as PeerRequests["heartbeat"][0]);
       case "prepare_secondary": {
-        const { vm, generation, proxy } = raw as PeerRequests["prepare_secondary"][0];
-        return this.#vm(vm).life.prepareReplica(generation, proxy);
+        const { vm, generation, proxy, tls } = raw as PeerRequests["prepare_secondary"][0];
+        return this.#vm(vm).life.prepareReplica(generation, proxy, tls === true);
       }
       case "enter_secondary": {
         const { vm, generation, proxy } = raw as PeerRequests["enter_secondary"][0];

@@ -262,6 +262,15 @@ const schema = z.strictObject({
       clock_drift_ppm: z.number().int().min(0).max(100_000).default(500),
     })
     .prefault({}),
+  /** QEMU's own TLS for its migration and NBD streams. */
+  tls: z
+    .strictObject({
+      /** Of tls-creds-x509: ca-cert.pem, server-cert.pem, server-key.pem, client-cert.pem, client-key.pem. */
+      directory: z.string().startsWith("/", "must be an absolute path"),
+      /** GnuTLS's priority string. */
+      priority: z.string().min(1).optional(),
+    })
+    .optional(),
   fence: fenceConfig.optional(),
   watchdog: watchdogConfig.optional(),
   vm: z.array(vm).min(1, "needs at least one [[vm]]"),

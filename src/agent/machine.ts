@@ -4,6 +4,7 @@ import type { DivergenceRecorder } from "../divergence/recorder.ts";
 import type { PacketProxy } from "../proxy/proxy.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import type { PrimaryDisk } from "../qmp/colo.ts";
+import type { StreamTls } from "../qmp/tls.ts";
 import type { ReplicaImages, ReplicaMarker } from "../storage/replica_marker.ts";
 import { nodesOf, type VmConfig } from "./config.ts";
 import type { Logger } from "./log.ts";
@@ -21,6 +22,8 @@ export interface Machine {
   readonly peer: Peer;
   /** This host's address on the replication link. */
   readonly replicationAddress: string;
+  /** Of QEMU's streams to and from the peer; undefined: they are not encrypted. */
+  readonly tls: StreamTls | undefined;
   readonly log: Logger;
   readonly metrics: VmMetrics;
   readonly divergences: DivergenceRecorder;

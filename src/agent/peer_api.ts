@@ -35,7 +35,11 @@ export interface SecondaryAddresses {
 export interface PeerRequests {
   heartbeat: [HeartbeatRequest, HeartbeatAnswer];
   /** Primary to secondary: get QEMU ready for the incoming migration. */
-  prepare_secondary: [{ vm: string; generation: number; proxy: ProxyKind }, SecondaryAddresses];
+  prepare_secondary: [
+    /** `tls`: the primary's QEMU speaks TLS. */
+    { vm: string; generation: number; proxy: ProxyKind; tls: boolean },
+    SecondaryAddresses,
+  ];
   /** Primary to secondary: from now on your taps take the primary's input only. */
   enter_secondary: [{ vm: string; generation: number; proxy: ProxyEntry }, Record<string, never>];
   /** Primary to secondary: this replica is of no use any more; forget it. */

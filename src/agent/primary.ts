@@ -105,12 +105,12 @@ export class Primary {
    */
   async protect(generation: number): Promise<void> {
     const machine = this.#machine;
-    const { config, tuning, peer, qmp, proxy, log } = machine;
+    const { config, tuning, peer, qmp, proxy, tls, log } = machine;
     this.#protection = new AbortController();
     const { signal } = this.#protection;
     let entered = false;
     try {
-      const body = { vm: config.name, generation, proxy: proxy.kind };
+      const body = { vm: config.name, generation, proxy: proxy.kind, tls: tls !== undefined };
       const addresses = await orAborted(peer.ask("prepare_secondary", body, PREPARE_TIMEOUT_MS), signal);
       const epoch = this.#epoch + 1;
       const disks = disksWithExports(config, addresses.nbd);
@@ -126,6 +126,7 @@ export class Primary {
           migrateHost: addresses.migrate.host,
           migratePort: addresses.migrate.port,
           disks,
+          tls,
           resyncBytesPerSecond: () => tuning.resyncBytesPerSecond,
           signal,
         },

@@ -3,7 +3,7 @@
  * src/failover/decide.ts.
  */
 import type { ProxyEntry } from "../proxy/proxy.ts";
-import { announceSelf, endReplica, prepareSecondary, secondaryFailover } from "../qmp/colo.ts";
+import { announceSelf, endReplica, prepareSecondary, removeTls, secondaryFailover } from "../qmp/colo.ts";
 import { type OverlayVerdict, OverlayWatch, overlayFiles, readOverlays } from "../storage/overlay_watch.ts";
 import { imagesOf, type Machine } from "./machine.ts";
 import type { SecondaryAddresses } from "./peer_api.ts";
@@ -52,7 +52,7 @@ export class Secondary {
    * charge finds none to write to.
    */
   async prepare(generation: number): Promise<SecondaryAddresses> {
-    const { config, qmp, proxy, replicationAddress, marker, log } = this.#machine;
+    const { config, qmp, proxy, replicationAddress, marker, tls, log } = this.#machine;
     proxy.block();
     this.#generation = generation;
     // From here on a primary writes; an attempt that fails may leave images that only a whole copy makes right.
@@ -72,6 +72,7 @@ export class Secondary {
       migrateHost: migrate.host,
       migratePort: migrate.port,
       nbd: exports.length === 0 ? undefined : { ...server, exports },
+      tls,
     });
     if (exports.length === 0) return { migrate, nbd: undefined };
     this.#overlays = await overlayFiles(qmp);
@@ -94,7 +95,7 @@ export class Secondary {
 
   /** Makes the replica the VM; the record must name this agent already, and the lease be kept up meanwhile. */
   async promote(): Promise<void> {
-    const { proxy, qmp, config } = this.#machine;
+    const { proxy, qmp, config, tls, log } = this.#machine;
     // Its answer comes behind every event until now, a STOP for a last checkpoint among them. Not waited for long: QEMU holds
     // its main loop while it loads a checkpoint that may never be complete.
     await qmp.execute("query-status", undefined, { timeoutMs: 500 }).catch(() => undefined);
@@ -105,6 +106,8 @@ export class Secondary {
     const failover = await secondaryFailover(qmp, { disks: config.disk.length > 0 });
     await proxy.takenOver(this.#inCheckpoint ? failover.loadedPending : undefined);
     await announceSelf(qmp);
+    if (tls !== undefined)
+      await removeTls(qmp).catch((error) => log.warn("TLS is still set up in QEMU", { error }));
   }
 
   /** Follows no checkpoint any more. */

@@ -33,6 +33,7 @@ import { Primary, type ProtectionError } from "./primary.ts";
 import { whatQemuHas } from "./qemu_found.ts";
 import { QemuWatch } from "./qemu_watch.ts";
 import { Secondary } from "./secondary.ts";
+import { streamTls } from "./stream_tls.ts";
 import type { Tuning, TuningValues } from "./tuning.ts";
 
 const ARBITER_RETRY_MS = 300;
@@ -159,6 +160,7 @@ export class VmAgent {
         proxy,
         peer: parts.peer,
         replicationAddress: agent.agent.control.host,
+        tls: streamTls(agent),
         log,
         metrics: parts.metrics.vm(config.name, () => vm.#reading()),
         divergences: new DivergenceRecorder(parts.divergences, config.name),
@@ -245,11 +247,17 @@ export class VmAgent {
   }
 
   /** The primary's request: get a replica ready. Throws when this host has none to offer. */
-  async prepareReplica(generation: number, proxy: ProxyKind): Promise<SecondaryAddresses> {
+  async prepareReplica(generation: number, proxy: ProxyKind, tls: boolean): Promise<SecondaryAddresses> {
     const { phase } = this.#state;
     if (proxy !== this.config.proxy) {
       throw new Error(
         `VM ${this.config.name} has proxy = "${proxy}" on the host that runs it and "${this.config.proxy}" on this one; write the same on both`,
+      );
+    }
+    if (tls !== (this.agent.tls !== undefined)) {
+      const [there, here] = tls ? ["on", "off"] : ["off", "on"];
+      throw new Error(
+        `TLS is ${there} on the host that runs VM ${this.config.name} and ${here} on this one; write [tls] on both hosts or on neither`,
       );
     }
     this.#tell({ type: "prepare", generation });

@@ -3,11 +3,13 @@
  *
  *   ca.pem ca.key        the authority; the key is needed only to make further certificates: keep it off the hosts
  *   NAME.pem NAME.key    for NAME, which is the subject's common name and a DNS name in the certificate
+ *   NAME-qemu/           what the QEMUs of agent NAME need for TLS between them (src/qmp/tls.ts)
  */
 import { createPrivateKey, webcrypto } from "node:crypto";
 import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, writeSync } from "node:fs";
 import { isIP } from "node:net";
 import { join } from "node:path";
+import { CREDENTIAL_FILES } from "../qmp/tls.ts";
 import { identifier } from "./record.ts";
 
 export interface CertificateRequest {
@@ -22,6 +24,8 @@ export interface CertificateOptions {
   days: number;
   /** Replace certificates that exist; the authority stays. */
   renew?: boolean;
+  /** For names without addresses a folder for QEMU too. A certificate NAME.pem that exists is then no mistake, and stays. */
+  qemu?: boolean;
 }
 
 const ALGORITHM = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
@@ -56,10 +60,14 @@ export async function makeCertificates(options: CertificateOptions): Promise<str
   const { directory, requests } = options;
   const file = (name: string) => join(directory, name);
   mkdirSync(directory, { recursive: true, mode: 0o700 });
-  for (const { name } of requests) {
-    if (!options.renew && (existsSync(file(`${name}.pem`)) || existsSync(file(`${name}.key`)))) {
-      throw new Error(`${file(name)}.pem or .key exists; --renew replaces it`);
-    }
+  const has = (name: string) => existsSync(file(`${name}.pem`)) || existsSync(file(`${name}.key`));
+  const forQemu = requests.filter(({ addresses }) => options.qemu && addresses.length === 0);
+  const forAgents = requests.filter((one) => options.renew || !forQemu.includes(one) || !has(one.name));
+  if (!options.renew) {
+    const taken = forAgents.find(({ name }) => has(name));
+    if (taken !== undefined) throw new Error(`${file(taken.name)}.pem or .key exists; --renew replaces it`);
+    const folder = forQemu.find(({ name }) => existsSync(file(`${name}-qemu`)));
+    if (folder !== undefined) throw new Error(`${file(folder.name)}-qemu exists; --renew replaces it`);
   }
   if (existsSync(file("ca.pem")) !== existsSync(file("ca.key"))) {
     throw new Error(
@@ -102,7 +110,11 @@ export async function makeCertificates(options: CertificateOptions): Promise<str
   });
   const signingKey = await webcrypto.subtle.importKey("pkcs8", pkcs8, ALGORITHM, false, ["sign"]);
 
-  for (const { name, addresses } of requests) {
+  const issue = async (
+    { name, addresses }: CertificateRequest,
+    usages: string[],
+    paths: { certificate: string; key: string },
+  ) => {
     const keys = await newKeys();
     const names = [name, ...addresses].map((value) => ({
       type: isIP(value) === 0 ? ("dns" as const) : ("ip" as const),
@@ -118,14 +130,32 @@ export async function makeCertificates(options: CertificateOptions): Promise<str
       extensions: [
         new x509.BasicConstraintsExtension(false, undefined, true),
         new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
-        new x509.ExtendedKeyUsageExtension([SERVER_AUTHENTICATION, CLIENT_AUTHENTICATION]),
+        new x509.ExtendedKeyUsageExtension(usages),
         new x509.SubjectAlternativeNameExtension(names),
         await x509.AuthorityKeyIdentifierExtension.create(authority),
         await x509.SubjectKeyIdentifierExtension.create(keys.publicKey),
       ],
     });
-    write(`${name}.key`, await keyPem(keys.privateKey), 0o600);
-    write(`${name}.pem`, `${certificate.toString("pem")}\n`, 0o644);
+    write(paths.key, await keyPem(keys.privateKey), 0o600);
+    write(paths.certificate, `${certificate.toString("pem")}\n`, 0o644);
+  };
+  for (const request of forAgents) {
+    const { name } = request;
+    const paths = { certificate: `${name}.pem`, key: `${name}.key` };
+    await issue(request, [SERVER_AUTHENTICATION, CLIENT_AUTHENTICATION], paths);
+  }
+  for (const request of forQemu) {
+    const folder = `${request.name}-qemu`;
+    const inside = (name: string) => join(folder, name);
+    mkdirSync(file(folder), { recursive: true, mode: 0o700 });
+    write(inside(CREDENTIAL_FILES.ca), readFileSync(file("ca.pem"), "utf8"), 0o644);
+    for (const [kind, usage] of [
+      ["server", SERVER_AUTHENTICATION],
+      ["client", CLIENT_AUTHENTICATION],
+    ] as const) {
+      const { certificate, key } = CREDENTIAL_FILES[kind];
+      await issue(request, [usage], { certificate: inside(certificate), key: inside(key) });
+    }
   }
   return written;
 }

@@ -44,10 +44,8 @@ export function readAuthority(path: string): string {
   return ca;
 }
 
-/**
- * Reads the three files. `owner`: whom the certificate must name. Throws an Error that says which file is wrong.
- */
-export function readTls(paths: TlsPaths, owner?: string): { tls: Required<TlsFiles>; expiresMs: number } {
+/** Reads three files that belong together, whether they still count or not. Throws an Error that says which is wrong. */
+export function readPair(paths: TlsPaths): { tls: Required<TlsFiles>; certificate: X509Certificate } {
   const ca = readAuthority(paths.ca);
   const cert = readPem(paths.certificate, "certificate");
   const key = readPem(paths.key, "key");
@@ -63,6 +61,14 @@ export function readTls(paths: TlsPaths, owner?: string): { tls: Required<TlsFil
       `${paths.certificate} is not signed by ${paths.ca}: all certificates of a site need one CA`,
     );
   }
+  return { tls: { ca, cert, key }, certificate };
+}
+
+/**
+ * As {@link readPair}, for a certificate that counts now. `owner`: whom the certificate must name.
+ */
+export function readTls(paths: TlsPaths, owner?: string): { tls: Required<TlsFiles>; expiresMs: number } {
+  const { tls, certificate } = readPair(paths);
   const expiresMs = Date.parse(certificate.validTo);
   if (expiresMs <= Date.now()) {
     throw new Error(
@@ -76,5 +82,5 @@ export function readTls(paths: TlsPaths, owner?: string): { tls: Required<TlsFil
         "the certificate must be made for the agent's name",
     );
   }
-  return { tls: { ca, cert, key }, expiresMs };
+  return { tls, expiresMs };
 }

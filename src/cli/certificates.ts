@@ -1,6 +1,10 @@
 /** `colo-agent certificates`: the site's CA and a certificate for each agent and witness. */
 import { Command, InvalidArgumentError } from "commander";
-import { makeCertificates, parseCertificateRequest } from "../arbiter/certificates.ts";
+import {
+  type CertificateOptions,
+  makeCertificates,
+  parseCertificateRequest,
+} from "../arbiter/certificates.ts";
 
 function days(text: string): number {
   const number = Number(text);
@@ -17,7 +21,8 @@ export function certificatesCommand(): Command {
     .requiredOption("--directory <path>", "where the files are, and the CA with its key")
     .option("--days <n>", "validity of the certificates", days, 3_650)
     .option("--renew", "replace certificates that exist")
-    .action(async (names: string[], options: { directory: string; days: number; renew?: boolean }) => {
+    .option("--qemu", "also NAME-qemu/ for each agent: what [tls] needs")
+    .action(async (names: string[], options: Omit<CertificateOptions, "requests">) => {
       const written = await makeCertificates({ ...options, requests: names.map(parseCertificateRequest) });
       for (const path of written) process.stdout.write(`${path}\n`);
     });

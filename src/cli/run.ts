@@ -4,6 +4,7 @@ import { HostAgent } from "../agent/agent.ts";
 import { loadConfig } from "../agent/config.ts";
 import { checkFence } from "../agent/fence.ts";
 import { createLogger } from "../agent/log.ts";
+import { checkStreamTls } from "../agent/stream_tls.ts";
 import { openArbiter } from "../arbiter/index.ts";
 import { bpfObject } from "../lab/assets.ts";
 import { requireRoot } from "./root.ts";
@@ -18,6 +19,7 @@ export function runCommand(): Command {
       if (options.check) {
         await openArbiter(config, createLogger("warn"));
         if (config.fence !== undefined) checkFence(config.fence);
+        if (config.tls !== undefined) checkStreamTls(config.tls.directory, config.agent.name);
         process.stdout.write(`${options.config}: good; ${config.vm.length} VM(s)\n`);
         return;
       }

@@ -1,7 +1,10 @@
 /** The certificates that the configuration names. */
 import { X509Certificate } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { checkStreamTls } from "../agent/stream_tls.ts";
 import { readAuthority, readTls } from "../arbiter/tls.ts";
+import { CREDENTIAL_FILES } from "../qmp/tls.ts";
 import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
 
 const EXPIRY_WARNING_DAYS = 30;
@@ -9,16 +12,16 @@ const DAY_MS = 86_400_000;
 const RENEW = "Make new ones: colo-agent certificates --renew.";
 
 /** `read` checks the files and throws an Error that names the wrong one. */
-function judge(what: string, read: () => { expiresMs: number }): Finding {
+function judge(what: string, read: () => { expiresMs: number }, renew = RENEW): Finding {
   let expiresMs: number;
   try {
     ({ expiresMs } = read());
   } catch (error) {
-    return fail((error as Error).message, RENEW);
+    return fail((error as Error).message, renew);
   }
   const days = Math.floor((expiresMs - Date.now()) / DAY_MS);
   const words = `${what}: good for ${days} days`;
-  return days < EXPIRY_WARNING_DAYS ? warn(words, RENEW) : ok(words);
+  return days < EXPIRY_WARNING_DAYS ? warn(words, renew) : ok(words);
 }
 
 function ofArbiter({ config }: DoctorContext): Finding {
@@ -36,8 +39,34 @@ function ofArbiter({ config }: DoctorContext): Finding {
   return judge(certificate, () => readTls({ ca, certificate, key }, owner));
 }
 
+function ofStreams({ config }: DoctorContext): Finding {
+  const { tls, agent } = config!;
+  if (tls === undefined) return ok("QEMU's streams to the peer are not encrypted by QEMU (no [tls])");
+  const { directory } = tls;
+  for (const { key } of [CREDENTIAL_FILES.server, CREDENTIAL_FILES.client]) {
+    const path = join(directory, key);
+    const mode = statSync(path, { throwIfNoEntry: false })?.mode ?? 0;
+    if ((mode & 0o007) !== 0) return fail(`everybody on this host can read ${path}`, `chmod o= ${path}`);
+  }
+  const renew = `Make new ones: colo-agent certificates --qemu --renew ${agent.name}.`;
+  return judge(
+    directory,
+    () => {
+      const { expiresMs } = checkStreamTls(directory, agent.name);
+      if (expiresMs <= Date.now()) {
+        throw new Error(
+          `a certificate in ${directory} ran out on ${new Date(expiresMs).toUTCString()}: the VM cannot be protected again`,
+        );
+      }
+      return { expiresMs };
+    },
+    renew,
+  );
+}
+
 const checks: Check[] = [
   { id: "arbiter", title: "Certificate for the arbiter", needsConfig: true, run: ofArbiter },
+  { id: "streams", title: "Certificates of QEMU's streams", needsConfig: true, run: ofStreams },
 ];
 
 export const certificatesGroup: Group = { name: "certificates", title: "Certificates", checks };

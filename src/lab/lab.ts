@@ -76,6 +76,8 @@ export interface LabOptions {
   vmConfig?: string;
   /** Lines added to the agents' [agent] table. */
   agentConfig?: string;
+  /** QEMU's own TLS for its streams between the hosts. */
+  tls?: boolean;
 }
 
 interface HostState {
@@ -349,6 +351,7 @@ export class Lab {
         ...LETTERS.map((letter) => ({ name: `${state.name}-${letter}`, addresses: [] })),
       ],
       days: CERTIFICATE_DAYS,
+      qemu: state.options.tls === true,
     });
     this.startWitness();
     for (const letter of LETTERS) {
@@ -477,7 +480,7 @@ url = "https://${CLIENT_IPV4}:${WITNESS_PORT}"
 ca = "${this.#certificate("ca.pem")}"
 certificate = "${this.#certificate(`${this.state.name}-${letter}.pem`)}"
 key = "${this.#certificate(`${this.state.name}-${letter}.key`)}"
-
+${options.tls === true ? `\n[tls]\ndirectory = "${this.#certificate(`${this.state.name}-${letter}-qemu`)}"\n` : ""}
 [[vm]]
 name = "${VM_NAME}"
 uplink = "uplink"

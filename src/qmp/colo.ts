@@ -35,4 +35,5 @@ export {
   secondaryDisksCommitted,
   secondaryFailover,
 } from "./secondary.ts";
+export { removeTls, type StreamTls } from "./tls.ts";
 export { ColoProcedureError } from "./vm.ts";

@@ -22,6 +22,7 @@ import {
   probeNbdServer,
   removeDiskNodes,
 } from "./primary_disk.ts";
+import { explainTls, removeTls, type StreamTls, setTls } from "./tls.ts";
 import {
   CHECKPOINT_DELAY_NEVER_MS,
   COLO_CAPABILITIES,
@@ -47,6 +48,8 @@ export interface ProtectionOptions {
   /** Where the secondary's QEMU listens for the migration. */
   migrateHost: string;
   migratePort: number;
+  /** The secondary has to ask for it too. */
+  tls?: StreamTls | undefined;
   /** The longest pause QEMU aims at for the switch-over. Default 300. */
   downtimeMs?: number;
   /** If the VM dirties memory faster than the link carries it, the switch-over is forced after this long. Default 60 000. */
@@ -100,7 +103,7 @@ export async function startProtection(
   options: ProtectionOptions,
   hooks: ProtectionHooks = {},
 ): Promise<Protection> {
-  const { disks = [], migrateHost, migratePort } = options;
+  const { disks = [], migrateHost, migratePort, tls } = options;
   const { downtimeMs = 300, convergeMs = 60_000, stallMs = 10_000, switchoverMs = 30_000 } = options;
   const { commandMs = 5_000, probeMs = 2_000, signal = new AbortController().signal } = options;
   let step = "";
@@ -125,10 +128,12 @@ export async function startProtection(
     bytesPerSecond: options.resyncBytesPerSecond ?? (() => 0),
   });
   try {
+    if (tls !== undefined) enter("Setting up TLS");
+    await setTls(client, "client", tls);
     if (disks.length > 0) {
       enter("Reaching the secondary's disks");
       await probeNbdServers(disks, probeMs);
-      for (const disk of disks) await addNbdNode(client, disk, commandMs);
+      for (const disk of disks) await addNbdNode(client, disk, commandMs, tls);
       enter("Copying the disks");
       await copies.run(hooks.onDiskProgress);
     }
@@ -200,7 +205,8 @@ export async function startProtection(
       commandMs,
       beforeResume: stoppedHookRan ? hooks.onUndo : undefined,
     });
-    throw new ColoProcedureError(step, signal.aborted ? abortReason(signal) : error, leftovers);
+    const cause = tls === undefined ? error : explainTls(error);
+    throw new ColoProcedureError(step, signal.aborted ? abortReason(signal) : cause, leftovers);
   } finally {
     abort.abort();
   }
@@ -254,6 +260,9 @@ export async function primaryFailover(
     await ensureRunning(client);
     const leftovers = await removeDiskNodes(client, disks, timeoutMs);
     await resetCapabilities(client).catch((error) => leftovers.push(messageOf(error)));
+    await removeTls(client, timeoutMs).catch((error) =>
+      leftovers.push(`TLS is set up (${messageOf(error)})`),
+    );
     return { wasStopped, durationMs: performance.now() - startMs, leftovers };
   } catch (error) {
     throw new ColoProcedureError(step, error);
@@ -368,6 +377,7 @@ export async function undoProtection(
   await attempt("the VM is stopped", () => ensureRunning(client));
   leftovers.push(...(await removeDiskNodes(client, disks, commandMs)));
   await attempt("the migration capabilities are set", () => resetCapabilities(client));
+  await attempt("TLS is set up", () => removeTls(client, commandMs));
   return leftovers;
 }
 

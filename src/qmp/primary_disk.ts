@@ -10,6 +10,7 @@ import { connect } from "node:net";
 import { dirtyBytes, PASS_BITMAP, removeBitmap } from "../storage/dirty_bitmaps.ts";
 import type { QmpClient } from "./client.ts";
 import { QmpCommandError } from "./errors.ts";
+import { type StreamTls, TLS_CREDENTIALS } from "./tls.ts";
 import { type BlockNode, blockNodes, messageOf } from "./vm.ts";
 
 export interface PrimaryDisk {
@@ -74,11 +75,23 @@ export function probeNbdServer(host: string, port: number, timeoutMs: number): P
   });
 }
 
-export async function addNbdNode(client: QmpClient, disk: PrimaryDisk, timeoutMs: number): Promise<void> {
+/** `tls`: setTls() has been called with it. */
+export async function addNbdNode(
+  client: QmpClient,
+  disk: PrimaryDisk,
+  timeoutMs: number,
+  tls?: StreamTls,
+): Promise<void> {
   const server = { type: "inet", host: disk.nbdHost, port: String(disk.nbdPort) };
   await client.execute(
     "blockdev-add",
-    { driver: "nbd", "node-name": disk.nbdNode, server, export: disk.exportName },
+    {
+      driver: "nbd",
+      "node-name": disk.nbdNode,
+      server,
+      export: disk.exportName,
+      ...(tls === undefined ? {} : { "tls-creds": TLS_CREDENTIALS, "tls-hostname": tls.peerName }),
+    },
     { timeoutMs },
   );
 }

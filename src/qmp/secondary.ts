@@ -1,5 +1,6 @@
 /** COLO procedures on the secondary host's QEMU, which was started with `-incoming defer`. */
 import type { QmpClient, QmpEvent } from "./client.ts";
+import { removeTls, type StreamTls, setTls, TLS_CREDENTIALS, TLS_PEER } from "./tls.ts";
 import {
   blockNodes,
   COLO_CAPABILITIES,
@@ -29,6 +30,8 @@ export interface PrepareSecondaryOptions {
   nbd?: NbdServer | undefined;
   migrateHost: string;
   migratePort: number;
+  /** Only the peer it names may connect, and only with TLS. */
+  tls?: StreamTls | undefined;
 }
 
 /**
@@ -38,7 +41,7 @@ export interface PrepareSecondaryOptions {
  * @throws ColoProcedureError
  */
 export async function prepareSecondary(client: QmpClient, options: PrepareSecondaryOptions): Promise<void> {
-  const { nbd, migrateHost, migratePort } = options;
+  const { nbd, migrateHost, migratePort, tls } = options;
   let step = "query-status";
   let serving = false;
   try {
@@ -50,10 +53,13 @@ export async function prepareSecondary(client: QmpClient, options: PrepareSecond
     }
     step = "Setting the migration capabilities";
     await setCapabilities(client, COLO_CAPABILITIES, true);
+    step = "Setting up TLS";
+    await setTls(client, "server", tls);
     if (nbd !== undefined) {
       step = "Starting the NBD server";
       await client.execute("nbd-server-start", {
         addr: { type: "inet", data: { host: nbd.host, port: String(nbd.port) } },
+        ...(tls === undefined ? {} : { "tls-creds": TLS_CREDENTIALS, "tls-authz": TLS_PEER }),
       });
       serving = true;
       for (const [index, { name, node }] of nbd.exports.entries()) {
@@ -78,6 +84,7 @@ export async function prepareSecondary(client: QmpClient, options: PrepareSecond
         .execute("nbd-server-stop")
         .catch((e) => leftovers.push(`the NBD server still runs (${messageOf(e)})`));
     }
+    await removeTls(client).catch((e) => leftovers.push(`TLS is set up (${messageOf(e)})`));
     throw new ColoProcedureError(step, error, leftovers);
   }
 }
@@ -102,7 +109,8 @@ export interface SecondaryFailover {
  * (migration/colo.c), so a primary that stops sending in the middle blocks the main loop, and only the out-of-band yank gets
  * through. Part of a checkpoint is never used: memory lies in a cache until all of it is there.
  *
- * Afterwards QEMU writes the overlays back into the disk files by itself; see secondaryDiskCommitted.
+ * Afterwards QEMU writes the overlays back into the disk files by itself; see secondaryDisksCommitted. Credentials of TLS stay
+ * until removeTls().
  * @throws ColoProcedureError; the VM may then be stopped, and calling again is safe
  */
 export async function secondaryFailover(

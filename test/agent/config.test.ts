@@ -1,6 +1,7 @@
 /** The configuration file: defaults, and a sentence for every mistake. */
 import { describe, expect, test } from "bun:test";
 import { ConfigError, loadConfig, parseConfig } from "../../src/agent/config.ts";
+import { streamTls } from "../../src/agent/stream_tls.ts";
 
 const GOOD = `
 [agent]
@@ -46,6 +47,14 @@ describe("configuration", () => {
       checkpoint: { period_ms: 20_000, max_wait_ms: 250 },
     });
     expect(config.arbiter).toEqual({ type: "none" });
+  });
+
+  test("TLS of QEMU's streams names the peer", () => {
+    expect(parseConfig(GOOD, "agent.toml").tls).toBeUndefined();
+    expect(streamTls(parseConfig(GOOD, "agent.toml"))).toBeUndefined();
+    const config = parseConfig(`${GOOD}[tls]\ndirectory = "/etc/a"\npriority = "NORMAL"\n`, "agent.toml");
+    expect(streamTls(config)).toEqual({ directory: "/etc/a", priority: "NORMAL", peerName: "host-b" });
+    expect(mistake(`${GOOD}[tls]\ndirectory = "a"\n`)).toContain("tls.directory: must be an absolute path");
   });
 
   test("disks are named by their place, and their nodes by their names", () => {

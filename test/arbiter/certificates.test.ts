@@ -1,7 +1,8 @@
 /** `colo-agent certificates`, and what is said about certificates that do not fit. */
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { X509Certificate } from "node:crypto";
-import { readFileSync, rmSync, statSync } from "node:fs";
+import { copyFileSync, existsSync, readFileSync, rmSync, statSync } from "node:fs";
+import { checkStreamTls } from "../../src/agent/stream_tls.ts";
 import { parseCertificateRequest } from "../../src/arbiter/certificates.ts";
 import { readTls } from "../../src/arbiter/tls.ts";
 import { tlsPaths, Workplace } from "./servers.ts";
@@ -72,6 +73,43 @@ test("files that do not fit together are told", () => {
   expect(() => readTls({ ...a, ca: b.certificate })).toThrow(/is not signed by/);
   expect(() => readTls({ ...a, certificate: a.key })).toThrow(/holds no certificate/);
   expect(() => readTls({ ...a, key: a.certificate })).toThrow(/holds no private key/);
+});
+
+test("folders for QEMU's own TLS, beside certificates that exist", () => {
+  expect(certificates("host-a").status).toBe(0);
+  const first = certificate("host-a").fingerprint256;
+  expect(certificates("--qemu", "witness=192.0.2.3", "host-a", "host-b").status).toBe(0);
+  expect(certificate("host-a").fingerprint256).toBe(first);
+  const folder = (name: string) => workplace.path(`certificates/${name}-qemu`);
+  const inside = (name: string, file: string) => `${folder(name)}/${file}`;
+  for (const name of ["host-a", "host-b"]) {
+    const { expiresMs } = checkStreamTls(folder(name), name);
+    expect(expiresMs).toBe(Date.parse(certificate("host-b").validTo));
+    for (const kind of ["server", "client"]) {
+      expect(statSync(inside(name, `${kind}-key.pem`)).mode & 0o777).toBe(0o600);
+      const made = new X509Certificate(readFileSync(inside(name, `${kind}-cert.pem`)));
+      expect(made.subject).toBe(`CN=${name}`);
+      expect(made.keyUsage).toEqual([`1.3.6.1.5.5.7.3.${kind === "server" ? 1 : 2}`]);
+      expect(made.checkIssued(certificate("ca"))).toBe(true);
+    }
+  }
+  expect(existsSync(folder("witness"))).toBe(false);
+  expect(certificates("--qemu", "host-a").complaint).toContain("host-a-qemu exists; --renew replaces it");
+  expect(certificates("--qemu", "--renew", "--days", "3", "host-a").status).toBe(0);
+  expect(certificate("host-a").fingerprint256).not.toBe(first);
+
+  // What the agent says of folders that do not fit.
+  expect(() => checkStreamTls(folder("host-a"), "host-b")).toThrow(/does not carry the DNS name "host-b"/);
+  copyFileSync(inside("host-b", "client-key.pem"), inside("host-a", "client-key.pem"));
+  expect(() => checkStreamTls(folder("host-a"), "host-a")).toThrow(/is not the key of/);
+  copyFileSync(inside("host-b", "client-cert.pem"), inside("host-a", "client-cert.pem"));
+  expect(() => checkStreamTls(folder("host-a"), "host-a")).toThrow(
+    /for the subject "CN=host-b", but the peer lets in "CN=host-a" only/,
+  );
+  rmSync(inside("host-a", "ca-cert.pem"));
+  expect(() => checkStreamTls(folder("host-a"), "host-a")).toThrow(
+    /cannot read the CA certificate .*ca-cert\.pem/,
+  );
 });
 
 test("names that cannot be are told", () => {

@@ -3,6 +3,8 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Config } from "../../src/agent/config.ts";
+import { makeCertificates } from "../../src/arbiter/certificates.ts";
 import { type DoctorContext, fail, type Group, ok, runChecks, type Status } from "../../src/doctor/check.ts";
 import { GROUPS } from "../../src/doctor/doctor.ts";
 import {
@@ -96,6 +98,58 @@ describe("with a QEMU that cannot do COLO", () => {
     const { status, report } = doctor("--qemu", "/bin/false", ...skipAllBut("qemu"));
     expect(status).toBe(1);
     expect(report.checks.find((one) => one.group === "qemu")?.found).toContain("ended at once with status 1");
+  });
+});
+
+describe("certificates of QEMU's streams", () => {
+  const root = mkdtempSync(join(tmpdir(), "colo-test-doctor-tls-"));
+  afterAll(() => rmSync(root, { recursive: true, force: true }));
+  const folder = join(root, "host-a-qemu");
+
+  async function found(days: number) {
+    await makeCertificates({
+      directory: root,
+      requests: [{ name: "host-a", addresses: [] }],
+      ...{ days, renew: true, qemu: true },
+    });
+    return check();
+  }
+
+  async function check(name = "host-a") {
+    const tls = { directory: folder };
+    const config = { agent: { name }, arbiter: { type: "none" }, tls } as unknown as Config;
+    const group = GROUPS.find((one) => one.name === "certificates")!;
+    const results = await runChecks([group], { config } as DoctorContext);
+    return results.find(({ id }) => id === "streams")!;
+  }
+
+  test("good ones, those that end soon, and those that have ended", async () => {
+    expect(await found(400)).toMatchObject({
+      status: "ok",
+      found: expect.stringMatching(/good for (399|400) days/),
+    });
+    expect(await found(5)).toMatchObject({
+      status: "warn",
+      fix: expect.stringContaining("--qemu --renew host-a"),
+    });
+    expect(await found(-0.01)).toMatchObject({
+      status: "fail",
+      found: expect.stringContaining("ran out on"),
+    });
+  });
+
+  test("another host's, keys that others can read, and files that are not there", async () => {
+    expect((await found(400)).status).toBe("ok");
+    expect(await check("host-b")).toMatchObject({ status: "fail", found: expect.stringContaining("host-b") });
+    chmodSync(join(folder, "client-key.pem"), 0o644);
+    expect(await check()).toMatchObject({ status: "fail", fix: expect.stringContaining("chmod o= ") });
+    chmodSync(join(folder, "client-key.pem"), 0o640);
+    expect((await check()).status).toBe("ok");
+    rmSync(join(folder, "server-cert.pem"));
+    expect(await check()).toMatchObject({
+      status: "fail",
+      found: expect.stringContaining("server-cert.pem"),
+    });
   });
 });
 

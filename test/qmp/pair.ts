@@ -23,6 +23,7 @@ import {
   requestCheckpoint,
   startProtection,
 } from "../../src/qmp/colo.ts";
+import type { StreamTls } from "../../src/qmp/tls.ts";
 import type { Disk, DiskDevice, DiskFormat } from "../../src/storage/disk_graph.ts";
 import { installBiosWriter, roundsReported } from "./bios_writer.ts";
 import { makeWriterInitrd, reportedWrites } from "./writer_guest.ts";
@@ -241,12 +242,13 @@ export function primaryDisk(ports: Ports, index = 0): PrimaryDisk {
   };
 }
 
-export function prepare(secondary: Side, ports: Ports): Promise<void> {
+export function prepare(secondary: Side, ports: Ports, tls?: StreamTls): Promise<void> {
   const exports = secondary.disks.map((disk, index) => ({ name: `export${index}`, node: disk.baseNode }));
   return prepareSecondary(secondary.client, {
     nbd: exports.length === 0 ? undefined : { host: SECONDARY_HOST, port: ports.nbd, exports },
     migrateHost: SECONDARY_HOST,
     migratePort: ports.migrate,
+    tls,
   });
 }
 
@@ -257,11 +259,16 @@ export async function protect(
   {
     hooks = {},
     bitmaps = [],
+    secondaryTls,
     ...options
-  }: { hooks?: ProtectionHooks; bitmaps?: (string | undefined)[] } & Partial<ProtectionOptions> = {},
+  }: {
+    hooks?: ProtectionHooks;
+    bitmaps?: (string | undefined)[];
+    secondaryTls?: StreamTls;
+  } & Partial<ProtectionOptions> = {},
 ): Promise<{ disks: PrimaryDisk[]; protection: Protection }> {
   const ports = await freePorts();
-  await prepare(secondary, ports);
+  await prepare(secondary, ports, secondaryTls);
   const disks = primary.disks.map((_, index) => ({
     ...primaryDisk(ports, index),
     bitmap: bitmaps[index],

@@ -1,0 +1,89 @@
+/**
+ * QEMU's own TLS for what two QEMUs send each other: the migration stream and the disks' NBD connections.
+ *
+ * The secondary's QEMU is the server of both, the primary's the client; each shows a certificate. The server's has to carry the
+ * peer's name as a DNS name, the client's as its subject, "CN=NAME". All that is made here is named below and removed again, so
+ * that a QEMU can change its side any number of times.
+ */
+import type { QmpClient } from "./client.ts";
+import { QmpError } from "./errors.ts";
+import { messageOf } from "./vm.ts";
+
+export interface StreamTls {
+  /** The five files of {@link CREDENTIAL_FILES}, readable for QEMU; read anew at each protection. */
+  directory: string;
+  /** GnuTLS's priority string; left out: QEMU's default. */
+  priority?: string | undefined;
+  /** Whom the other side's certificate has to name. */
+  peerName: string;
+}
+
+/** What tls-creds-x509 looks for in its directory (crypto/tlscredsx509.c). */
+export const CREDENTIAL_FILES = {
+  ca: "ca-cert.pem",
+  server: { certificate: "server-cert.pem", key: "server-key.pem" },
+  client: { certificate: "client-cert.pem", key: "client-key.pem" },
+} as const;
+
+export const TLS_CREDENTIALS = "colo-tls";
+export const TLS_PEER = "colo-tls-peer";
+
+/**
+ * Makes the credentials of this side and lets the next migration use them; what an earlier protection has left is removed first.
+ * Without `tls` it is only that.
+ */
+export async function setTls(
+  client: QmpClient,
+  endpoint: "server" | "client",
+  tls: StreamTls | undefined,
+): Promise<void> {
+  await removeTls(client);
+  if (tls === undefined) return;
+  const { directory, priority, peerName } = tls;
+  await client.execute("object-add", {
+    "qom-type": "tls-creds-x509",
+    id: TLS_CREDENTIALS,
+    dir: directory,
+    endpoint,
+    "verify-peer": true,
+    ...(priority === undefined ? {} : { priority }),
+  });
+  if (endpoint === "server") {
+    // The subject as GnuTLS writes it (RFC 4514); an agent's name needs no escapes.
+    await client.execute("object-add", {
+      "qom-type": "authz-simple",
+      id: TLS_PEER,
+      identity: `CN=${peerName}`,
+    });
+  }
+  await client.execute("migrate-set-parameters", {
+    "tls-creds": TLS_CREDENTIALS,
+    "tls-hostname": endpoint === "client" ? peerName : "",
+    "tls-authz": endpoint === "server" ? TLS_PEER : "",
+  });
+}
+
+/**
+ * A server that refuses a client's certificate, or that speaks no TLS, only closes the connection: this is said with the error.
+ */
+export function explainTls(error: unknown): unknown {
+  const message = messageOf(error);
+  if (!/non-properly terminated|handshake failed|reset by peer|\(starttls\)|Broken pipe/i.test(message))
+    return error;
+  return new QmpError(
+    `${message}. With TLS this may mean that the secondary does not accept this host's client certificate (its QEMU's log says why), ` +
+      "or has no TLS",
+    { cause: error },
+  );
+}
+
+/** Removes what {@link setTls} has made, if it is there. Connections that are open keep what they have. */
+export async function removeTls(client: QmpClient, timeoutMs?: number): Promise<void> {
+  const options = timeoutMs === undefined ? {} : { timeoutMs };
+  const objects = await client.execute<{ name: string }[]>("qom-list", { path: "/objects" }, options);
+  const present = [TLS_PEER, TLS_CREDENTIALS].filter((id) => objects.some(({ name }) => name === id));
+  if (present.length === 0) return;
+  const off = { "tls-creds": "", "tls-hostname": "", "tls-authz": "" };
+  await client.execute("migrate-set-parameters", off, options);
+  for (const id of present) await client.execute("object-del", { id }, options);
+}

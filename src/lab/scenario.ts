@@ -100,7 +100,7 @@ export async function runLoss(
     throw new Error(`${ended.sent} bytes were sent, ${ended.received} came back`);
   }
   observer.step("the survivor's disk is read");
-  if (survivor === "b") await waitForCommit(lab);
+  if (survivor === "b") await waitForCommit(lab, "b");
   const verifiedBlocks = verifyBlocks(lab.host(survivor).disk, acknowledgedBlocks);
   return {
     loss,
@@ -129,8 +129,8 @@ export async function checkpointCounts(lab: Lab, letter: HostLetter = "a"): Prom
 }
 
 /** QEMU writes the new primary's overlays back into its disk file; until then the file alone is not the disk. */
-async function waitForCommit(lab: Lab): Promise<void> {
-  const qmp = await QmpClient.connect(lab.host("b").qmp!);
+export async function waitForCommit(lab: Lab, survivor: HostLetter): Promise<void> {
+  const qmp = await QmpClient.connect(lab.host(survivor).qmp);
   try {
     const deadline = performance.now() + RECOVERY_TIMEOUT_MS;
     while (!(await secondaryDisksCommitted(qmp, [LAB_NODES.active]))) {

@@ -11,6 +11,7 @@ import { debianGuestOptions } from "../../src/lab/debian_guest.ts";
 import { LabFaults, otherHost } from "../../src/lab/faults.ts";
 import { Lab } from "../../src/lab/lab.ts";
 import type { HostLetter } from "../../src/lab/network.ts";
+import { waitForCommit } from "../../src/lab/scenario.ts";
 import {
   CounterWorkload,
   causes,
@@ -158,6 +159,7 @@ describe("nginx, Redis and PostgreSQL", () => {
 
       // The survivor's own power goes too: what was acknowledged is on its disk, and the file system is whole.
       await lab.waitFor("alone", (all) => all[primary]?.phase === "alone", TAKEOVER_TIMEOUT_MS);
+      await waitForCommit(lab, primary);
       await faults.powerOff(primary);
       const disk = join(temporary, "disk.raw");
       copyFileSync(lab.host(primary).disk, disk);

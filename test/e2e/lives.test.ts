@@ -57,6 +57,13 @@ const goesOn = (connection: LabTraffic) => {
   return connection.until("the connection goes on", ({ received }) => received >= wanted, ROUND_TIMEOUT_MS);
 };
 
+async function checkpoints(lab: Lab, primary: HostLetter, count: number): Promise<void> {
+  const epochNow = async () => (await lab.agentStatus(primary))?.epoch ?? 0;
+  const wanted = (await epochNow()) + count;
+  const deadline = performance.now() + ROUND_TIMEOUT_MS;
+  while ((await epochNow()) < wanted && performance.now() < deadline) await Bun.sleep(50);
+}
+
 /** Reads blocks back, as soon as the guest listens. */
 async function blocksRead(lab: Lab, blocks: readonly number[]): Promise<number> {
   const deadline = performance.now() + ROUND_TIMEOUT_MS;
@@ -82,10 +89,13 @@ async function operate(lab: Lab, host: HostLetter, ...words: string[]) {
   return { said: out + complaint, status: await child.exited };
 }
 
-describe("a pair that is never helped", () => {
+describe.each(["ebpf", "qemu"] as const)("a pair with proxy %s that is never helped", (proxy) => {
   const directory = mkdtempSync(join(tmpdir(), "colo-lives-"));
   afterAll(() => rmSync(directory, { recursive: true, force: true }));
-  const lab = labUnderTest("lives", { secondDiskImage: emptyFileSystem(join(directory, "empty.raw")) });
+  const lab = labUnderTest("lives", {
+    secondDiskImage: emptyFileSystem(join(directory, "empty.raw")),
+    vmConfig: `proxy = "${proxy}"\n[vm.checkpoint]\nperiod_ms = 1000`,
+  });
 
   test(
     `${ROUNDS} losses, one connection, every block`,
@@ -107,6 +117,8 @@ describe("a pair that is never helped", () => {
         const begun = performance.now();
         using second = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 100_000 });
         await second.until("a second connection", ({ received }) => received > 10_000, ROUND_TIMEOUT_MS);
+        // What QEMU's rewriter knows of a connection does not outlive a second takeover (docs/proxies.md).
+        if (proxy === "qemu") await checkpoints(lab(), primary, 2);
         const [blocks, written] = [disk.last!.answers, files.last!.answers];
 
         await lab().kill(victim, what);

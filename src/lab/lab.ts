@@ -33,6 +33,9 @@ import {
   type LabNamespaces,
   removeNetwork,
   run,
+  SECOND_GUEST_IPV4,
+  SECOND_GUEST_MAC,
+  SECOND_TAP,
   TAP,
 } from "./network.ts";
 import { LAB_NODES, type LabMachine, labArguments, labDisk, labPaths, startLabQemu } from "./qemu.ts";
@@ -68,6 +71,8 @@ export interface LabOptions {
   memoryMib: number;
   /** Queues of the agents' VM's network card, and as many processors. Default 1. */
   queues?: number;
+  /** The lab's own guest has a second network card, with SECOND_GUEST_IPV4. */
+  secondCard?: boolean;
   /** "none": one unprotected VM without agents. */
   proxy: "agent" | "none";
   /** QEMUs that cannot do COLO, on both hosts: the VM is then left alone, and the lab is up when it runs. */
@@ -154,7 +159,7 @@ export class Lab {
     mkdirSync(directory, { recursive: true, mode: 0o700 });
     try {
       progress("network");
-      const namespaces = await createNetwork(options.name, options.queues);
+      const namespaces = await createNetwork(options.name, options);
       const host = (letter: HostLetter): HostState => {
         const own = join(directory, letter);
         const { qmpSpare: qmp, serial } = labPaths(own);
@@ -376,7 +381,12 @@ export class Lab {
     const { options, ownGuest, hosts } = this.state;
     const initrd = ownGuest ? guestInitrd() : options.initrd;
     const append = ownGuest
-      ? guestCommandLine({ ip4: `${GUEST_IPV4}/24`, ip6: `${GUEST_IPV6}/64` }, options.append ?? "")
+      ? guestCommandLine(
+          { ip4: `${GUEST_IPV4}/24`, ip6: `${GUEST_IPV6}/64` },
+          [options.secondCard ? `colo.second4=${SECOND_GUEST_IPV4}/24` : "", options.append ?? ""]
+            .join(" ")
+            .trim(),
+        )
       : options.append;
     return {
       directory: hosts[letter].directory,
@@ -491,7 +501,7 @@ ${options.vmConfig?.replaceAll("%h", letter) ?? ""}
 tap = "${TAP}"
 mac = "${GUEST_MAC}"
 queues = ${options.queues ?? 1}
-
+${options.secondCard ? `\n[[vm.nic]]\ntap = "${SECOND_TAP}"\nmac = "${SECOND_GUEST_MAC}"\ntunnel_id = 2\n` : ""}
 [[vm.disk]]
 path = "${disk}"
 quorum_node = "${LAB_NODES.quorum}"

@@ -14,6 +14,11 @@ export const CLIENT_IPV6 = "2001:2::1";
 export const GUEST_IPV6 = "2001:2::10";
 export const GUEST_MAC = "52:54:00:c0:10:0a";
 export const TAP = "tap0";
+/** Of a guest with a second card, on the same wire. */
+export const SECOND_CLIENT_IPV4 = "198.18.2.1";
+export const SECOND_GUEST_IPV4 = "198.18.2.10";
+export const SECOND_GUEST_MAC = "52:54:00:c0:10:0b";
+export const SECOND_TAP = "tap1";
 /** Room for the tunnel's 50 bytes, and fewer packets for disk and memory. */
 const REPLICATION_MTU = 9000;
 
@@ -71,7 +76,10 @@ async function disableIpv6(namespace: string): Promise<void> {
  *
  * @param queues of the VMs' taps
  */
-export async function createNetwork(lab: string, queues = 1): Promise<LabNamespaces> {
+export async function createNetwork(
+  lab: string,
+  { queues = 1, secondCard = false }: { queues?: number | undefined; secondCard?: boolean | undefined } = {},
+): Promise<LabNamespaces> {
   const names = namespacesOf(lab);
   try {
     for (const name of Object.values(names)) await run("ip", "netns", "add", name);
@@ -90,6 +98,7 @@ export async function createNetwork(lab: string, queues = 1): Promise<LabNamespa
     await inside(names.client, "sysctl", "-qw", ...dad);
     await ip(names.client, "address", "add", `${CLIENT_IPV4}/24`, "dev", "eth0");
     await ip(names.client, "address", "add", `${CLIENT_IPV6}/64`, "dev", "eth0", "nodad");
+    if (secondCard) await ip(names.client, "address", "add", `${SECOND_CLIENT_IPV4}/24`, "dev", "eth0");
     await ip(names.client, "link", "set", "eth0", "up");
 
     const mtu = ["mtu", String(REPLICATION_MTU)];
@@ -112,18 +121,11 @@ export async function createNetwork(lab: string, queues = 1): Promise<LabNamespa
       const name = names[host];
       await ip(name, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0");
       await ip(name, "link", "set", "uplink", "master", "br0", "up");
-      await ip(
-        name,
-        "tuntap",
-        "add",
-        "dev",
-        TAP,
-        "mode",
-        "tap",
-        "vnet_hdr",
-        ...(queues > 1 ? ["multi_queue"] : []),
-      );
-      await ip(name, "link", "set", TAP, "master", "br0", "up");
+      for (const tap of secondCard ? [TAP, SECOND_TAP] : [TAP]) {
+        const kind = ["mode", "tap", "vnet_hdr", ...(queues > 1 ? ["multi_queue"] : [])];
+        await ip(name, "tuntap", "add", "dev", tap, ...kind);
+        await ip(name, "link", "set", tap, "master", "br0", "up");
+      }
       await ip(name, "address", "add", `${HOST_ADDRESSES[host].lan}/24`, "dev", "br0");
       await ip(name, "link", "set", "br0", "up");
       await ip(name, "address", "add", `${HOST_ADDRESSES[host].replication}/24`, "dev", "repl");

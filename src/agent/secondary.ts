@@ -141,7 +141,8 @@ export class Secondary {
   watchOverlays(): string | undefined {
     const nowMs = performance.now();
     if (this.#unlisten.length === 0 || this.#overlays.length === 0) return undefined;
-    if (nowMs - this.#lookedMs < OVERLAY_LOOK_MS) return undefined;
+    // A checkpoint under way counts in the epoch already, and empties the overlays only when it is loaded.
+    if (this.#inCheckpoint || nowMs - this.#lookedMs < OVERLAY_LOOK_MS) return undefined;
     this.#lookedMs = nowMs;
     const { peer, config, log } = this.#machine;
     let verdict: OverlayVerdict;

@@ -611,7 +611,7 @@ export class VmAgent {
     if (phase === "standby") {
       this.#secondary.watchLosses();
       const reason = this.#secondary.watchOverlays();
-      if (reason !== undefined) this.#tell({ type: "disk_error", disk: "own", reason });
+      if (reason !== undefined) this.#tell({ type: "overlays_full", reason });
     }
     this.#qemuWatch.look(leaseFrom === "peer" ? "primary" : phase === "standby" ? "secondary" : undefined);
     const { uplink } = this.config;

@@ -161,6 +161,9 @@ function apply(step: Step, event: Event): void {
     case "disk_error":
       diskError(step, event);
       break;
+    case "overlays_full":
+      overlaysFull(step, event.reason);
+      break;
     case "uplink":
       s.ownUplink = event.up;
       handOverIfWorseOff(step);
@@ -467,6 +470,12 @@ function diskError(step: Step, event: Extract<Event, { type: "disk_error" }>): v
     return;
   }
   if (s.phase === "protected") handOver(step, event.reason);
+}
+
+/** `useless`, unless this replica may be the last copy: a takeover empties the overlays into the disks. */
+function overlaysFull(step: Step, reason: string): void {
+  const { s } = step;
+  if (s.phase === "standby" && s.claim === undefined && !s.givenUp) replicaUseless(step, reason);
 }
 
 /** `worse off`: the clients' network is gone here and not there. */

@@ -164,6 +164,8 @@ export type Event =
   | { type: "shutdown"; reason: string }
   | { type: "pair_broken"; reason: string }
   | { type: "disk_error"; disk: "own" | "replica"; reason: string }
+  /** A replica's overlays cannot take what the VM writes until the next checkpoint. */
+  | { type: "overlays_full"; reason: string }
   | { type: "uplink"; up: boolean }
   /** The administrator. */
   | { type: "fail_over_wanted"; reason: string }

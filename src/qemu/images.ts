@@ -6,7 +6,7 @@ import type { QemuSettings } from "./settings.ts";
 /** Replication copies in pieces of this size (block/backup.c), so a disk has to be made of whole ones. */
 const PIECE_BYTES = 64 << 10;
 /** An overlay directory with less than that is full, if nobody has said what is needed. */
-const OVERLAY_ROOM_BYTES = 64 << 20;
+export const OVERLAY_ROOM_BYTES = 64 << 20;
 
 const qemuImgOf = ({ imgCommand, environment }: QemuSettings) => ({ argv: imgCommand, environment });
 

@@ -387,6 +387,27 @@ const CASES: Case[] = [
     "stopped",
     ["block", "tell_peer replica_lost"],
   ],
+  [
+    "useless: its overlays are full",
+    standby,
+    { type: "overlays_full", reason: "" },
+    "stopped",
+    ["block", "tell_peer replica_lost"],
+  ],
+  [
+    "overlays full: not while it may be the last copy",
+    claiming,
+    { type: "overlays_full", reason: "" },
+    "standby",
+    [],
+  ],
+  [
+    "overlays full: not once the primary gave up",
+    { ...standby, givenUp: true },
+    { type: "overlays_full", reason: "" },
+    "standby",
+    [],
+  ],
   ["claim: waits for the lease", { ...claiming, lastAnswerMs: NOW - 1_199 }, round, "standby", []],
   ["claim: due", claiming, round, "standby", ["read_record"]],
   [

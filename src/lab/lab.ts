@@ -10,6 +10,7 @@ import { makeCertificates } from "../arbiter/certificates.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
 import { endQemu, findQemu } from "../qemu/instance.ts";
 import { endProcess, isAlive, type ProcessIdentity, startDetached } from "../qemu/process.ts";
+import type { QemuRole } from "../qemu/settings.ts";
 import {
   guestCommandLine,
   guestInitrd,
@@ -73,6 +74,8 @@ export interface LabOptions {
   queues?: number;
   /** The lab's own guest has a second network card, with SECOND_GUEST_IPV4. */
   secondCard?: boolean;
+  /** The agents attach to QEMUs that the lab starts; those that are lost are for startQemu(). */
+  attached?: boolean;
   /** "none": one unprotected VM without agents. */
   proxy: "agent" | "none";
   /** QEMUs that cannot do COLO, on both hosts: the VM is then left alone, and the lab is up when it runs. */
@@ -343,7 +346,7 @@ export class Lab {
     }
     if (state.options.proxy === "none") {
       progress("QEMU on host a");
-      await this.#startQemuAlone();
+      await this.startQemu("a", "primary");
       if (this.#guestSaysReady) await this.#waitForGuest(progress);
       return;
     }
@@ -363,6 +366,7 @@ export class Lab {
       progress(`agent on host ${letter}`);
       this.startAgent(letter);
       await this.#waitForAgent(letter);
+      if (state.options.attached) await this.startQemu(letter, letter === "a" ? "primary" : "secondary");
       if (letter === "a" && this.#guestSaysReady) await this.#waitForGuest(progress);
     }
     if (state.options.wrongQemu !== undefined) return;
@@ -400,19 +404,19 @@ export class Lab {
     };
   }
 
-  /** A VM without agents, on host a. */
-  async #startQemuAlone(): Promise<void> {
-    const { netns, disk } = this.state.hosts.a;
+  /** For a lab whose agents do not start QEMUs. */
+  async startQemu(letter: HostLetter, role: QemuRole): Promise<void> {
+    const { netns, disk } = this.state.hosts[letter];
     await startLabQemu({
-      ...this.#machine("a"),
-      role: "primary",
+      ...this.#machine(letter),
+      role,
       qemuArgv: qemuArgv(),
       qemuImgArgv: qemuImgArgv(),
       environment: qemuEnvironment(),
       disks: [labDisk(disk)],
       network: { tap: TAP, mac: GUEST_MAC },
       netns,
-      name: `${this.state.name}-a`,
+      name: `${this.state.name}-${letter}`,
     });
   }
 
@@ -466,6 +470,30 @@ export class Lab {
     const environment = `{ QEMU_MODULE_DIR = "${qemu.environment.QEMU_MODULE_DIR}" }`;
     const other = letter === "a" ? "b" : "a";
     const { lan, replication } = HOST_ADDRESSES[letter];
+    const managed = `[[vm.nic]]
+tap = "${TAP}"
+mac = "${GUEST_MAC}"
+queues = ${options.queues ?? 1}
+${options.secondCard ? `\n[[vm.nic]]\ntap = "${SECOND_TAP}"\nmac = "${SECOND_GUEST_MAC}"\ntunnel_id = 2\n` : ""}
+[[vm.disk]]
+path = "${disk}"
+quorum_node = "${LAB_NODES.quorum}"
+export_node = "${LAB_NODES.disk}"
+${options.secondDiskImage === undefined ? "" : `\n[[vm.disk]]\npath = "${secondDisk}"\n`}
+[vm.qemu]
+command = ${JSON.stringify(qemu.argv)}
+img_command = ${JSON.stringify(qemuImgArgv())}
+environment = ${environment}
+directory = "${directory}"
+arguments = ${JSON.stringify(labArguments(this.#machine(letter)))}
+`;
+    const attached = `[[vm.nic]]
+tap = "${TAP}"
+
+[[vm.disk]]
+quorum_node = "${LAB_NODES.quorum}"
+export_node = "${LAB_NODES.disk}"
+`;
     return `[agent]
 name = "${this.state.name}-${letter}"
 control = "${replication}:${CONTROL_PORT}"
@@ -494,26 +522,11 @@ ${options.tls === true ? `\n[tls]\ndirectory = "${this.#certificate(`${this.stat
 [[vm]]
 name = "${VM_NAME}"
 uplink = "uplink"
+${options.attached ? `qmp = "${labPaths(directory).qmp}"` : ""}
 initial_role = "${letter === "a" ? "primary" : "secondary"}"
 ${options.vmConfig?.replaceAll("%h", letter) ?? ""}
 
-[[vm.nic]]
-tap = "${TAP}"
-mac = "${GUEST_MAC}"
-queues = ${options.queues ?? 1}
-${options.secondCard ? `\n[[vm.nic]]\ntap = "${SECOND_TAP}"\nmac = "${SECOND_GUEST_MAC}"\ntunnel_id = 2\n` : ""}
-[[vm.disk]]
-path = "${disk}"
-quorum_node = "${LAB_NODES.quorum}"
-export_node = "${LAB_NODES.disk}"
-${options.secondDiskImage === undefined ? "" : `\n[[vm.disk]]\npath = "${secondDisk}"\n`}
-[vm.qemu]
-command = ${JSON.stringify(qemu.argv)}
-img_command = ${JSON.stringify(qemuImgArgv())}
-environment = ${environment}
-directory = "${directory}"
-arguments = ${JSON.stringify(labArguments(this.#machine(letter)))}
-`;
+${options.attached ? attached : managed}`;
   }
 }
 

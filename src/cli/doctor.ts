@@ -24,7 +24,10 @@ export function doctorCommand(): Command {
   return new Command("doctor")
     .description("say whether this machine can protect VMs, and what to do where it cannot (as root)")
     .option("-c, --config <file>", "also check what this configuration names, e.g. /etc/colo-agent.toml")
-    .option("--qemu <program>", "the qemu-system-x86_64 to try (default: the machine's own)")
+    .option(
+      "--qemu <program>",
+      "the qemu-system-x86_64 to try (default: that of the configuration's first [vm.qemu], else the machine's own)",
+    )
     .option("--json", "for machines")
     .option("--skip <group...>", "leave these groups out", group, [])
     .addHelpText(

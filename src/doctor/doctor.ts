@@ -49,7 +49,7 @@ export async function examine(options: DoctorOptions = {}): Promise<Result[]> {
   const context: DoctorContext = {
     config: options.config,
     objectPath: bpfObject,
-    qemu: () => findQemu(options.qemu),
+    qemu: () => findQemu(options.qemu, options.config),
     namespace: () => {
       namespace ??= ScratchNamespace.create();
       return namespace;

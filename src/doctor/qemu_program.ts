@@ -1,6 +1,7 @@
 /** Which QEMU the doctor tries, and small QEMUs of it. */
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
+import type { Config } from "../agent/config.ts";
 import { qemuArgv, qemuEnvironment, qemuImgArgv } from "../lab/assets.ts";
 
 const PROGRAM = "qemu-system-x86_64";
@@ -16,10 +17,20 @@ export interface DoctorQemu {
 }
 
 /**
- * The program that is named, else the machine's own, else the one that scripts/setup has unpacked.
- * Throws an Error if there is none.
+ * The program that is named, else that of the configuration's first VM whose QEMU the agent starts, else the machine's own, else
+ * the one that scripts/setup has unpacked. Throws an Error if there is none.
  */
-export function findQemu(named?: string): DoctorQemu {
+export function findQemu(named?: string, config?: Pick<Config, "vm">): DoctorQemu {
+  const vm = config?.vm.find(({ managed }) => managed !== undefined);
+  if (named === undefined && vm?.managed !== undefined) {
+    const { command, imgCommand, environment: added } = vm.managed;
+    return {
+      argv: command,
+      imgArgv: imgCommand,
+      environment: { ...environment(), ...added },
+      description: `that of VM ${vm.name}`,
+    };
+  }
   const path = named ?? Bun.which(PROGRAM) ?? undefined;
   if (path !== undefined) {
     if (!existsSync(path)) throw new Error(`there is no ${path}: give the path of ${PROGRAM} with --qemu`);

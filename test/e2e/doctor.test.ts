@@ -7,7 +7,7 @@ import { inNamespace, run } from "../../src/lab/network.ts";
 import { labUnderTest } from "./lab_under_test.ts";
 
 const MAIN = join(import.meta.dir, "../../src/cli/main.ts");
-const ASKED = ["link", "arbiter", "certificates", "storage", "vms"];
+const ASKED = ["qemu", "link", "arbiter", "certificates", "storage", "vms"];
 
 interface Result {
   group: string;
@@ -45,6 +45,12 @@ describe("a host of a pair", () => {
     expect(status).toBe(0);
     const found = (group: string, id: string) =>
       checks.find((one) => one.group === group && one.id === id)?.found;
+    expect(
+      checks
+        .filter(({ group }) => group === "qemu")
+        .map((one) => one.found)
+        .join("\n"),
+    ).toContain("that of VM vm1");
     expect(found("link", "mtu")).toContain("in one piece");
     expect(found("link", "quickack")).toContain("quickack 1");
     expect(found("link", "peer")).toContain("an agent answers");

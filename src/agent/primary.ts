@@ -5,6 +5,7 @@
 import type { ReportedDivergence } from "../divergence/recorder.ts";
 import {
   announceSelf,
+  clearProtection,
   connections,
   primaryFailover,
   secondaryFailover,
@@ -73,18 +74,20 @@ export class Primary {
     const { qmp, config, proxy, divergences, log } = this.#machine;
     const released = await proxy.passAlone();
     divergences.ended("released: the VM runs alone");
-    if (!MIGRATION_ENDED.has((await migrationStatus(qmp)).status)) {
-      try {
-        if ((await coloMode(qmp)) === "secondary") {
-          // A takeover was recorded, and the agent died before it was carried out.
-          await secondaryFailover(qmp, { disks: config.disk.length > 0 });
-          await announceSelf(qmp);
-        } else {
-          await primaryFailover(qmp, { disks: disksOf(config) });
-        }
-      } catch (error) {
-        log.error("QEMU did not leave COLO cleanly", { error });
+    try {
+      if (MIGRATION_ENDED.has((await migrationStatus(qmp)).status)) {
+        const leftovers = await clearProtection(qmp, disksOf(config));
+        if (leftovers.length > 0)
+          log.error("something of a protection that ended is left in QEMU", { leftovers });
+      } else if ((await coloMode(qmp)) === "secondary") {
+        // A takeover was recorded, and the agent died before it was carried out.
+        await secondaryFailover(qmp, { disks: config.disk.length > 0 });
+        await announceSelf(qmp);
+      } else {
+        await primaryFailover(qmp, { disks: disksOf(config) });
       }
+    } catch (error) {
+      log.error("QEMU did not leave COLO cleanly", { error });
     }
     log.info("the VM runs alone", { released });
   }

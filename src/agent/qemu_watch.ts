@@ -4,7 +4,7 @@
  */
 import type { Event } from "../failover/state.ts";
 import type { QmpClient } from "../qmp/client.ts";
-import type { VmConfig } from "./config.ts";
+import { nodesOf, type VmConfig } from "./config.ts";
 
 /** A question stays open until it is answered or the connection closes; how long it has been open is what counts. */
 const NO_LIMIT_MS = 2 ** 31 - 1;
@@ -55,11 +55,12 @@ export class QemuWatch {
         reason: `QEMU reports an error of the disk (${String(event.data["node-name"] ?? event.data.device)}: ${String(event.data.reason)})`,
       }),
     );
+    const replicas = new Set(config.disk.map((disk) => nodesOf(disk).replication));
     qmp.on("QUORUM_REPORT_BAD", (event) => {
       const node = String(event.data["node-name"]);
       tell({
         type: "disk_error",
-        disk: node.startsWith("colo-") ? "replica" : "own",
+        disk: replicas.has(node) ? "replica" : "own",
         reason: `the quorum reports an error of ${node}: ${String(event.data.error ?? "its data differs")}`,
       });
     });

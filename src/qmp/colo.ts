@@ -14,6 +14,7 @@ export {
   type VersionVerdict,
 } from "./check.ts";
 export {
+  clearProtection,
   connections,
   type PrimaryFailover,
   type Protection,

@@ -269,6 +269,24 @@ export async function primaryFailover(
   }
 }
 
+/**
+ * Takes away what an agent that died while it protected a VM has left in a QEMU that runs no migration (any more): copies,
+ * connections, nodes, capabilities. The VM itself is not touched, and what is not there is passed over.
+ * @returns sentences on what could not be removed
+ * @throws QmpError if QEMU does not answer, or a replication cannot be detached
+ */
+export async function clearProtection(
+  client: QmpClient,
+  disks: readonly PrimaryDisk[],
+  timeoutMs = 5_000,
+): Promise<string[]> {
+  await yank(client, connections(disks));
+  for (const disk of disks) await detachReplication(client, disk, timeoutMs);
+  const leftovers = await removeDiskNodes(client, disks, timeoutMs);
+  await resetCapabilities(client).catch((error) => leftovers.push(messageOf(error)));
+  return leftovers;
+}
+
 /** All connections to the secondary. */
 export function connections(disks: readonly Pick<PrimaryDisk, "nbdNode">[]): YankInstance[] {
   return [

@@ -1,9 +1,19 @@
 /** A QEMU that hangs keeps its socket open and says nothing: only asking tells. */
 import { afterAll, afterEach, expect, test } from "bun:test";
 import type { VmConfig } from "../../src/agent/config.ts";
+import { disksOf } from "../../src/agent/machine.ts";
 import { QemuWatch } from "../../src/agent/qemu_watch.ts";
 import type { Event } from "../../src/failover/state.ts";
-import { removeTestDirectory, type Side, startSide } from "../qmp/pair.ts";
+import { primaryFailover, startProtection } from "../../src/qmp/colo.ts";
+import {
+  freePorts,
+  prepare,
+  primaryDisk,
+  removeTestDirectory,
+  SECONDARY_HOST,
+  type Side,
+  startSide,
+} from "../qmp/pair.ts";
 
 let side: Side;
 
@@ -11,6 +21,10 @@ afterEach(() => side.kill());
 afterAll(removeTestDirectory);
 
 const LOOK_MS = 50;
+const CONFIG = {
+  qemu_timeout_ms: 500,
+  disk: [{ name: "disk0", quorum_node: "colo-disk0", export_node: "disk0" }],
+} as unknown as VmConfig;
 
 /** Looks until something is told; undefined after `rounds` of silence. */
 async function watch(role: "primary" | "secondary", rounds: number, told: Event[], watched: QemuWatch) {
@@ -26,7 +40,7 @@ test.each(["primary", "secondary"] as const)(
   async (role) => {
     side = await startSide("primary", { guest: "bios", disks: [] });
     const told: Event[] = [];
-    const config = { qemu_timeout_ms: 500 } as VmConfig;
+    const config = CONFIG;
     const watched = new QemuWatch(side.client, config, (event) => told.push(event));
     expect(await watch(role, 40, told, watched)).toBeUndefined();
     side.hang();
@@ -41,9 +55,63 @@ test.each(["primary", "secondary"] as const)(
 test("an orderly end is told before the connection closes", async () => {
   side = await startSide("primary", { guest: "bios", disks: [] });
   const told: Event[] = [];
-  new QemuWatch(side.client, { qemu_timeout_ms: 500 } as VmConfig, (event) => told.push(event));
+  new QemuWatch(side.client, CONFIG, (event) => told.push(event));
   const shutdown = side.client.waitFor("SHUTDOWN", () => true, 10_000);
   await side.client.execute("quit").catch(() => undefined);
   await shutdown;
   expect(told).toEqual([{ type: "shutdown", reason: "the VM was shut down (host-qmp-quit)" }]);
+});
+
+/** Waits for the first event; the test's own limit ends it. */
+async function first(told: readonly Event[]): Promise<Event> {
+  while (told.length === 0) await Bun.sleep(20);
+  return told[0]!;
+}
+
+// Its nodes have names that begin as those of a replica do.
+test("a disk of the VM that fails is told as its own", async () => {
+  const fault = { event: "none", iotype: "write", errno: 5 };
+  const graph = [
+    { driver: "null-co", "node-name": "medium", size: 16 << 20 },
+    { driver: "blkdebug", "node-name": "colo-base", image: "medium", "inject-error": [fault] },
+    { driver: "quorum", "node-name": "colo-faulty", children: ["colo-base"], "vote-threshold": 1 },
+  ];
+  side = await startSide("primary", {
+    guest: "bios_writer",
+    extraArguments: [
+      ...graph.flatMap((node) => ["-blockdev", JSON.stringify(node)]),
+      ...["-device", "virtio-blk-pci,drive=colo-faulty,werror=stop"],
+    ],
+  });
+  const told: Event[] = [];
+  new QemuWatch(side.client, CONFIG, (event) => told.push(event));
+  expect(await first(told)).toMatchObject({ type: "disk_error", disk: "own" });
+  expect(told.filter((event) => event.type === "disk_error" && event.disk === "replica")).toEqual([]);
+});
+
+test("a replica's disk that fails is told as the replica's, and the VM runs on", async () => {
+  const options = { guest: "bios_writer" } as const;
+  side = await startSide("primary", options);
+  const secondary = await startSide("secondary", options);
+  try {
+    await side.untilWrites(2);
+    const ports = await freePorts();
+    await prepare(secondary, ports);
+    const names = disksOf(CONFIG)[0]!;
+    const disk = { ...primaryDisk(ports), replicationNode: names.replicationNode, nbdNode: names.nbdNode };
+    await startProtection(side.client, {
+      disks: [disk],
+      migrateHost: SECONDARY_HOST,
+      migratePort: ports.migrate,
+    });
+    const told: Event[] = [];
+    new QemuWatch(side.client, CONFIG, (event) => told.push(event));
+    await secondary.kill();
+    expect(await first(told)).toMatchObject({ type: "disk_error", disk: "replica" });
+    await primaryFailover(side.client, { disks: [disk] });
+    await side.untilWrites(3);
+    expect(told.filter((event) => event.type === "disk_error" && event.disk === "own")).toEqual([]);
+  } finally {
+    await secondary.kill();
+  }
 });

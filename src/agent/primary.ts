@@ -118,8 +118,8 @@ export class Primary {
       const epoch = this.#epoch + 1;
       const disks = disksWithExports(config, addresses.nbd);
       const replicaOf = addresses.nbd?.replicaOf;
-      for (const disk of replicaOf === undefined ? [] : disks) {
-        disk.bitmap = await coveringBitmap(qmp, disk.quorumNode, replicaOf!);
+      if (replicaOf !== undefined) {
+        for (const disk of disks) disk.bitmap = await coveringBitmap(qmp, disk.quorumNode, replicaOf);
       }
       const names = config.disk.map((disk) => [nodesOf(disk).quorum, disk.name] as const);
       const progress = new ResyncProgress(new Map(names));

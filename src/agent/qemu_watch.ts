@@ -34,7 +34,11 @@ export class QemuWatch {
   readonly #timeoutMs: number;
   readonly #tell: (event: Event) => void;
 
-  constructor(qmp: QmpClient, config: VmConfig, tell: (event: Event) => void) {
+  constructor(
+    qmp: QmpClient,
+    config: Pick<VmConfig, "qemu_timeout_ms" | "disk">,
+    tell: (event: Event) => void,
+  ) {
     this.#timeoutMs = config.qemu_timeout_ms;
     this.#tell = tell;
     this.#main = new Question(() => qmp.execute("query-status", undefined, { timeoutMs: NO_LIMIT_MS }));

@@ -127,14 +127,12 @@ export class Secondary {
 
   watchLosses(): void {
     if (this.#unlisten.length === 0) return;
-    const { proxy, peer, config, log } = this.#machine;
+    const { proxy } = this.#machine;
     const lost = proxy.lostFrames("secondary");
     if (lost === this.#lostFrames) return;
     const reason = `${lost - this.#lostFrames} frames were lost on the secondary's host`;
     this.#lostFrames = lost;
-    peer
-      .ask("checkpoint_wanted", { vm: config.name, reason }, TELL_TIMEOUT_MS)
-      .catch((error) => log.warn("could not ask for a checkpoint", { error }));
+    this.#askForCheckpoint(reason);
   }
 
   /** Looks at the overlays. Returns why the replica has to be given up, if it has. */
@@ -144,23 +142,25 @@ export class Secondary {
     // A checkpoint under way counts in the epoch already, and empties the overlays only when it is loaded.
     if (this.#inCheckpoint || nowMs - this.#lookedMs < OVERLAY_LOOK_MS) return undefined;
     this.#lookedMs = nowMs;
-    const { peer, config, log } = this.#machine;
     let verdict: OverlayVerdict;
     try {
       const reading = readOverlays(this.#overlays);
       this.#overlayBytes = reading.usedBytes;
       verdict = this.#overlayWatch.judge(reading, this.#epoch, nowMs);
     } catch (error) {
-      log.warn("the overlays could not be looked at", { error });
+      this.#machine.log.warn("the overlays could not be looked at", { error });
       return undefined;
     }
     if (verdict.want === "give_up") return verdict.reason;
-    if (verdict.want === "checkpoint") {
-      peer
-        .ask("checkpoint_wanted", { vm: config.name, reason: verdict.reason }, TELL_TIMEOUT_MS)
-        .catch((error) => log.warn("could not ask for a checkpoint", { error }));
-    }
+    if (verdict.want === "checkpoint") this.#askForCheckpoint(verdict.reason);
     return undefined;
+  }
+
+  #askForCheckpoint(reason: string): void {
+    const { peer, config, log } = this.#machine;
+    peer
+      .ask("checkpoint_wanted", { vm: config.name, reason }, TELL_TIMEOUT_MS)
+      .catch((error) => log.warn("could not ask for a checkpoint", { error }));
   }
 
   #onStop(): void {

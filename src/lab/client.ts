@@ -268,25 +268,20 @@ function random(traffic: Traffic): Promise<void> {
   );
 }
 
-/** Port 7005: numbered blocks, each written through to the disk before it is acknowledged. */
-function disk(traffic: Traffic): Promise<void> {
-  return requests(
+/** Numbered things that the guest acknowledges when they are on the medium. */
+const numbered = (port: number, word: string, thing: string) => (traffic: Traffic) =>
+  requests(
     traffic,
-    7005,
-    (index) => `WRITE ${index}`,
-    (index, line) => (line === `ACK ${index}` ? undefined : `block ${index} was answered: ${line}`),
+    port,
+    (index) => `${word} ${index}`,
+    (index, line) => (line === `ACK ${index}` ? undefined : `${thing} ${index} was answered: ${line}`),
   );
-}
 
-/** Port 7008: numbered files, each on the medium under its name before it is acknowledged. */
-function files(traffic: Traffic): Promise<void> {
-  return requests(
-    traffic,
-    7008,
-    (index) => `PUT ${index}`,
-    (index, line) => (line === `ACK ${index}` ? undefined : `file ${index} was answered: ${line}`),
-  );
-}
+/** Port 7005: blocks of the disk. */
+const disk = numbered(7005, "WRITE", "block");
+
+/** Port 7008: files, each under its final name. */
+const files = numbered(7008, "PUT", "file");
 
 /** Port 7005: reads the blocks of the options past the guest's cache and compares them with what `disk` writes there; ends by itself. */
 async function blocks(traffic: Traffic): Promise<void> {

@@ -1,24 +1,39 @@
 /** Disk images and a secondary's overlays over them, by qemu-img. */
-import { existsSync, mkdirSync, rmSync, statfsSync } from "node:fs";
-import { createOverlays as create, type Disk, overlayPaths, virtualBytes } from "../storage/disk_graph.ts";
+import { existsSync, mkdirSync, rmSync, statSync } from "node:fs";
+import { type Disk, overlayPaths } from "../storage/disk_graph.ts";
+import { freeBytes } from "../storage/room.ts";
 import type { QemuSettings } from "./settings.ts";
 
 /** Replication copies in pieces of this size (block/backup.c), so a disk has to be made of whole ones. */
 const PIECE_BYTES = 64 << 10;
 /** An overlay directory with less than that is full, if nobody has said what is needed. */
-export const OVERLAY_ROOM_BYTES = 64 << 20;
+const OVERLAY_ROOM_BYTES = 64 << 20;
 
-const qemuImgOf = ({ imgCommand, environment }: QemuSettings) => ({ argv: imgCommand, environment });
-
-/** Runs qemu-img. Throws an Error with its complaint. */
-async function qemuImg({ imgCommand, environment }: QemuSettings, ...words: string[]): Promise<void> {
+/** Runs qemu-img and returns its output. Throws an Error with its complaint. */
+async function qemuImg({ imgCommand, environment }: QemuSettings, ...words: string[]): Promise<string> {
   const command = [...imgCommand, ...words];
   const child = Bun.spawn(command, {
-    stdio: ["ignore", "ignore", "pipe"],
+    stdio: ["ignore", "pipe", "pipe"],
     env: { ...process.env, ...environment },
   });
-  const complaint = await new Response(child.stderr).text();
+  const [output, complaint] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+  ]);
   if ((await child.exited) !== 0) throw new Error(`${command.join(" ")} failed: ${complaint.trim()}`);
+  return output;
+}
+
+/** The disk's length as the VM sees it. The image must not be in use by a QEMU that writes it. */
+async function virtualBytes(settings: QemuSettings, { path, format }: Disk): Promise<number> {
+  if (format === "raw" && statSync(path).isFile()) return statSync(path).size;
+  const info = await qemuImg(settings, "info", "-f", format, "--output=json", path);
+  return (JSON.parse(info) as { "virtual-size": number })["virtual-size"];
+}
+
+/** So much room has to be there for a secondary's overlays. */
+export function overlayRoomBytes({ overlayBytes }: Pick<QemuSettings, "overlayBytes">): number {
+  return overlayBytes || OVERLAY_ROOM_BYTES;
 }
 
 /**
@@ -31,7 +46,7 @@ export async function diskBytes(settings: QemuSettings, disk: Disk): Promise<num
       `disk ${disk.name}: there is no image ${disk.path}; make one of the same size as on the other host (qemu-img create -f ${disk.format} ${disk.path} SIZE)`,
     );
   }
-  const bytes = await virtualBytes(disk, qemuImgOf(settings));
+  const bytes = await virtualBytes(settings, disk);
   if (bytes === 0 || bytes % PIECE_BYTES !== 0) {
     throw new Error(
       `disk ${disk.name}: ${disk.path} has ${bytes} bytes; replication needs a multiple of ${PIECE_BYTES} (qemu-img resize, on both hosts)`,
@@ -44,17 +59,20 @@ export async function diskBytes(settings: QemuSettings, disk: Disk): Promise<num
 export async function createOverlays(settings: QemuSettings): Promise<void> {
   mkdirSync(settings.overlayDirectory, { recursive: true });
   removeOverlays(settings);
-  const { bavail, bsize } = statfsSync(settings.overlayDirectory);
-  const room = bavail * bsize;
-  const needed = settings.overlayBytes || OVERLAY_ROOM_BYTES;
+  const room = freeBytes(settings.overlayDirectory);
+  const needed = overlayRoomBytes(settings);
   if (settings.disks.length > 0 && room < needed) {
     const mib = (bytes: number) => Math.floor(bytes / 2 ** 20);
     throw new Error(
       `${settings.overlayDirectory} has ${mib(room)} of the ${mib(needed)} MiB left that overlays need; a secondary's overlays need room for what the VM writes between two checkpoints, twice`,
     );
   }
-  for (const disk of settings.disks) await diskBytes(settings, disk);
-  await create(settings.disks, settings.overlayDirectory, qemuImgOf(settings));
+  // All lengths in a disk's graph have to be equal.
+  for (const disk of settings.disks) {
+    const bytes = await diskBytes(settings, disk);
+    for (const path of Object.values(overlayPaths(settings.overlayDirectory, disk)))
+      await qemuImg(settings, "create", "-q", "-f", "qcow2", path, String(bytes));
+  }
 }
 
 /** Removes overlays whose content is of no use, or is in the disk. */

@@ -9,7 +9,6 @@
  * The secondary exports its base over NBD. After it has taken over, the active overlay is committed into the base, so the VM's
  * disk is the image in both roles.
  */
-import { rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 
 /** Models of disks that are known to work, by the name in the configuration. */
@@ -102,49 +101,4 @@ function blockNodesOf(role: "primary" | "secondary", disk: Disk, overlayDirector
     "read-pattern": "fifo",
   });
   return blockdevs;
-}
-
-/** How qemu-img is started. */
-export interface QemuImg {
-  argv: readonly string[];
-  environment?: Readonly<Record<string, string>> | undefined;
-}
-
-/** Makes the secondary's overlays of all disks afresh; all lengths in a disk's graph have to be equal. */
-export async function createOverlays(
-  disks: readonly Disk[],
-  directory: string,
-  qemuImg: QemuImg,
-): Promise<void> {
-  for (const disk of disks) {
-    const bytes = await virtualBytes(disk, qemuImg);
-    for (const path of Object.values(overlayPaths(directory, disk))) {
-      rmSync(path, { force: true });
-      await run(qemuImg, ["create", "-q", "-f", "qcow2", path, String(bytes)]);
-    }
-  }
-}
-
-/** The disk's length as the VM sees it. The image must not be in use by a QEMU that writes it. */
-export async function virtualBytes(
-  { path, format }: Pick<Disk, "path" | "format">,
-  qemuImg: QemuImg,
-): Promise<number> {
-  if (format === "raw" && statSync(path).isFile()) return statSync(path).size;
-  const info = await run(qemuImg, ["info", "-f", format, "--output=json", path]);
-  return (JSON.parse(info) as { "virtual-size": number })["virtual-size"];
-}
-
-async function run({ argv, environment }: QemuImg, words: readonly string[]): Promise<string> {
-  const command = [...argv, ...words];
-  const child = Bun.spawn(command, {
-    stdio: ["ignore", "pipe", "pipe"],
-    env: { ...process.env, ...environment },
-  });
-  const [output, message] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-  ]);
-  if ((await child.exited) !== 0) throw new Error(`${command.join(" ")} failed: ${message.trim()}`);
-  return output;
 }

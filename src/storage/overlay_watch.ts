@@ -2,9 +2,10 @@
  * A replica's overlays grow with what both VMs write between two checkpoints, and a checkpoint empties them. One that runs full
  * costs a checkpoint, and if that does not help, the replica; never the VM.
  */
-import { statfsSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { dirname } from "node:path";
 import type { QmpClient } from "../qmp/client.ts";
+import { freeBytes as freeBytesAt } from "./room.ts";
 
 export interface OverlayLimits {
   /** Overlays of all disks may take so much; 0: what the file system has. */
@@ -88,8 +89,7 @@ export function readOverlays(files: readonly string[]): OverlayReading {
   let freeBytes = Number.POSITIVE_INFINITY;
   for (const file of files) {
     usedBytes += statSync(file).blocks * 512;
-    const { bavail, bsize } = statfsSync(dirname(file));
-    freeBytes = Math.min(freeBytes, bavail * bsize);
+    freeBytes = Math.min(freeBytes, freeBytesAt(dirname(file)));
   }
   return { usedBytes, freeBytes };
 }

@@ -1,6 +1,8 @@
 /** A lab of the tests' own: a name of its own, taken down before (what a crash left behind) and after. */
 import { afterAll, beforeAll } from "bun:test";
+import { join } from "node:path";
 import { Lab, type LabOptions } from "../../src/lab/lab.ts";
+import type { HostLetter } from "../../src/lab/network.ts";
 
 const LAB_TIMEOUT_MS = 240_000;
 
@@ -18,6 +20,25 @@ export function labUnderTest(name: string, options: Partial<LabOptions> = {}): (
     if (lab === undefined) throw new Error("the lab is not up");
     return lab;
   };
+}
+
+const MAIN = join(import.meta.dir, "../../src/cli/main.ts");
+
+/** Runs a command of an administrator on a host. */
+export async function operate(
+  lab: Lab,
+  host: HostLetter,
+  ...words: string[]
+): Promise<{ out: string; error: string; exitCode: number }> {
+  const child = Bun.spawn([process.execPath, MAIN, ...words, "--socket", lab.agentSocket(host)], {
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [out, error] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+  ]);
+  return { out, error, exitCode: await child.exited };
 }
 
 /** Values of a Prometheus text by "name{labels}". */

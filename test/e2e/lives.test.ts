@@ -13,14 +13,13 @@ import { GUEST_IPV4, type HostLetter } from "../../src/lab/network.ts";
 import { verifyBlocks } from "../../src/lab/scenario.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { emptyFileSystem, verifyFileSystem } from "./file_system.ts";
-import { labUnderTest } from "./lab_under_test.ts";
+import { labUnderTest, operate } from "./lab_under_test.ts";
 
 const ROUNDS = Number(process.env.COLO_LIFE_ROUNDS ?? 10);
 const ROUND_TIMEOUT_MS = 90_000;
 const BYTES_PER_SECOND = 300_000;
 /** As much again after a loss means that the connection goes on. */
 const FLOW_BYTES = 60_000;
-const MAIN = join(import.meta.dir, "../../src/cli/main.ts");
 
 const LOSSES = [
   { whose: "primary", what: "both" },
@@ -77,16 +76,6 @@ async function blocksRead(lab: Lab, blocks: readonly number[]): Promise<number> 
     }
     await Bun.sleep(200);
   }
-}
-
-async function operate(lab: Lab, host: HostLetter, ...words: string[]) {
-  const command = [process.execPath, MAIN, ...words, "--socket", lab.agentSocket(host)];
-  const child = Bun.spawn(command, { stdout: "pipe", stderr: "pipe" });
-  const [out, complaint] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-  ]);
-  return { said: out + complaint, status: await child.exited };
 }
 
 describe.each(["ebpf", "qemu"] as const)("a pair with proxy %s that is never helped", (proxy) => {
@@ -151,8 +140,8 @@ describe.each(["ebpf", "qemu"] as const)("a pair with proxy %s that is never hel
 
       // The guest has nothing that listens to its power button.
       expect(await operate(lab(), primary, "stop", "vm1", "--timeout", "1")).toMatchObject({
-        status: 0,
-        said: expect.stringContaining("keeps the VM off"),
+        exitCode: 0,
+        out: expect.stringContaining("keeps the VM off"),
       });
       const other = otherHost(primary);
       await lab().waitFor("the other one waits", (s) => s[other]?.phase === "waiting", ROUND_TIMEOUT_MS);
@@ -171,7 +160,7 @@ describe.each(["ebpf", "qemu"] as const)("a pair with proxy %s that is never hel
         expect(compare.stdout.toString()).toContain("identical");
       }
 
-      expect((await operate(lab(), primary, "start", "vm1")).status).toBe(0);
+      expect((await operate(lab(), primary, "start", "vm1")).exitCode).toBe(0);
       const again = await protectedPair(lab(), generation);
       expect(again.primary).toBe(primary);
       // Booted from its disks, with all that was on them.

@@ -1,26 +1,11 @@
 /** What an administrator asks of a running pair: hand-over, end and return of protection, state in words. */
 import { describe, expect, test } from "bun:test";
-import { join } from "node:path";
 import { GUEST_IPV4, inNamespace } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
-import { labUnderTest, total } from "./lab_under_test.ts";
-
-const MAIN = join(import.meta.dir, "../../src/cli/main.ts");
+import { labUnderTest, operate, total } from "./lab_under_test.ts";
 
 describe("operations", () => {
   const lab = labUnderTest("operations");
-
-  async function operate(host: "a" | "b", ...words: string[]) {
-    const child = Bun.spawn([process.execPath, MAIN, ...words, "--socket", lab().agentSocket(host)], {
-      stdout: "pipe",
-      stderr: "pipe",
-    });
-    const [out, error] = await Promise.all([
-      new Response(child.stdout).text(),
-      new Response(child.stderr).text(),
-    ]);
-    return { out, error, exitCode: await child.exited };
-  }
 
   const words = async (host: "a" | "b") => (await lab().agentStatus(host))!.words;
 
@@ -28,12 +13,12 @@ describe("operations", () => {
     using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
     using datagrams = new LabTraffic(lab(), "udp", { host: GUEST_IPV4, pauseMs: 10 });
     await connection.until("traffic", (report) => report.received > 100_000, 30_000);
-    const refused = await operate("b", "failover", "vm1");
+    const refused = await operate(lab(), "b", "failover", "vm1");
     expect(refused).toMatchObject({ exitCode: 1 });
     expect(refused.error).toContain('this host says "standby"');
     expect((await words("a")).ifThisHostDies).toContain("would take over");
 
-    const { out, exitCode } = await operate("a", "failover", "vm1");
+    const { out, exitCode } = await operate(lab(), "a", "failover", "vm1");
     expect({ out, exitCode }).toMatchObject({
       exitCode: 0,
       out: expect.stringContaining("handing the VM over"),
@@ -51,14 +36,14 @@ describe("operations", () => {
   test("protection ends and returns as asked", async () => {
     using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
     await connection.until("traffic", (report) => report.received > 50_000, 30_000);
-    expect((await operate("b", "unprotect", "vm1")).exitCode).toBe(0);
+    expect((await operate(lab(), "b", "unprotect", "vm1")).exitCode).toBe(0);
     await lab().waitFor("both know", ({ a, b }) => a?.phase === "waiting" && b?.phase === "alone", 30_000);
     expect((await words("b")).now).toContain("until `colo-agent protect`");
     const { received } = connection.last!;
     await connection.until("traffic", (report) => report.received > received + 200_000, 30_000);
     // It would have been protected by now, several times over.
     expect((await lab().agentStatus("b"))!.phase).toBe("alone");
-    expect((await operate("b", "protect", "vm1")).exitCode).toBe(0);
+    expect((await operate(lab(), "b", "protect", "vm1")).exitCode).toBe(0);
     await lab().waitFor("b is protected", ({ b }) => b?.protected === true, 60_000);
     const ended = await connection.finish();
     expect(ended.received).toBe(ended.sent);

@@ -11,17 +11,16 @@ import { GUEST_IPV4, type HostLetter, inNamespace } from "../../src/lab/network.
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
 import { run } from "../bpf/network.ts";
-import { labUnderTest, total } from "./lab_under_test.ts";
+import { labUnderTest, operate, total } from "./lab_under_test.ts";
 
 const TIMEOUT_MS = 60_000;
 const SLOW = 4 << 20;
 const DISK_BYTES = 64 << 20;
-const MAIN = join(import.meta.dir, "../../src/cli/main.ts");
 
-function command(lab: Lab, host: HostLetter, ...words: string[]): string {
-  const child = Bun.spawnSync([process.execPath, MAIN, ...words, "--socket", lab.agentSocket(host)]);
-  if (child.exitCode !== 0) throw new Error(`${words.join(" ")}: ${child.stderr}`);
-  return child.stdout.toString();
+async function command(lab: Lab, host: HostLetter, ...words: string[]): Promise<string> {
+  const { out, error, exitCode } = await operate(lab, host, ...words);
+  if (exitCode !== 0) throw new Error(`${words.join(" ")}: ${error}`);
+  return out;
 }
 
 /** All that a copy could leave behind in a host's QEMU, kernel and folders. */
@@ -103,15 +102,15 @@ describe("the copy of the disks to a replica", () => {
       using disk = new LabTraffic(lab(), "disk", { host: GUEST_IPV4, pauseMs: 20 });
       await disk.until("blocks", ({ answers }) => answers > 10, TIMEOUT_MS);
       // As it is when a VM has been protected and is so no more.
-      command(lab(), "a", "unprotect", "vm1");
+      await command(lab(), "a", "unprotect", "vm1");
       await untilBothWait();
       const before = { a: await belongings(lab(), "a"), b: await belongings(lab(), "b") };
       const after = async () => ({ a: await belongings(lab(), "a"), b: await belongings(lab(), "b") });
 
       // Ended by command in the middle.
       forget(lab(), "b");
-      command(lab(), "a", "tune", "vm1", "--resync-bytes-per-second", String(SLOW));
-      command(lab(), "a", "protect", "vm1");
+      await command(lab(), "a", "tune", "vm1", "--resync-bytes-per-second", String(SLOW));
+      await command(lab(), "a", "protect", "vm1");
       const first = await untilCopying();
       expect(first.disks.map(({ disk, follows }) => ({ disk, follows }))).toEqual([
         { disk: "disk0", follows: false },
@@ -126,28 +125,28 @@ describe("the copy of the disks to a replica", () => {
         TIMEOUT_MS,
       );
       expect((await lab().agentStatus("a"))!.resync!.copiedBytes).toBeLessThan(DISK_BYTES);
-      command(lab(), "a", "unprotect", "vm1");
+      await command(lab(), "a", "unprotect", "vm1");
       await untilBothWait();
       expect((await lab().agentStatus("a"))!.resync).toBeUndefined();
       expect(await after()).toEqual(before);
 
       // The other host is lost in the middle.
-      command(lab(), "a", "protect", "vm1");
+      await command(lab(), "a", "protect", "vm1");
       await untilCopying();
       await lab().kill("b", "both");
       await lab().waitFor("a runs it alone", ({ a }) => a?.phase === "alone", TIMEOUT_MS);
-      command(lab(), "a", "unprotect", "vm1");
+      await command(lab(), "a", "unprotect", "vm1");
       await lab().bringBack("b");
       await untilBothWait();
       expect(await after()).toEqual(before);
 
       // The primary's own agent is lost in the middle; its successor tidies up and, since the limit has gone with it, copies.
-      command(lab(), "a", "protect", "vm1");
+      await command(lab(), "a", "protect", "vm1");
       await untilCopying();
       await lab().kill("a", "agent");
       await lab().bringBack("a");
       await untilProtected();
-      command(lab(), "a", "unprotect", "vm1");
+      await command(lab(), "a", "unprotect", "vm1");
       await untilBothWait();
       expect(await after()).toEqual(before);
       await connection.finish();
@@ -160,7 +159,7 @@ describe("the copy of the disks to a replica", () => {
     "a replica that comes back gets only what has changed",
     async () => {
       using disk = new LabTraffic(lab(), "disk", { host: GUEST_IPV4, pauseMs: 20 });
-      command(lab(), "a", "protect", "vm1");
+      await command(lab(), "a", "protect", "vm1");
       await untilProtected();
       await disk.until("blocks", ({ answers }) => answers > 20, TIMEOUT_MS);
       await lab().kill("b", "both");
@@ -184,12 +183,12 @@ describe("the copy of the disks to a replica", () => {
     async () => {
       const count = async () => total(await lab().metrics("a"), "colo_checkpoints_total", 'cause="periodic"');
       const before = await count();
-      command(lab(), "a", "tune", "vm1", "--period-ms", "200");
+      await command(lab(), "a", "tune", "vm1", "--period-ms", "200");
       const deadline = performance.now() + TIMEOUT_MS;
       while ((await count()) < before + 3 && performance.now() < deadline) await Bun.sleep(100);
       expect(await count()).toBeGreaterThanOrEqual(before + 3);
       expect((await lab().agentStatus("a"))!.tuning.periodMs).toBe(200);
-      expect(() => command(lab(), "a", "tune", "vm1", "--period-ms", "1")).toThrow(/from 100 to/);
+      await expect(command(lab(), "a", "tune", "vm1", "--period-ms", "1")).rejects.toThrow(/from 100 to/);
     },
     TIMEOUT_MS,
   );

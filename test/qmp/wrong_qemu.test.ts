@@ -4,7 +4,6 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { VmConfig } from "../../src/agent/config.ts";
 import { QemuWatch } from "../../src/agent/qemu_watch.ts";
 import { TinyQemu } from "../../src/doctor/tiny_qemu.ts";
 import type { Event } from "../../src/failover/state.ts";
@@ -133,7 +132,7 @@ test("QEMU 10.0 completes a COLO migration and stops the VM in postmigrate; undo
 test("QEMU 7.2 locks up at a checkpoint under TCG: it is noticed, and cannot be helped", async () => {
   const { primary } = await migratePlainly("7.2");
   const told: Event[] = [];
-  const watch = new QemuWatch(primary.client, { qemu_timeout_ms: 500 } as VmConfig, (event) =>
+  const watch = new QemuWatch(primary.client, { qemu_timeout_ms: 500, disk: [] }, (event) =>
     told.push(event),
   );
   let resumes = 0;

@@ -153,7 +153,13 @@ export async function startProtection(
     let memoryBytes: number;
     try {
       await client.execute("migrate", { uri: `tcp:${host}:${migratePort}` });
-      memoryBytes = await untilSwitchover(client, { convergeMs, stallMs, signal, hooks });
+      memoryBytes = await untilSwitchover(client, {
+        convergeMs,
+        stallMs,
+        signal,
+        hooks,
+        onFlowing: () => copies.keepUp(),
+      });
     } finally {
       endStop();
     }
@@ -311,12 +317,20 @@ async function checkStartable(client: QmpClient): Promise<void> {
 /** @returns bytes of memory sent */
 async function untilSwitchover(
   client: QmpClient,
-  o: { convergeMs: number; stallMs: number; signal: AbortSignal; hooks: ProtectionHooks },
+  o: {
+    convergeMs: number;
+    stallMs: number;
+    signal: AbortSignal;
+    hooks: ProtectionHooks;
+    /** The migration's first bytes are sent. */
+    onFlowing: () => void;
+  },
 ): Promise<number> {
   const startMs = performance.now();
   let lastChangeMs = startMs;
   let last: MigrationStatus | undefined;
   let forced = false;
+  let flowing = false;
   for (;;) {
     o.signal.throwIfAborted();
     const now = await migrationStatus(client);
@@ -325,6 +339,10 @@ async function untilSwitchover(
       throw new Error(
         now.errorDescription ?? `the migration ended in state ${now.status} instead of entering COLO`,
       );
+    }
+    if (!flowing && now.status === "active") {
+      flowing = true;
+      o.onFlowing();
     }
     o.hooks.onMemoryProgress?.(now);
     if (now.transferredBytes !== last?.transferredBytes || now.status !== last.status)

@@ -31,7 +31,7 @@ export class DiskCopies {
     return [...this.#progress.values()].reduce((sum, one) => sum + one.copiedBytes, 0);
   }
 
-  /** Copies while the VM runs; resolves when only what the VM writes is left to do, which goes on by itself. */
+  /** Copies while the VM runs; resolves when only what the VM writes is left to do. That is for {@link keepUp}. */
   async run(onProgress?: (progress: readonly DiskProgress[]) => void): Promise<void> {
     const tell = () => onProgress?.([...this.#progress.values()]);
     const timer = setInterval(tell, 100);
@@ -44,7 +44,6 @@ export class DiskCopies {
         this.#mirrored.push(disk);
       }
       this.#changes = this.#changes.filter((copy) => !slow.includes(copy));
-      for (const copy of this.#changes) copy.keepUp();
       if (this.#mirrored.length > 0) {
         await copyDisks(this.client, this.#mirrored, {
           ...this.options,
@@ -61,6 +60,16 @@ export class DiskCopies {
     } finally {
       clearInterval(timer);
     }
+  }
+
+  /**
+   * From now on what the VM writes is copied by itself. Not while a migration begins: each pass ends with QEMU's main loop waiting
+   * for all writes to the export (block jobs are drained when they go), with the big lock held, so the migration sends nothing; and
+   * until its first bytes come, the other QEMU's main loop, which would do those writes, waits for them (a peek that blocks:
+   * migration/channel.c). Seen with 11.1.2: both stand still until the connection is cut.
+   */
+  keepUp(): void {
+    for (const copy of this.#changes) copy.keepUp();
   }
 
   /** The VM is stopped: makes the disks the same on both hosts. */

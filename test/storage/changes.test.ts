@@ -106,11 +106,25 @@ describe("a pair whose secondary is lost", () => {
     }
     // An attempt that fails in the middle changes nothing about that.
     secondary = await startSide("secondary", { ...options, imagesOf: secondary });
+    const jobsAndMigration: string[] = [];
+    const stopListening = primary.client.on("*", ({ name, data }) => {
+      if (name === "JOB_STATUS_CHANGE") jobsAndMigration.push(`${data.id} ${data.status}`);
+      if (name === "MIGRATION") jobsAndMigration.push(`migration ${data.status}`);
+    });
     const hook = async () => {
       throw new Error("no");
     };
     await expect(protect(primary, secondary, { bitmaps, hooks: { onStopped: hook } })).rejects.toThrow("no");
     expect(await covering(7)).toEqual(bitmaps);
+    stopListening();
+    // A copy that ends while the migration begins can block both QEMUs for each other.
+    const setup = jobsAndMigration.indexOf("migration setup");
+    const ended = (id: string) => jobsAndMigration.slice(0, setup).findLast((one) => one.startsWith(id));
+    expect([ended("changes-nbd0"), ended("changes-nbd1")]).toEqual([
+      "changes-nbd0 null",
+      "changes-nbd1 null",
+    ]);
+    expect(jobsAndMigration[setup + 1]).toBe("migration active");
     await secondary.kill();
     await primary.untilWrites(3);
 

@@ -3,8 +3,8 @@
  * socket. Workers of a VM share nothing but the flags in its state: which frames are whose is decided by the BPF
  * programs (bpf/worker.h), and each worker has its own commands to obey (handle.ts).
  *
- * It never returns to its event loop while it runs: it drains, spins for a moment, then sleeps in epoll_wait on the
- * doorbell (rung by the BPF programs only while `consumer_sleeping` is set) and on the main thread's eventfd.
+ * It never returns to its event loop while it runs: it drains, looks on for a moment if that promises anything
+ * (BusyWait), then sleeps in epoll_wait on the doorbell (rung by the BPF programs only while `consumer_sleeping` is set) and on the main thread's eventfd.
  */
 import { Comparer, parseRules } from "../compare/comparer.ts";
 import type { Divergence } from "../compare/divergence.ts";
@@ -15,6 +15,7 @@ import { PacketSocket } from "../ffi/packet_socket.ts";
 import { Waiter } from "../ffi/poll.ts";
 import { Ring } from "../ffi/ring.ts";
 import { StateView } from "../ffi/state_view.ts";
+import { BusyWait } from "./busy_wait.ts";
 import { evidenceOf } from "./evidence.ts";
 import { ReleaseQueue } from "./release_queue.ts";
 import {
@@ -32,8 +33,6 @@ declare const self: Worker;
 const REPLAY_BATCH = 64;
 /** Each round puts back what has come during the one before. */
 const REPLAY_ROUNDS_MAX = 32;
-/** Busy-waiting before sleeping: a wake-up costs about as much. */
-const SPIN_NS = 50_000;
 const SLEEP_MS_MAX = 1_000;
 /** Held segments are sent in parts after this time, or a tenth of the time after which they cost a checkpoint. */
 const PART_AFTER_MS_MAX = 20;
@@ -54,6 +53,7 @@ class DataPathLoop {
   /** Diverted input and the way back for it, with the first worker. */
   readonly #input: { readonly ring: Ring; readonly socket: PacketSocket } | undefined;
   readonly #waiter: Waiter;
+  readonly #busyWait = new BusyWait();
   readonly #comparer: Comparer;
   readonly #releases: ReleaseQueue;
   /** Slots of the input ring queued for sending, to be given back after the flush. */
@@ -108,8 +108,9 @@ class DataPathLoop {
   run(): void {
     while (!this.#quit) {
       if (this.#turn() > 0) continue;
-      if (this.#spin()) continue;
-      this.#sleep();
+      const idleSinceNs = this.#nowNs;
+      if (!this.#spin()) this.#sleep();
+      this.#busyWait.waited(bootTimeNsNumber() - idleSinceNs);
     }
     this.#waiter.close();
     this.#inject.close();
@@ -291,7 +292,8 @@ class DataPathLoop {
 
   /** Waits a moment for the next record; true if there is one. */
   #spin(): boolean {
-    const until = this.#nowNs + SPIN_NS;
+    if (this.#busyWait.ns === 0) return false;
+    const until = this.#nowNs + this.#busyWait.ns;
     do {
       if (
         (this.#mode !== "closed" && this.#primary.unreadBytes() > 0) ||

@@ -14,7 +14,7 @@ import type { RingSetup, WorkerRings } from "../ffi/data_plane.ts";
  * Records taken from one ring before the other is looked at; what was released is sent after each turn. With more, more
  * neighbours of a stream leave as one frame, and the first of them later.
  */
-export const BATCH_RECORDS = 1024;
+export const BATCH_RECORDS = 2048;
 
 /** Numbers the worker keeps up to date, one Float64 each (exact below 2^53). */
 export const STAT_NAMES = [

@@ -55,9 +55,9 @@ export class Secondary {
     const { config, qmp, proxy, replicationAddress, marker, tls, log } = this.#machine;
     proxy.block();
     this.#generation = generation;
-    // From here on a primary writes; an attempt that fails may leave images that only a whole copy makes right.
+    // It stays true while a primary only copies: what it writes is its own content, and its bitmaps go on recording. Once they are
+    // gone, since this protection is further, the marker fits nothing until it is written anew.
     const replicaOf = marker?.generationOf(imagesOf(config));
-    marker?.remove();
     // Frames of the VM's former life on this host: others have gone on from there, so they must never be sent.
     const discarded = await proxy.discard();
     if (discarded > 0) log.info("frames that an earlier agent had held were dropped", { discarded });

@@ -22,6 +22,7 @@ import {
   probeNbdServer,
   removeDiskNodes,
 } from "./primary_disk.ts";
+import { type Endpoint, severConnections } from "./sever.ts";
 import { explainTls, removeTls, type StreamTls, setTls } from "./tls.ts";
 import {
   CHECKPOINT_DELAY_NEVER_MS,
@@ -41,6 +42,8 @@ import {
 /** Nothing is capped: 10 TB/s. QEMU's own default is 128 MiB/s. */
 const BANDWIDTH_UNLIMITED_BYTES = 10 ** 13;
 const POLL_MS = 100;
+/** A main loop that is silent for longer after a yank hangs. */
+const ANSWER_MS = 1_000;
 
 export interface ProtectionOptions {
   /** Default: a VM without a disk. */
@@ -209,6 +212,10 @@ export async function startProtection(
     copies.abandon();
     const leftovers = await undoProtection(client, disks, {
       commandMs,
+      peer: [
+        { host: migrateHost, port: migratePort },
+        ...disks.map(({ nbdHost, nbdPort }) => ({ host: nbdHost, port: nbdPort })),
+      ],
       beforeResume: stoppedHookRan ? hooks.onUndo : undefined,
     });
     const cause = tls === undefined ? error : explainTls(error);
@@ -383,8 +390,14 @@ export async function undoProtection(
   disks: readonly PrimaryDisk[],
   {
     commandMs = 5_000,
+    peer = [],
     beforeResume,
-  }: { commandMs?: number; beforeResume?: (() => Promise<void>) | undefined } = {},
+  }: {
+    commandMs?: number;
+    /** Where the secondary's QEMU listens: its connections are cut from outside if QEMU's main loop hangs on them all the same. */
+    peer?: readonly Endpoint[];
+    beforeResume?: (() => Promise<void>) | undefined;
+  } = {},
 ): Promise<string[]> {
   const leftovers: string[] = [];
   const attempt = async (what: string, action: () => Promise<unknown>) => {
@@ -398,6 +411,10 @@ export async function undoProtection(
   await attempt("the connections to the secondary are open", () =>
     yank(client, connections(disks), commandMs),
   );
+  // Seen with 11.1.2: a TLS handshake with a QEMU that hangs blocks the main loop, and a yank does not end it.
+  if (peer.length > 0 && !(await answers(client))) {
+    await attempt("the connections to the secondary are open", () => severConnections(peer));
+  }
   try {
     await runStatus(client);
   } catch (error) {
@@ -415,6 +432,14 @@ export async function undoProtection(
   await attempt("the migration capabilities are set", () => resetCapabilities(client));
   await attempt("TLS is set up", () => removeTls(client, commandMs));
   return leftovers;
+}
+
+/** Whether QEMU's main loop runs. */
+async function answers(client: QmpClient): Promise<boolean> {
+  return client.execute("query-status", undefined, { timeoutMs: ANSWER_MS }).then(
+    () => true,
+    () => false,
+  );
 }
 
 async function endMigration(client: QmpClient, timeoutMs: number): Promise<void> {

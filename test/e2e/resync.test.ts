@@ -15,6 +15,8 @@ import { labUnderTest, operate, total } from "./lab_under_test.ts";
 
 const TIMEOUT_MS = 60_000;
 const SLOW = 4 << 20;
+/** Half a cluster a second, for a copy of few clusters. */
+const SLOWEST = 32 << 10;
 const DISK_BYTES = 64 << 20;
 
 async function command(lab: Lab, host: HostLetter, ...words: string[]): Promise<string> {
@@ -156,7 +158,7 @@ describe("the copy of the disks to a replica", () => {
   );
 
   test(
-    "a replica that comes back gets only what has changed",
+    "a replica that comes back gets only what has changed, also after an attempt that failed",
     async () => {
       using disk = new LabTraffic(lab(), "disk", { host: GUEST_IPV4, pauseMs: 20 });
       await command(lab(), "a", "protect", "vm1");
@@ -164,7 +166,14 @@ describe("the copy of the disks to a replica", () => {
       await disk.until("blocks", ({ answers }) => answers > 20, TIMEOUT_MS);
       await lab().kill("b", "both");
       const blocks = disk.last!.answers;
-      await disk.until("blocks go on", ({ answers }) => answers > blocks + 20, TIMEOUT_MS);
+      await disk.until("blocks go on", ({ answers }) => answers > blocks + 100, TIMEOUT_MS);
+      // An attempt that ends in the middle.
+      await command(lab(), "a", "tune", "vm1", "--resync-bytes-per-second", String(SLOWEST));
+      await lab().bringBack("b");
+      await untilCopying();
+      await lab().kill("b", "both");
+      await lab().waitFor("a runs it alone", ({ a }) => a?.phase === "alone", TIMEOUT_MS);
+      await command(lab(), "a", "tune", "vm1", "--resync-bytes-per-second", "0");
       await lab().bringBack("b");
       await untilProtected();
       const log = await Bun.file(join(lab().host("a").directory, "agent.log")).text();

@@ -264,6 +264,30 @@ describe("a peer that does not fit: the VM runs alone as before", () => {
   });
 });
 
+test("the secondary hangs as the primary begins its handshake: the VM goes on", async () => {
+  const [primary, secondary] = await Promise.all([
+    startSide("primary", { guest: "bios_writer" }),
+    startSide("secondary", { guest: "bios", disks: [] }),
+  ]);
+  await primary.untilWrites(1);
+  const before = await traces(primary);
+  const ports = await freePorts();
+  await prepare(secondary, ports, b);
+  secondary.hang();
+  const error = await startProtection(primary.client, {
+    migrateHost: SECONDARY_HOST,
+    migratePort: ports.migrate,
+    tls: a,
+    stallMs: 2_000,
+  }).catch((reason: unknown) => reason);
+  expect((error as ColoProcedureError).step).toBe("Copying the memory");
+  expect((error as ColoProcedureError).leftovers).toEqual([]);
+  expect(await runState(primary)).toBe("running");
+  await primary.untilWrites(1);
+  expect(await traces(primary)).toEqual(before);
+  await Promise.all([primary.kill(), secondary.kill()]);
+});
+
 test("a secondary that cannot be opened keeps nothing of TLS", async () => {
   const secondary = await startSide("secondary", GUEST);
   const before = await traces(secondary);

@@ -6,6 +6,7 @@
  * addresses, no IPv6), or their own packets would appear as the VM's.
  */
 import { readFileSync, writeFileSync } from "node:fs";
+import { runToEnd } from "../process/run_to_end.ts";
 
 /** Inner Ethernet 14, outer IPv4 20, UDP 8, VXLAN 8 (RFC 7348 section 5). */
 export const VXLAN_OVERHEAD_BYTES = 50;
@@ -16,13 +17,8 @@ export class NetworkSetupError extends Error {
 
 /** Runs `ip` and returns its standard output. Throws {@link NetworkSetupError} with its complaint. */
 async function ip(...args: string[]): Promise<string> {
-  const child = Bun.spawn(["ip", ...args], { stdout: "pipe", stderr: "pipe" });
-  const [output, complaint, status] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-    child.exited,
-  ]);
-  if (status !== 0) throw new NetworkSetupError(`ip ${args.join(" ")}: ${complaint.trim()}`);
+  const { output, complaint, status } = await runToEnd(["ip", ...args]);
+  if (status !== 0) throw new NetworkSetupError(`ip ${args.join(" ")}: ${complaint}`);
   return output;
 }
 

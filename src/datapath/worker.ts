@@ -4,7 +4,8 @@
  * programs (bpf/worker.h), and each worker has its own commands to obey (handle.ts).
  *
  * It never returns to its event loop while it runs: it drains, looks on for a moment if that promises anything
- * (BusyWait), then sleeps in epoll_wait on the doorbell (rung by the BPF programs only while `consumer_sleeping` is set) and on the main thread's eventfd.
+ * (BusyWait), then sleeps in epoll_wait on the doorbell (rung by the BPF programs only while `consumer_sleeping` is set)
+ * and on the main thread's eventfd.
  */
 import { Comparer, parseRules } from "../compare/comparer.ts";
 import type { Divergence } from "../compare/divergence.ts";

@@ -1,6 +1,7 @@
 /** A network namespace with devices to try things on, so that nothing of the machine's own network is touched. */
 import { existsSync, readdirSync } from "node:fs";
 import { inNamespace } from "../ffi/netns.ts";
+import { runToEnd } from "../process/run_to_end.ts";
 
 const PREFIX = "colo-doctor-";
 
@@ -35,12 +36,7 @@ export class ScratchNamespace {
 
 /** Runs `ip` and returns its output. Throws an Error with its words. */
 export async function ip(...words: string[]): Promise<string> {
-  const child = Bun.spawn(["ip", ...words], { stdin: "ignore", stdout: "pipe", stderr: "pipe" });
-  const [output, complaint, status] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-    child.exited,
-  ]);
-  if (status !== 0) throw new Error(`ip ${words.join(" ")}: ${complaint.trim()}`);
+  const { output, complaint, status } = await runToEnd(["ip", ...words]);
+  if (status !== 0) throw new Error(`ip ${words.join(" ")}: ${complaint}`);
   return output;
 }

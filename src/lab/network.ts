@@ -7,6 +7,7 @@
  *               └────── host b: bridge br0 ── tap0 (VM)       host a ── repl ── host b
  */
 import { existsSync } from "node:fs";
+import { runToEnd } from "../process/run_to_end.ts";
 
 export const CLIENT_IPV4 = "198.18.0.1";
 export const GUEST_IPV4 = "198.18.0.10";
@@ -58,9 +59,8 @@ export function inNamespace(name: string): string[] {
 
 /** Runs a command to its end. Throws an Error with its complaint. */
 export async function run(...command: string[]): Promise<void> {
-  const child = Bun.spawn(command, { stdin: "ignore", stdout: "ignore", stderr: "pipe" });
-  const complaint = await new Response(child.stderr).text();
-  if ((await child.exited) !== 0) throw new Error(`${command.join(" ")}: ${complaint.trim()}`);
+  const { complaint, status } = await runToEnd(command);
+  if (status !== 0) throw new Error(`${command.join(" ")}: ${complaint}`);
 }
 
 const inside = (namespace: string, ...command: string[]) => run(...inNamespace(namespace), ...command);

@@ -1,5 +1,6 @@
 /** Disk images and a secondary's overlays over them, by qemu-img. */
 import { existsSync, mkdirSync, rmSync, statSync } from "node:fs";
+import { runToEnd } from "../process/run_to_end.ts";
 import { type Disk, overlayPaths } from "../storage/disk_graph.ts";
 import { freeBytes } from "../storage/room.ts";
 import type { QemuSettings } from "./settings.ts";
@@ -12,15 +13,8 @@ const OVERLAY_ROOM_BYTES = 64 << 20;
 /** Runs qemu-img and returns its output. Throws an Error with its complaint. */
 async function qemuImg({ imgCommand, environment }: QemuSettings, ...words: string[]): Promise<string> {
   const command = [...imgCommand, ...words];
-  const child = Bun.spawn(command, {
-    stdio: ["ignore", "pipe", "pipe"],
-    env: { ...process.env, ...environment },
-  });
-  const [output, complaint] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-  ]);
-  if ((await child.exited) !== 0) throw new Error(`${command.join(" ")} failed: ${complaint.trim()}`);
+  const { output, complaint, status } = await runToEnd(command, environment);
+  if (status !== 0) throw new Error(`${command.join(" ")} failed: ${complaint}`);
   return output;
 }
 

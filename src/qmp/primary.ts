@@ -271,11 +271,7 @@ export async function primaryFailover(
     await leaveColo(client, timeoutMs);
     step = "Resuming the VM";
     await ensureRunning(client);
-    const leftovers = await removeDiskNodes(client, disks, timeoutMs);
-    await resetCapabilities(client).catch((error) => leftovers.push(messageOf(error)));
-    await removeTls(client, timeoutMs).catch((error) =>
-      leftovers.push(`TLS is set up (${messageOf(error)})`),
-    );
+    const leftovers = await removeTraces(client, disks, timeoutMs);
     return { wasStopped, durationMs: performance.now() - startMs, leftovers };
   } catch (error) {
     throw new ColoProcedureError(step, error);
@@ -284,7 +280,7 @@ export async function primaryFailover(
 
 /**
  * Takes away what an agent that died while it protected a VM has left in a QEMU that runs no migration (any more): copies,
- * connections, nodes, capabilities. The VM itself is not touched, and what is not there is passed over.
+ * connections, nodes, capabilities, TLS. The VM itself is not touched, and what is not there is passed over.
  * @returns sentences on what could not be removed
  * @throws QmpError if QEMU does not answer, or a replication cannot be detached
  */
@@ -295,8 +291,23 @@ export async function clearProtection(
 ): Promise<string[]> {
   await yank(client, connections(disks));
   for (const disk of disks) await detachReplication(client, disk, timeoutMs);
+  return removeTraces(client, disks, timeoutMs);
+}
+
+/**
+ * What is left of a protection once replication and migration are gone: nodes, capabilities, TLS.
+ * @returns sentences on what could not be removed
+ */
+async function removeTraces(
+  client: QmpClient,
+  disks: readonly PrimaryDisk[],
+  timeoutMs: number,
+): Promise<string[]> {
   const leftovers = await removeDiskNodes(client, disks, timeoutMs);
-  await resetCapabilities(client).catch((error) => leftovers.push(messageOf(error)));
+  const attempt = (what: string, action: Promise<void>) =>
+    action.catch((error) => leftovers.push(`${what} (${messageOf(error)})`));
+  await attempt("the migration capabilities are set", resetCapabilities(client));
+  await attempt("TLS is set up", removeTls(client, timeoutMs));
   return leftovers;
 }
 
@@ -337,7 +348,6 @@ async function untilSwitchover(
   let lastChangeMs = startMs;
   let last: MigrationStatus | undefined;
   let forced = false;
-  let flowing = false;
   for (;;) {
     o.signal.throwIfAborted();
     const now = await migrationStatus(client);
@@ -347,10 +357,7 @@ async function untilSwitchover(
         now.errorDescription ?? `the migration ended in state ${now.status} instead of entering COLO`,
       );
     }
-    if (!flowing && now.status === "active") {
-      flowing = true;
-      o.onFlowing();
-    }
+    if (now.status === "active" && last?.status !== "active") o.onFlowing();
     o.hooks.onMemoryProgress?.(now);
     if (now.transferredBytes !== last?.transferredBytes || now.status !== last.status)
       lastChangeMs = performance.now();
@@ -428,10 +435,7 @@ export async function undoProtection(
   }
   await attempt("the migration runs", () => endMigration(client, commandMs));
   await attempt("the VM is stopped", () => ensureRunning(client));
-  leftovers.push(...(await removeDiskNodes(client, disks, commandMs)));
-  await attempt("the migration capabilities are set", () => resetCapabilities(client));
-  await attempt("TLS is set up", () => removeTls(client, commandMs));
-  return leftovers;
+  return [...leftovers, ...(await removeTraces(client, disks, commandMs))];
 }
 
 /** Whether QEMU's main loop runs. */

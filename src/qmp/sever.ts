@@ -4,6 +4,7 @@
  * CONFIG_INET_DIAG_DESTROY does nothing; Debian's has it.
  */
 import { isIPv6 } from "node:net";
+import { runToEnd } from "../process/run_to_end.ts";
 
 export interface Endpoint {
   host: string;
@@ -19,18 +20,10 @@ export async function severConnections(endpoints: readonly Endpoint[]): Promise<
   let count = 0;
   for (const { host, port } of endpoints) {
     const address = isIPv6(host) ? `[${host}]` : host;
-    const ss = Bun.spawn(["ss", "--kill", "-tnH", "dst", `${address}:${port}`], {
-      stdin: "ignore",
-      stdout: "pipe",
-      stderr: "pipe",
-    });
-    const [out, err, status] = await Promise.all([
-      new Response(ss.stdout).text(),
-      new Response(ss.stderr).text(),
-      ss.exited,
-    ]);
-    if (status !== 0) throw new Error(`ss --kill: ${err.trim()}`);
-    count += out.split("\n").filter((line) => line !== "").length;
+    const command = ["ss", "--kill", "-tnH", "dst", `${address}:${port}`];
+    const { output, complaint, status } = await runToEnd(command);
+    if (status !== 0) throw new Error(`ss --kill: ${complaint}`);
+    count += output.split("\n").filter((line) => line !== "").length;
   }
   return count;
 }

@@ -45,6 +45,19 @@ const untilProtected = (lab: Lab) =>
 const untilGivenUp = (lab: Lab) =>
   lab.waitFor("a goes on alone", ({ a, b }) => a?.phase === "alone" && b?.phase !== "standby", TIMEOUT_MS);
 
+function goesOnWriting(disk: LabTraffic): Promise<void> {
+  const written = disk.last!.answers;
+  return disk.until("blocks go on", ({ answers }) => answers > written + 100, TIMEOUT_MS);
+}
+
+/** Every byte of the connection has come back, every acknowledged block is on the disk. */
+async function finishWhole(lab: Lab, connection: LabTraffic, disk: LabTraffic): Promise<void> {
+  const { answers } = await disk.finish();
+  const ended = await connection.finish();
+  expect(ended.received).toBe(ended.sent);
+  expect(verifyBlocks(lab.host("a").disk, answers)).toBe(answers);
+}
+
 describe("overlays that are watched", () => {
   const directory = ramDisks();
   const lab = labUnderTest("overlay", config(directory, ""));
@@ -66,8 +79,7 @@ describe("overlays that are watched", () => {
 
       fill(join(directory, "b"), 0.3 * MIB);
       await untilGivenUp(lab());
-      const written = disk.last!.answers;
-      await disk.until("blocks go on", ({ answers }) => answers > written + 100, TIMEOUT_MS);
+      await goesOnWriting(disk);
       await lab().waitFor(
         "b says why it offers no replica",
         ({ b }) => /of the 8 MiB left that overlays need/.test(b?.reason ?? ""),
@@ -76,10 +88,7 @@ describe("overlays that are watched", () => {
       rmSync(join(directory, "b", "filler"));
       await untilProtected(lab());
 
-      const { answers } = await disk.finish();
-      const ended = await connection.finish();
-      expect(ended.received).toBe(ended.sent);
-      expect(verifyBlocks(lab().host("a").disk, answers)).toBe(answers);
+      await finishWhole(lab(), connection, disk);
     },
     5 * TIMEOUT_MS,
   );
@@ -100,12 +109,8 @@ describe("overlays that nobody watches", () => {
       expect((await lab().agentStatus("a"))!.reason).toMatch(
         /error of the disk|quorum reports an error|disk .*error/,
       );
-      const written = disk.last!.answers;
-      await disk.until("blocks go on", ({ answers }) => answers > written + 100, TIMEOUT_MS);
-      const { answers } = await disk.finish();
-      const ended = await connection.finish();
-      expect(ended.received).toBe(ended.sent);
-      expect(verifyBlocks(lab().host("a").disk, answers)).toBe(answers);
+      await goesOnWriting(disk);
+      await finishWhole(lab(), connection, disk);
     },
     3 * TIMEOUT_MS,
   );

@@ -4,6 +4,7 @@
  * library's memcmp called once for each record on the same bytes.
  */
 import { Comparer } from "../compare/comparer.ts";
+import { Intake } from "../compare/intake.ts";
 import { BATCH_RECORDS } from "../datapath/shared.ts";
 import { RECORD_HEADER_BYTES, SOURCE, VNET_BYTES } from "../ffi/layout.ts";
 import { memcmp } from "../ffi/libc.ts";
@@ -27,6 +28,7 @@ export class CompareAlone {
   readonly #primary: RecordedTraffic;
   readonly #secondary: RecordedTraffic;
   readonly #comparer: Comparer;
+  readonly #intake: Intake;
   readonly #payloadBytes: number;
   #released = 0;
   #finished = 0;
@@ -61,39 +63,30 @@ export class CompareAlone {
         },
       },
     });
+    this.#intake = new Intake(this.#comparer, this.#primary, this.#secondary);
   }
 
   /** Compares everything once. Throws if not every frame was released by comparison. */
   compare(): Usage {
-    const { offsets: primary } = this.#primary;
-    const { offsets: secondary } = this.#secondary;
     const comparer = this.#comparer;
+    const { packets } = this;
     const before = { ...comparer.stats };
     this.#released = 0;
     this.#finished = 0;
     const usage = measureUsage(() => {
-      let p = 0;
-      let s = 0;
-      while (p < primary.length || s < secondary.length) {
-        const secondaryEnd = Math.min(s + BATCH_RECORDS, secondary.length);
-        for (; s < secondaryEnd; s++) comparer.addSecondary(s, secondary[s]);
-        const primaryEnd = Math.min(p + BATCH_RECORDS, primary.length);
-        for (; p < primaryEnd; p++) comparer.addPrimary(p, primary[p]);
-      }
+      while (this.#intake.take(BATCH_RECORDS) > 0);
     });
     const comparedBytes = comparer.stats.comparedBytes - before.comparedBytes;
     const expectedBytes = this.packets * this.#payloadBytes;
-    if (
-      this.#divergence !== undefined ||
-      this.#released !== primary.length ||
-      comparedBytes !== expectedBytes
-    ) {
+    if (this.#divergence !== undefined || this.#released !== packets || comparedBytes !== expectedBytes) {
       throw new Error(
-        `The comparer released ${this.#released} of ${primary.length} frames and compared ${comparedBytes} of ` +
+        `The comparer released ${this.#released} of ${packets} frames and compared ${comparedBytes} of ` +
           `${expectedBytes} bytes (${this.#divergence ?? "no divergence"}, ${this.#finished} records finished).`,
       );
     }
     // The next run begins like the first one: no flow is known.
+    this.#primary.rewind();
+    this.#secondary.rewind();
     comparer.releaseAll();
     return usage;
   }

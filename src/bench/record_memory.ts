@@ -1,4 +1,5 @@
 /** Records of a whole run in memory, laid out as the BPF programs lay them out in a packet ring. */
+import type { RecordSource } from "../compare/intake.ts";
 import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET, SOURCE } from "../ffi/layout.ts";
 import { Mapping } from "../ffi/libc.ts";
 import type { Traffic } from "./traffic.ts";
@@ -6,14 +7,15 @@ import type { Traffic } from "./traffic.ts";
 /** The kernel's own header before each record (kernel/bpf/ringbuf.c). */
 const RING_HEADER_BYTES = 8;
 
-/** Satisfies the comparer's RecordMemory. */
-export class RecordedTraffic {
+/** Read like a ring, in which everything is there from the beginning. */
+export class RecordedTraffic implements RecordSource {
   readonly bytes: Uint8Array;
   readonly view: DataView;
   readonly address: number;
   /** Byte offset of each record, in order. */
   readonly offsets: Uint32Array;
   readonly #mapping: Mapping;
+  #next = 0;
 
   constructor(traffic: Traffic, source: number = SOURCE.PRIMARY) {
     const stride = recordStride(traffic.bytesMax);
@@ -37,6 +39,19 @@ export class RecordedTraffic {
       this.offsets[i] = record;
       at += recordStride(sendBytes);
     }
+  }
+
+  next(): number {
+    return this.#next < this.offsets.length ? this.#next++ : -1;
+  }
+
+  offset(slot: number): number {
+    return this.offsets[slot];
+  }
+
+  /** The next record is the first one again. */
+  rewind(): void {
+    this.#next = 0;
   }
 
   /** Nothing of it may be used afterwards. */

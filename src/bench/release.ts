@@ -8,6 +8,7 @@
  */
 import { readFileSync } from "node:fs";
 import { Comparer } from "../compare/comparer.ts";
+import { Intake } from "../compare/intake.ts";
 import { ReleaseQueue } from "../datapath/release_queue.ts";
 import { BATCH_RECORDS } from "../datapath/shared.ts";
 import type { DataPlane } from "../ffi/data_plane.ts";
@@ -85,6 +86,7 @@ export class ReleaseBench {
   readonly #far: Tap;
   readonly #inject: PacketSocket;
   readonly #comparer: Comparer;
+  readonly #intake: Intake;
   readonly #buffer = new Mapping(128 * 1024);
   readonly #releases: ReleaseQueue;
   #nowNs = 0;
@@ -131,6 +133,7 @@ export class ReleaseBench {
       },
       maxWaitNs: 3_600e9,
     });
+    this.#intake = new Intake(this.#comparer, this.#primary.ring, this.#secondary.ring);
   }
 
   /** Holds what both VMs send, then compares and releases it. */
@@ -141,7 +144,7 @@ export class ReleaseBench {
     const usage = this.#untilArrived(primary.count, () => {
       for (let work = 1; work > 0; ) {
         this.#nowNs = bootTimeNsNumber();
-        work = this.#drainSecondary() + this.#drainPrimary();
+        work = this.#intake.take(BATCH_RECORDS);
         this.#releases.flush();
       }
     });
@@ -210,28 +213,6 @@ export class ReleaseBench {
     // receive: bytes packets errs drop fifo frame compressed multicast; transmit: bytes packets errs drop ...
     const fields = /^\s*far:\s*(.*)$/m.exec(text)?.[1]?.split(/\s+/);
     return Number(fields?.[9]) + Number(fields?.[11]);
-  }
-
-  #drainPrimary(): number {
-    const { ring } = this.#primary;
-    let count = 0;
-    for (; count < BATCH_RECORDS; count++) {
-      const slot = ring.next();
-      if (slot < 0) break;
-      this.#comparer.addPrimary(slot, ring.offset(slot));
-    }
-    return count;
-  }
-
-  #drainSecondary(): number {
-    const { ring } = this.#secondary;
-    let count = 0;
-    for (; count < BATCH_RECORDS; count++) {
-      const slot = ring.next();
-      if (slot < 0) break;
-      this.#comparer.addSecondary(slot, ring.offset(slot));
-    }
-    return count;
   }
 
   #release(slot: number): void {

@@ -223,6 +223,28 @@ export class Comparer {
   }
 
   /**
+   * The next record of both rings, if they are the same segment of a connection and nothing else of it waits: does what
+   * addSecondary() and then addPrimary() would do, in a fraction of the time. False if not; nothing has happened then.
+   */
+  addPair(
+    primarySlot: number,
+    primaryOffset: number,
+    secondarySlot: number,
+    secondaryOffset: number,
+  ): boolean {
+    if (this.overflow.length !== 0 || this.poolExhausted) return false;
+    const { boundaryNs, epoch } = this;
+    return this.inOrder.addPair(
+      primarySlot,
+      primaryOffset,
+      secondarySlot,
+      secondaryOffset,
+      boundaryNs,
+      epoch,
+    );
+  }
+
+  /**
    * A checkpoint is about to be asked for: from now on primary frames newer than `horizonNs` are held without
    * being compared, until checkpoint() or cancelCheckpoint(). Older ones are compared as before. Timeouts are
    * not reported meanwhile. May be called again with a later time (that of the STOP event) or, if no

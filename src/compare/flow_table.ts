@@ -1,3 +1,4 @@
+import { float64Column, int32Column, uint8Column } from "./columns.ts";
 import {
   KEY_DESTINATION,
   KEY_KIND,
@@ -133,6 +134,8 @@ export class FlowTable {
   private readonly keys: Int32Array;
   private readonly hashes: Int32Array;
   private readonly live: Uint8Array;
+  /** IP version of a live flow of untagged TCP segments, else 0: what isPlainTcp() need not read the key for. */
+  private readonly plainTcp: Uint8Array;
   private readonly freeIds: Int32Array;
   private freeCount = 0;
   private readonly buckets: Int32Array;
@@ -145,42 +148,43 @@ export class FlowTable {
   ) {
     let buckets = 16;
     while (buckets < capacity * 2) buckets *= 2;
-    this.buckets = new Int32Array(buckets).fill(-1);
+    this.buckets = int32Column(buckets).fill(-1);
     this.mask = buckets - 1;
-    this.keys = new Int32Array(capacity * KEY_WORDS);
-    this.hashes = new Int32Array(capacity);
-    this.live = new Uint8Array(capacity);
-    this.freeIds = new Int32Array(capacity);
-    this.flags = new Int32Array(capacity);
-    this.held = new Int32Array(capacity);
-    this.overflowed = new Int32Array(capacity);
-    this.pending = new Int32Array(capacity);
-    this.openings = new Int32Array(capacity);
-    this.lastSeenNs = new Float64Array(capacity);
-    this.reportedNs = new Float64Array(capacity);
-    this.ignoredSet = new Int32Array(capacity);
-    this.primaryStray = new Int32Array(capacity);
-    this.secondaryStray = new Int32Array(capacity);
-    this.verified = new Int32Array(capacity);
-    this.floor = new Int32Array(capacity);
-    this.islandStart = new Int32Array(capacity);
-    this.islandEnd = new Int32Array(capacity);
-    this.secondaryAck = new Int32Array(capacity);
-    this.primaryIsn = new Int32Array(capacity);
-    this.secondaryIsn = new Int32Array(capacity);
-    this.previousIsn = new Int32Array(capacity);
-    this.openingAck = new Int32Array(capacity);
-    this.queuedSyn = new Int32Array(capacity);
-    this.openedNs = new Float64Array(capacity);
-    this.releasedEnd = new Int32Array(capacity);
-    this.releasedAck = new Int32Array(capacity);
-    this.windowScale = new Uint8Array(capacity);
-    this.secondaryEdge = new Int32Array(capacity);
-    this.releasedEdge = new Int32Array(capacity);
-    this.secondaryUrgent = new Int32Array(capacity);
-    this.releasedUrgent = new Int32Array(capacity);
-    this.resetSequence = new Int32Array(capacity);
-    this.resetAck = new Int32Array(capacity);
+    this.keys = int32Column(capacity * KEY_WORDS);
+    this.hashes = int32Column(capacity);
+    this.live = uint8Column(capacity);
+    this.plainTcp = uint8Column(capacity);
+    this.freeIds = int32Column(capacity);
+    this.flags = int32Column(capacity);
+    this.held = int32Column(capacity);
+    this.overflowed = int32Column(capacity);
+    this.pending = int32Column(capacity);
+    this.openings = int32Column(capacity);
+    this.lastSeenNs = float64Column(capacity);
+    this.reportedNs = float64Column(capacity);
+    this.ignoredSet = int32Column(capacity);
+    this.primaryStray = int32Column(capacity);
+    this.secondaryStray = int32Column(capacity);
+    this.verified = int32Column(capacity);
+    this.floor = int32Column(capacity);
+    this.islandStart = int32Column(capacity);
+    this.islandEnd = int32Column(capacity);
+    this.secondaryAck = int32Column(capacity);
+    this.primaryIsn = int32Column(capacity);
+    this.secondaryIsn = int32Column(capacity);
+    this.previousIsn = int32Column(capacity);
+    this.openingAck = int32Column(capacity);
+    this.queuedSyn = int32Column(capacity);
+    this.openedNs = float64Column(capacity);
+    this.releasedEnd = int32Column(capacity);
+    this.releasedAck = int32Column(capacity);
+    this.windowScale = uint8Column(capacity);
+    this.secondaryEdge = int32Column(capacity);
+    this.releasedEdge = int32Column(capacity);
+    this.secondaryUrgent = int32Column(capacity);
+    this.releasedUrgent = int32Column(capacity);
+    this.resetSequence = int32Column(capacity);
+    this.resetAck = int32Column(capacity);
   }
 
   /** Id of the flow with this key, -1 if there is none. */
@@ -203,8 +207,7 @@ export class FlowTable {
   isPlainTcp(flow: number, view: DataView, transport: number, version: number): boolean {
     const { keys } = this;
     const at = flow * KEY_WORDS;
-    if (this.live[flow] === 0 || keys[at + KEY_PORTS] !== view.getInt32(transport)) return false;
-    if (keys[at + KEY_KIND] !== plainTcpKind(version) || keys[at + KEY_VLAN] !== 0) return false;
+    if (this.plainTcp[flow] !== version || keys[at + KEY_PORTS] !== view.getInt32(transport)) return false;
     if (version === 4) {
       return (
         keys[at + KEY_SOURCE] === view.getInt32(transport - 8) &&
@@ -244,6 +247,8 @@ export class FlowTable {
     const at = flow * KEY_WORDS;
     for (let word = 0; word < KEY_WORDS; word++) this.keys[at + word] = key[word];
     this.live[flow] = 1;
+    const version = (key[KEY_KIND] >>> 8) & 0xff;
+    this.plainTcp[flow] = key[KEY_KIND] === plainTcpKind(version) && key[KEY_VLAN] === 0 ? version : 0;
     this.size++;
     this.flags[flow] = flags;
     this.held[flow] = 0;
@@ -276,6 +281,7 @@ export class FlowTable {
     }
     buckets[hole] = -1;
     this.live[flow] = 0;
+    this.plainTcp[flow] = 0;
     this.size--;
     this.freeIds[this.freeCount++] = flow;
   }
@@ -284,6 +290,7 @@ export class FlowTable {
   clear(): void {
     this.buckets.fill(-1);
     this.live.fill(0);
+    this.plainTcp.fill(0);
     this.size = 0;
     this.highest = 0;
     this.freeCount = 0;

@@ -1,3 +1,4 @@
+import { int32Column } from "./columns.ts";
 import {
   FLOW_ACK_KNOWN,
   FLOW_AWAIT_SYN,
@@ -15,11 +16,12 @@ import {
   UNKNOWN_SCALE,
 } from "./flow_table.ts";
 import { type ParsedFrame, parsePlainTcp } from "./parse.ts";
+import { SameSegment } from "./same_segment.ts";
 import { SEGMENT_FIN, SEGMENT_RST, SEGMENT_SYN, SEGMENT_URG } from "./segment_pool.ts";
 import type { CompareState, RecordMemory } from "./state.ts";
 
-/** Flows that are found without hashing a whole key. A power of two. */
-const KNOWN_FLOWS = 16_384;
+/** Flows that are found without hashing a whole key: 2^16. */
+const KNOWN_FLOWS_BITS = 16;
 
 /**
  * What a flow must have for the short way, and what it must not. A floor (TcpStream) is no obstacle: what begins at
@@ -37,9 +39,10 @@ const SPECIAL_SEGMENT = SEGMENT_SYN | SEGMENT_FIN | SEGMENT_RST | SEGMENT_URG;
  * alone (`false`), and goes the long way as if this file were not there.
  */
 export class InOrderTcp {
-  private readonly knownFlows = new Int32Array(KNOWN_FLOWS).fill(-1);
+  private readonly knownFlows = int32Column(2 ** KNOWN_FLOWS_BITS).fill(-1);
   private readonly primaryView: DataView;
   private readonly secondaryView: DataView;
+  private readonly same: SameSegment;
 
   constructor(
     private readonly state: CompareState,
@@ -49,6 +52,73 @@ export class InOrderTcp {
   ) {
     this.primaryView = primary.view;
     this.secondaryView = secondary.view;
+    this.same = new SameSegment(primary, secondary);
+  }
+
+  /**
+   * Takes a segment of the secondary and then the same one of the primary, if nothing else of their flow waits: what
+   * addSecondary() and then addPrimary() would do, without an entry in the pool. Nothing has happened if it is not so.
+   *
+   * @param boundaryNs frames up to it are covered by a checkpoint
+   */
+  addPair(
+    primarySlot: number,
+    primaryOffset: number,
+    secondarySlot: number,
+    secondaryOffset: number,
+    boundaryNs: number,
+    epoch: number,
+  ): boolean {
+    const { state, same, primaryView, secondaryView } = this;
+    if (!same.match(primaryOffset, secondaryOffset, epoch)) return false;
+    const timeNs = timeOf(primaryView, primaryOffset);
+    if (timeNs <= boundaryNs || timeNs > state.horizonNs) return false;
+    const { transport, payload, payloadBytes } = same;
+    const at = primaryOffset + transport;
+    const theirs = secondaryOffset + transport;
+    const flow = this.flowOf(primaryView, at, same.version);
+    if (flow < 0) return false;
+    const { flows } = state;
+    const known = flows.flags[flow];
+    if ((known & (NEEDED | UNUSUAL)) !== NEEDED) return false;
+    if ((flows.held[flow] | flows.overflowed[flow] | flows.openings[flow] | flows.pending[flow]) !== 0)
+      return false;
+    if (timeNs < flows.openedNs[flow]) return false;
+
+    const acknowledgement = primaryView.getInt32(at + 8);
+    const secondaryAck = later(flows.secondaryAck[flow], secondaryView.getInt32(theirs + 8));
+    if (((acknowledgement - secondaryAck) | 0) > 0) return false;
+    const scale = flows.windowScale[flow];
+    let edge = 0;
+    let secondaryEdge = 0;
+    if (scale !== UNKNOWN_SCALE) {
+      edge = (acknowledgement + (primaryView.getUint16(at + 14) << scale)) | 0;
+      secondaryEdge =
+        (secondaryView.getInt32(theirs + 8) + (secondaryView.getUint16(theirs + 14) << scale)) | 0;
+      if ((known & FLOW_EDGE_KNOWN) !== 0) secondaryEdge = later(flows.secondaryEdge[flow], secondaryEdge);
+      if (((edge - secondaryEdge) | 0) > 0 && !this.wasReleased(flow, known, edge)) return false;
+    }
+    const sequence = primaryView.getInt32(at + 4);
+    if (payloadBytes === 0) {
+      if (((sequence - flows.verified[flow]) | 0) > 0) return false;
+    } else {
+      if (sequence !== flows.verified[flow]) return false;
+      const secondaryPayload = secondaryOffset + payload;
+      if (state.compareBytes(primaryOffset + payload, secondaryPayload, payloadBytes) !== 0) return false;
+    }
+
+    flows.secondaryAck[flow] = secondaryAck;
+    let offered = known;
+    if (scale !== UNKNOWN_SCALE) {
+      flows.secondaryEdge[flow] = secondaryEdge;
+      offered |= FLOW_EDGE_KNOWN;
+    }
+    this.noteReleased(flow, offered, sequence, (sequence + payloadBytes) | 0, acknowledgement, scale, edge);
+    const secondaryNs = timeOf(secondaryView, secondaryOffset);
+    if (secondaryNs > state.nowNs) state.nowNs = secondaryNs;
+    this.noteTime(flow, timeNs);
+    state.releasePair(primarySlot, secondarySlot);
+    return true;
   }
 
   /**
@@ -62,9 +132,9 @@ export class InOrderTcp {
     if (!parsePlainTcp(this.primaryView, offset, frame)) return false;
     const timeNs = frame.timeNs;
     if (timeNs <= boundaryNs || timeNs > state.horizonNs) return false;
-    const flow = this.flowOf(this.primaryView);
+    const flow = this.flowOf(this.primaryView, frame.transport, frame.version);
     if (flow < 0) return false;
-    let known = flows.flags[flow];
+    const known = flows.flags[flow];
     if ((known & (NEEDED | UNUSUAL)) !== NEEDED) return false;
     if (flows.held[flow] !== 0 || flows.overflowed[flow] !== 0 || flows.openings[flow] !== 0) return false;
     if (timeNs < flows.openedNs[flow]) return false;
@@ -76,37 +146,18 @@ export class InOrderTcp {
     let edge = 0;
     if (scale !== UNKNOWN_SCALE) {
       edge = (acknowledgement + (frame.window << scale)) | 0;
-      if ((known & FLOW_EDGE_KNOWN) !== 0 && ((edge - flows.secondaryEdge[flow]) | 0) > 0) {
-        if ((known & FLOW_RELEASED_EDGE) === 0 || ((edge - flows.releasedEdge[flow]) | 0) > 0) return false;
-      }
+      const isPast = (known & FLOW_EDGE_KNOWN) !== 0 && ((edge - flows.secondaryEdge[flow]) | 0) > 0;
+      if (isPast && !this.wasReleased(flow, known, edge)) return false;
     }
 
     if (end !== sequence) {
       if (sequence !== flows.verified[flow]) return false;
       if (!this.compare(flow, sequence, end)) return false;
-      flows.verified[flow] = end;
-      if ((known & FLOW_RELEASED_END) === 0 || ((end - flows.releasedEnd[flow]) | 0) > 0) {
-        flows.releasedEnd[flow] = end;
-        known |= FLOW_RELEASED_END;
-      }
     } else if (((sequence - flows.verified[flow]) | 0) > 0) {
       return false;
     }
-    if ((known & FLOW_RELEASED_ACK) === 0 || ((acknowledgement - flows.releasedAck[flow]) | 0) > 0) {
-      flows.releasedAck[flow] = acknowledgement;
-      known |= FLOW_RELEASED_ACK;
-    }
-    if (
-      scale !== UNKNOWN_SCALE &&
-      ((known & FLOW_RELEASED_EDGE) === 0 || ((edge - flows.releasedEdge[flow]) | 0) > 0)
-    ) {
-      flows.releasedEdge[flow] = edge;
-      known |= FLOW_RELEASED_EDGE;
-    }
-    flows.flags[flow] = known;
-    if (timeNs > state.nowNs) state.nowNs = timeNs;
-    if (timeNs > state.newestComparedNs) state.newestComparedNs = timeNs;
-    flows.lastSeenNs[flow] = state.nowNs;
+    this.noteReleased(flow, known, sequence, end, acknowledgement, scale, edge);
+    this.noteTime(flow, timeNs);
     stats.primaryAdded++;
     stats.heldFrames++;
     stats.releasedByComparison++;
@@ -120,7 +171,7 @@ export class InOrderTcp {
     const { flows, stats } = state;
     if (!parsePlainTcp(this.secondaryView, offset, frame)) return false;
     if (frame.epoch !== epoch) return false;
-    const flow = this.flowOf(this.secondaryView);
+    const flow = this.flowOf(this.secondaryView, frame.transport, frame.version);
     if (flow < 0) return false;
     const known = flows.flags[flow];
     if ((known & (NEEDED | UNUSUAL)) !== NEEDED) return false;
@@ -199,17 +250,67 @@ export class InOrderTcp {
     return true;
   }
 
-  /** The flow of the frame just parsed, -1 if it is none that is known. */
-  private flowOf(view: DataView): number {
-    const { frame, state } = this;
-    const { flows } = state;
-    const at = frame.transport;
-    const mixed = Math.imul(view.getInt32(at) ^ Math.imul(view.getInt32(at - 4), 0x9e3779b1), 0x85ebca6b);
-    const place = (mixed >>> 12) & (KNOWN_FLOWS - 1);
+  /** Whether a segment that was released has announced this edge of the window, or a later one. */
+  private wasReleased(flow: number, known: number, edge: number): boolean {
+    return (known & FLOW_RELEASED_EDGE) !== 0 && ((edge - this.state.flows.releasedEdge[flow]) | 0) <= 0;
+  }
+
+  /** [sequence, end) has been verified, if it is not empty, and is released with this acknowledgement and window. */
+  private noteReleased(
+    flow: number,
+    known: number,
+    sequence: number,
+    end: number,
+    acknowledgement: number,
+    scale: number,
+    edge: number,
+  ): void {
+    const { flows } = this.state;
+    let flags = known | FLOW_RELEASED_ACK;
+    if (end !== sequence) {
+      flows.verified[flow] = end;
+      if ((known & FLOW_RELEASED_END) === 0 || ((end - flows.releasedEnd[flow]) | 0) > 0) {
+        flows.releasedEnd[flow] = end;
+        flags |= FLOW_RELEASED_END;
+      }
+    }
+    if ((known & FLOW_RELEASED_ACK) === 0 || ((acknowledgement - flows.releasedAck[flow]) | 0) > 0) {
+      flows.releasedAck[flow] = acknowledgement;
+    }
+    if (scale !== UNKNOWN_SCALE && !this.wasReleased(flow, known, edge)) {
+      flows.releasedEdge[flow] = edge;
+      flags |= FLOW_RELEASED_EDGE;
+    }
+    flows.flags[flow] = flags;
+  }
+
+  /** A primary segment of this time has been compared. */
+  private noteTime(flow: number, timeNs: number): void {
+    const { state } = this;
+    if (timeNs > state.nowNs) state.nowNs = timeNs;
+    if (timeNs > state.newestComparedNs) state.newestComparedNs = timeNs;
+    state.flows.lastSeenNs[flow] = state.nowNs;
+  }
+
+  /** The flow of an untagged segment whose TCP header is at `transport`, -1 if it is none that is known. */
+  private flowOf(view: DataView, transport: number, version: number): number {
+    const { flows } = this.state;
+    const addressEnd = view.getInt32(transport - 4);
+    const mixed = Math.imul(view.getInt32(transport) ^ Math.imul(addressEnd, 0x9e3779b1), 0x85ebca6b);
+    const place = mixed >>> (32 - KNOWN_FLOWS_BITS);
     const known = this.knownFlows[place];
-    if (known >= 0 && flows.isPlainTcp(known, view, at, frame.version)) return known;
-    const flow = flows.findPlainTcp(view, at, frame.version, frame.key);
+    if (known >= 0 && flows.isPlainTcp(known, view, transport, version)) return known;
+    const flow = flows.findPlainTcp(view, transport, version, this.frame.key);
     if (flow >= 0) this.knownFlows[place] = flow;
     return flow;
   }
+}
+
+function timeOf(view: DataView, record: number): number {
+  return view.getUint32(record, true) + view.getUint32(record + 4, true) * 4294967296;
+}
+
+/** The later of two sequence numbers. */
+function later(a: number, b: number): number {
+  return ((b - a) | 0) > 0 ? b : a;
 }

@@ -2,6 +2,8 @@
  * Doubly linked lists over the items of a pool, as plain integers: many lists (one for each flow, say) whose
  * items are indices of one pool. An item is in at most one list of an instance at a time. -1 means "none".
  */
+
+import { int32Column } from "./columns.ts";
 export class LinkedLists {
   readonly head: Int32Array;
   readonly tail: Int32Array;
@@ -9,10 +11,10 @@ export class LinkedLists {
   readonly prev: Int32Array;
 
   constructor(lists: number, items: number) {
-    this.head = new Int32Array(lists).fill(-1);
-    this.tail = new Int32Array(lists).fill(-1);
-    this.next = new Int32Array(items).fill(-1);
-    this.prev = new Int32Array(items).fill(-1);
+    this.head = int32Column(lists).fill(-1);
+    this.tail = int32Column(lists).fill(-1);
+    this.next = int32Column(items).fill(-1);
+    this.prev = int32Column(items).fill(-1);
   }
 
   push(list: number, item: number): void {

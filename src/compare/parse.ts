@@ -10,8 +10,8 @@
  */
 
 export const RECORD_HEADER_BYTES = 64;
-const RECORD_FRAME_BYTES = 8;
-const RECORD_EPOCH = 12;
+export const RECORD_FRAME_BYTES = 8;
+export const RECORD_EPOCH = 12;
 const RECORD_VNET = 54;
 const VNET_GSO_TYPE = 1;
 const VNET_GSO_SIZE = 4;

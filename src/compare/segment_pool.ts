@@ -3,6 +3,8 @@
  * any held frame: a TCP segment, a datagram, or a frame compared as a whole.
  */
 
+import { float64Column, int32Column, uint8Column, uint16Column } from "./columns.ts";
+
 export const SEGMENT_FIN = 0x01;
 export const SEGMENT_SYN = 0x02;
 export const SEGMENT_RST = 0x04;
@@ -70,27 +72,27 @@ export class SegmentPool {
   private readonly free: Int32Array;
 
   constructor(readonly capacity: number) {
-    this.slot = new Float64Array(capacity);
-    this.flow = new Int32Array(capacity);
-    this.record = new Float64Array(capacity);
-    this.timeNs = new Float64Array(capacity);
-    this.arrival = new Float64Array(capacity);
-    this.flags = new Uint16Array(capacity);
-    this.sequence = new Int32Array(capacity);
-    this.end = new Int32Array(capacity);
-    this.acknowledgement = new Int32Array(capacity);
-    this.window = new Int32Array(capacity);
-    this.data = new Float64Array(capacity);
-    this.dataBytes = new Int32Array(capacity);
-    this.skipAt = new Uint8Array(capacity);
-    this.skipBytes = new Uint8Array(capacity);
-    this.meta = new Int32Array(capacity);
-    this.urgent = new Int32Array(capacity);
-    this.identification = new Int32Array(capacity);
-    this.pieces = new Int32Array(capacity);
-    this.firstPiece = new Int32Array(capacity);
-    this.nextPiece = new Int32Array(capacity);
-    this.free = new Int32Array(capacity);
+    this.slot = float64Column(capacity);
+    this.flow = int32Column(capacity);
+    this.record = float64Column(capacity);
+    this.timeNs = float64Column(capacity);
+    this.arrival = float64Column(capacity);
+    this.flags = uint16Column(capacity);
+    this.sequence = int32Column(capacity);
+    this.end = int32Column(capacity);
+    this.acknowledgement = int32Column(capacity);
+    this.window = int32Column(capacity);
+    this.data = float64Column(capacity);
+    this.dataBytes = int32Column(capacity);
+    this.skipAt = uint8Column(capacity);
+    this.skipBytes = uint8Column(capacity);
+    this.meta = int32Column(capacity);
+    this.urgent = int32Column(capacity);
+    this.identification = int32Column(capacity);
+    this.pieces = int32Column(capacity);
+    this.firstPiece = int32Column(capacity);
+    this.nextPiece = int32Column(capacity);
+    this.free = int32Column(capacity);
     for (let i = 0; i < capacity; i++) this.free[i] = capacity - 1 - i;
   }
 

@@ -280,6 +280,18 @@ export class CompareState {
     this.sink.finish(slot);
   }
 
+  /** For two records that have just come and were compared at once; counts them, too. */
+  releasePair(primarySlot: number, secondarySlot: number): void {
+    const { stats, sink } = this;
+    stats.primaryAdded++;
+    stats.secondaryAdded++;
+    stats.releasedByComparison++;
+    stats.releasedFrames++;
+    stats.finishedFrames++;
+    sink.finish(secondarySlot);
+    sink.release(primarySlot, null);
+  }
+
   /** Compares `n` bytes; 0 when equal. Positions are byte offsets in the two record memories. */
   compareBytes(primaryAt: number, secondaryAt: number, n: number): number {
     if (n <= 0) return 0;

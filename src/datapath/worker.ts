@@ -10,6 +10,7 @@
 import { Comparer, parseRules } from "../compare/comparer.ts";
 import type { Divergence } from "../compare/divergence.ts";
 import type { FrameChange } from "../compare/frame_change.ts";
+import { Intake } from "../compare/intake.ts";
 import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET } from "../ffi/layout.ts";
 import { bootTimeNsNumber, memcmp } from "../ffi/libc.ts";
 import { PacketSocket } from "../ffi/packet_socket.ts";
@@ -56,9 +57,13 @@ class DataPathLoop {
   readonly #waiter: Waiter;
   readonly #busyWait = new BusyWait();
   readonly #comparer: Comparer;
+  readonly #intake: Intake;
   readonly #releases: ReleaseQueue;
   /** Slots of the input ring queued for sending, to be given back after the flush. */
   readonly #replayed = new Int32Array(REPLAY_BATCH);
+  /** Records taken while nothing was compared. */
+  #passedPrimary = 0;
+  #passedSecondary = 0;
   #epoch = 0;
   /**
    * closed: nothing is known yet; what an earlier agent left in the ring stays there. alone: what is held is released.
@@ -104,6 +109,7 @@ class DataPathLoop {
       rules: parseRules(setup.rules),
       limits: setup.limits,
     });
+    this.#intake = new Intake(this.#comparer, this.#primary, this.#secondary);
   }
 
   run(): void {
@@ -123,7 +129,10 @@ class DataPathLoop {
   /** One look at everything; returns how much there was to do. */
   #turn(): number {
     this.#nowNs = bootTimeNsNumber();
-    let work = this.#drainSecondary(BATCH_RECORDS) + this.#drainPrimary(BATCH_RECORDS);
+    let work =
+      this.#mode === "comparing"
+        ? this.#intake.take(BATCH_RECORDS)
+        : this.#passSecondary(BATCH_RECORDS) + this.#passPrimary(BATCH_RECORDS);
     this.#flush();
     if (this.#mode === "comparing" && this.#nowNs - this.#lastExpireNs >= EXPIRE_INTERVAL_NS) {
       this.#lastExpireNs = this.#nowNs;
@@ -138,33 +147,24 @@ class DataPathLoop {
     return work;
   }
 
-  #drainPrimary(limit: number): number {
+  /** Records of the primary while nothing is compared. */
+  #passPrimary(limit: number): number {
     if (this.#mode === "closed") return 0;
     let count = 0;
-    while (count < limit) {
+    for (; count < limit; count++) {
       const slot = this.#primary.next();
       if (slot < 0) break;
-      count++;
-      this.#stats[STAT_INDEX.primary_frames]! += 1;
-      if (this.#mode === "comparing") this.#comparer.addPrimary(slot, this.#primary.offset(slot));
-      else {
-        this.#stats[STAT_INDEX.released_late]! += 1;
-        this.#release(slot);
-      }
+      this.#release(slot);
     }
+    this.#passedPrimary += count;
+    this.#stats[STAT_INDEX.released_late]! += count;
     return count;
   }
 
-  #drainSecondary(limit: number): number {
-    let count = 0;
-    while (count < limit) {
-      const slot = this.#secondary.next();
-      if (slot < 0) break;
-      count++;
-      this.#stats[STAT_INDEX.secondary_frames]! += 1;
-      if (this.#mode === "comparing") this.#comparer.addSecondary(slot, this.#secondary.offset(slot));
-      else this.#secondary.done(slot);
-    }
+  /** Records of the secondary while nothing is compared. */
+  #passSecondary(limit: number): number {
+    const count = this.#discard(this.#secondary, limit);
+    this.#passedSecondary += count;
     return count;
   }
 
@@ -230,16 +230,23 @@ class DataPathLoop {
   #drainWhatIsThere(): void {
     const until = this.#primary.producedTo();
     do this.#flush();
-    while (!this.#primary.hasRead(until) && this.#drainPrimary(BATCH_RECORDS) > 0);
+    while (!this.#primary.hasRead(until) && this.#drainPrimary() > 0);
     this.#flush();
   }
 
-  /** Drops what an earlier agent left in a ring. */
-  #discard(ring: Ring): number {
+  #drainPrimary(): number {
+    return this.#mode === "comparing"
+      ? this.#intake.takePrimary(BATCH_RECORDS)
+      : this.#passPrimary(BATCH_RECORDS);
+  }
+
+  /** Drops what is in a ring. */
+  #discard(ring: Ring, limit = Number.POSITIVE_INFINITY): number {
     let count = 0;
-    for (let slot = ring.next(); slot >= 0; slot = ring.next()) {
+    for (; count < limit; count++) {
+      const slot = ring.next();
+      if (slot < 0) break;
       ring.done(slot);
-      count++;
     }
     return count;
   }
@@ -329,6 +336,8 @@ class DataPathLoop {
 
   #publish(): void {
     const stats = this.#comparer.stats;
+    this.#stats[STAT_INDEX.primary_frames] = this.#intake.primaryFrames + this.#passedPrimary;
+    this.#stats[STAT_INDEX.secondary_frames] = this.#intake.secondaryFrames + this.#passedSecondary;
     this.#stats[STAT_INDEX.held_frames] = stats.heldFrames;
     this.#stats[STAT_INDEX.secondary_pending_frames] = stats.pendingFrames;
     this.#stats[STAT_INDEX.released_compared] = stats.releasedByComparison;

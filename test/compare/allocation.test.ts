@@ -80,6 +80,7 @@ test("steady state allocates nothing for a packet", () => {
     },
   });
   let slot = 0;
+  let pairs = 0;
   let timeNs = 1;
   let sequence = 1;
 
@@ -100,8 +101,13 @@ test("steady state allocates nothing for a packet", () => {
         const record = (flow * RECORDS + i) * STRIDE;
         touch(primary, record, i < 2 ? tcpAt : 0);
         touch(secondary, record, i < 2 ? tcpAt : 0);
-        // Now one side is first, now the other.
-        if ((flow & 4) === 0) {
+        // Now one side is first, now the other, now both come at once.
+        if ((flow & 8) !== 0 && i < 2) {
+          if (!comparer.addPair(slot, record, slot, record)) {
+            comparer.addSecondary(slot, record);
+            comparer.addPrimary(slot, record);
+          } else pairs++;
+        } else if ((flow & 4) === 0) {
           comparer.addPrimary(slot, record);
           comparer.addSecondary(slot, record);
         } else {
@@ -135,6 +141,8 @@ test("steady state allocates nothing for a packet", () => {
   const control = growth(200, kept);
   expect(kept.length).toBe(200 * FRAMES_PER_ROUND);
   expect(diverged).toBe("");
+  // All but the first of each flow.
+  expect(pairs).toBe((1500 * 2 - 1) * (FLOWS / 2));
   expect(comparer.stats.heldFrames).toBe(0);
   expect(released).toBe(1500 * FLOWS * RECORDS);
   expect(finished).toBe(1500 * FLOWS * RECORDS);

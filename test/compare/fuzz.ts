@@ -212,6 +212,11 @@ export function episode(seed: number, steps: number): EpisodeResult {
       // Both VMs send it.
       const made = next();
       const twin = random.chance(0.05) ? made.map((frame) => mutate(frame, made[0], random)) : made;
+      if (made.length === 1 && twin.length === 1 && random.chance(0.3)) {
+        count += 2;
+        bench.pair(made[0], twin[0]);
+        return;
+      }
       const first = random.chance(0.5) ? "primary" : "secondary";
       for (const frame of made) put(first, first === "primary" ? frame : twin[made.indexOf(frame)]);
       for (const frame of twin) put(first === "primary" ? "secondary" : "primary", frame);

@@ -190,6 +190,32 @@ export class Bench {
     return slot;
   }
 
+  /**
+   * Adds a frame of each at once, as a pair if the comparer takes them so, else the secondary's first; returns whether it
+   * was a pair.
+   */
+  pair(
+    own: Uint8Array,
+    theirs: Uint8Array,
+    options: { timeNs?: number; epoch?: number; apart?: boolean } = {},
+  ): boolean {
+    const secondarySlot = this.secondarySlots++;
+    const secondaryOffset = this.secondary.put(theirs, this.tick(), options.epoch ?? this.epoch);
+    this.secondaryOffsets.push(secondaryOffset);
+    const primarySlot = this.primarySlots++;
+    const primaryOffset = this.primary.put(own, options.timeNs ?? this.tick(), 0);
+    this.primaryOffsets.push(primaryOffset);
+    const apart = options.apart ?? false;
+    const { comparer } = this;
+    const isPair = !apart && comparer.addPair(primarySlot, primaryOffset, secondarySlot, secondaryOffset);
+    if (!isPair) {
+      comparer.addSecondary(secondarySlot, secondaryOffset);
+      comparer.addPrimary(primarySlot, primaryOffset);
+    }
+    this.check();
+    return isPair;
+  }
+
   /** A whole checkpoint, as the agent drives it. */
   checkpoint(boundaryNs = this.nowNs): { released: number; dropped: number } {
     this.epoch = (this.epoch + 1) & 0xffff;

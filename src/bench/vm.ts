@@ -14,8 +14,8 @@ import { type Bench, type BenchContext, ResultSet, type Subject } from "./result
 import { type RunningWay, startWays, VM_LABS } from "./vm_ways.ts";
 
 /** The same traffic first, not measured: TCG has to translate the code for it, on a secondary anew after each checkpoint. */
-const WARM_UP_SECONDS = 1;
-const TRAFFIC_SECONDS = 3;
+const WARM_UP_SECONDS = 2;
+const TRAFFIC_SECONDS = 5;
 const TRAFFIC_SECONDS_QUICK = 1;
 /** Given to traffic that has come to its end, to get its last answers. */
 const LAST_ANSWERS_MS = 20_000;

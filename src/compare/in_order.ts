@@ -30,6 +30,9 @@ const KNOWN_FLOWS_BITS = 16;
 const NEEDED = FLOW_TCP | FLOW_VERIFIED_KNOWN | FLOW_ACK_KNOWN;
 const UNUSUAL =
   FLOW_FROZEN | FLOW_ISLAND | FLOW_AWAIT_SYN | FLOW_PASSTHROUGH | FLOW_URGENT_KNOWN | FLOW_RELEASED_URGENT;
+/** What a pair changes nothing about, since it has been so for long. */
+const RELEASED = FLOW_RELEASED_END | FLOW_RELEASED_ACK;
+const EDGES = FLOW_EDGE_KNOWN | FLOW_RELEASED_EDGE;
 const SPECIAL_SEGMENT = SEGMENT_SYN | SEGMENT_FIN | SEGMENT_RST | SEGMENT_URG;
 
 /**
@@ -80,23 +83,24 @@ export class InOrderTcp {
     if (flow < 0) return false;
     const { flows } = state;
     const known = flows.flags[flow];
-    if ((known & (NEEDED | UNUSUAL)) !== NEEDED) return false;
+    if ((known & (NEEDED | RELEASED | UNUSUAL)) !== (NEEDED | RELEASED)) return false;
     if ((flows.held[flow] | flows.overflowed[flow] | flows.openings[flow] | flows.pending[flow]) !== 0)
       return false;
     if (timeNs < flows.openedNs[flow]) return false;
 
     const acknowledgement = primaryView.getInt32(at + 8);
-    const secondaryAck = later(flows.secondaryAck[flow], secondaryView.getInt32(theirs + 8));
+    const offer = secondaryView.getInt32(theirs + 8);
+    const secondaryAck = later(flows.secondaryAck[flow], offer);
     if (((acknowledgement - secondaryAck) | 0) > 0) return false;
     const scale = flows.windowScale[flow];
     let edge = 0;
     let secondaryEdge = 0;
     if (scale !== UNKNOWN_SCALE) {
+      if ((known & EDGES) !== EDGES) return false;
       edge = (acknowledgement + (primaryView.getUint16(at + 14) << scale)) | 0;
-      secondaryEdge =
-        (secondaryView.getInt32(theirs + 8) + (secondaryView.getUint16(theirs + 14) << scale)) | 0;
-      if ((known & FLOW_EDGE_KNOWN) !== 0) secondaryEdge = later(flows.secondaryEdge[flow], secondaryEdge);
-      if (((edge - secondaryEdge) | 0) > 0 && !this.wasReleased(flow, known, edge)) return false;
+      secondaryEdge = (offer + (secondaryView.getUint16(theirs + 14) << scale)) | 0;
+      secondaryEdge = later(flows.secondaryEdge[flow], secondaryEdge);
+      if (((edge - secondaryEdge) | 0) > 0 && ((edge - flows.releasedEdge[flow]) | 0) > 0) return false;
     }
     const sequence = primaryView.getInt32(at + 4);
     if (payloadBytes === 0) {
@@ -109,15 +113,17 @@ export class InOrderTcp {
         state.stats.comparedBytes -= payloadBytes;
         return false;
       }
+      const end = (sequence + payloadBytes) | 0;
+      flows.verified[flow] = end;
+      flows.releasedEnd[flow] = later(flows.releasedEnd[flow], end);
     }
 
     flows.secondaryAck[flow] = secondaryAck;
-    let offered = known;
+    flows.releasedAck[flow] = later(flows.releasedAck[flow], acknowledgement);
     if (scale !== UNKNOWN_SCALE) {
       flows.secondaryEdge[flow] = secondaryEdge;
-      offered |= FLOW_EDGE_KNOWN;
+      flows.releasedEdge[flow] = later(flows.releasedEdge[flow], edge);
     }
-    this.noteReleased(flow, offered, sequence, (sequence + payloadBytes) | 0, acknowledgement, scale, edge);
     const secondaryNs = timeOf(secondaryView, secondaryOffset);
     if (secondaryNs > state.nowNs) state.nowNs = secondaryNs;
     this.noteTime(flow, timeNs);
@@ -138,7 +144,7 @@ export class InOrderTcp {
     if (timeNs <= boundaryNs || timeNs > state.horizonNs) return false;
     const flow = this.flowOf(this.primaryView, frame.transport, frame.version);
     if (flow < 0) return false;
-    const known = flows.flags[flow];
+    let known = flows.flags[flow];
     if ((known & (NEEDED | UNUSUAL)) !== NEEDED) return false;
     if (flows.held[flow] !== 0 || flows.overflowed[flow] !== 0 || flows.openings[flow] !== 0) return false;
     if (timeNs < flows.openedNs[flow]) return false;
@@ -157,10 +163,23 @@ export class InOrderTcp {
     if (end !== sequence) {
       if (sequence !== flows.verified[flow]) return false;
       if (!this.compare(flow, sequence, end)) return false;
+      flows.verified[flow] = end;
+      if ((known & FLOW_RELEASED_END) === 0 || ((end - flows.releasedEnd[flow]) | 0) > 0) {
+        flows.releasedEnd[flow] = end;
+        known |= FLOW_RELEASED_END;
+      }
     } else if (((sequence - flows.verified[flow]) | 0) > 0) {
       return false;
     }
-    this.noteReleased(flow, known, sequence, end, acknowledgement, scale, edge);
+    if ((known & FLOW_RELEASED_ACK) === 0 || ((acknowledgement - flows.releasedAck[flow]) | 0) > 0) {
+      flows.releasedAck[flow] = acknowledgement;
+      known |= FLOW_RELEASED_ACK;
+    }
+    if (scale !== UNKNOWN_SCALE && !this.wasReleased(flow, known, edge)) {
+      flows.releasedEdge[flow] = edge;
+      known |= FLOW_RELEASED_EDGE;
+    }
+    flows.flags[flow] = known;
     this.noteTime(flow, timeNs);
     stats.primaryAdded++;
     stats.heldFrames++;
@@ -257,35 +276,6 @@ export class InOrderTcp {
   /** Whether a segment that was released has announced this edge of the window, or a later one. */
   private wasReleased(flow: number, known: number, edge: number): boolean {
     return (known & FLOW_RELEASED_EDGE) !== 0 && ((edge - this.state.flows.releasedEdge[flow]) | 0) <= 0;
-  }
-
-  /** [sequence, end) has been verified, if it is not empty, and is released with this acknowledgement and window. */
-  private noteReleased(
-    flow: number,
-    known: number,
-    sequence: number,
-    end: number,
-    acknowledgement: number,
-    scale: number,
-    edge: number,
-  ): void {
-    const { flows } = this.state;
-    let flags = known | FLOW_RELEASED_ACK;
-    if (end !== sequence) {
-      flows.verified[flow] = end;
-      if ((known & FLOW_RELEASED_END) === 0 || ((end - flows.releasedEnd[flow]) | 0) > 0) {
-        flows.releasedEnd[flow] = end;
-        flags |= FLOW_RELEASED_END;
-      }
-    }
-    if ((known & FLOW_RELEASED_ACK) === 0 || ((acknowledgement - flows.releasedAck[flow]) | 0) > 0) {
-      flows.releasedAck[flow] = acknowledgement;
-    }
-    if (scale !== UNKNOWN_SCALE && !this.wasReleased(flow, known, edge)) {
-      flows.releasedEdge[flow] = edge;
-      flags |= FLOW_RELEASED_EDGE;
-    }
-    flows.flags[flow] = flags;
   }
 
   /** A primary segment of this time has been compared. */

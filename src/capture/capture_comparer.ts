@@ -18,6 +18,7 @@ import {
 } from "../compare/flow_table.ts";
 import { FragmentFlows, isWaitingRoom } from "../compare/fragments.ts";
 import { KEY_KIND, KIND_TCP, type ParsedFrame } from "../compare/parse.ts";
+import { Rows } from "../compare/rows.ts";
 import type { Rules } from "../compare/rules.ts";
 import { CompareState, type DivergencePlace } from "../compare/state.ts";
 import { TcpFlows } from "../compare/tcp.ts";
@@ -114,7 +115,7 @@ export class CaptureComparer {
   /** By flow. */
   private readonly pairs: (StreamPair | null)[] = [];
   private readonly entries: (CaptureDivergence | undefined)[] = [];
-  private readonly seen: Uint8Array;
+  private readonly seen: Int32Array;
   /** For connections whose flow may be forgotten. */
   private readonly pairEntries = new WeakMap<StreamPair, CaptureDivergence>();
   /** Side of the frame that is being added, and the flows that it has touched. */
@@ -129,7 +130,7 @@ export class CaptureComparer {
     this.secondaryWaits = new Uint8Array(secondary.framesMax);
     // Every flow that cannot be forgotten has a frame in a window; one more is being looked at.
     const flowsMax = primary.framesMax + secondary.framesMax + 2;
-    this.seen = new Uint8Array(flowsMax);
+    this.seen = new Rows(flowsMax).int32();
     this.state = new CaptureState({
       primary,
       secondary,

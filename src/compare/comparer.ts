@@ -14,6 +14,7 @@ import { FragmentFlows, isWaitingRoom } from "./fragments.ts";
 import { InOrderTcp } from "./in_order.ts";
 import { OverflowList } from "./overflow_list.ts";
 import { KIND_BYPASS, KIND_TCP, ParsedFrame, parseRecord } from "./parse.ts";
+import { ID_STEP } from "./rows.ts";
 import type { Rules } from "./rules.ts";
 import type { ComparerLimits, ComparerSink, ComparerStats, RecordMemory } from "./state.ts";
 import { CompareState } from "./state.ts";
@@ -280,7 +281,7 @@ export class Comparer {
     this.releaseUpTo(this.boundaryNs, true);
     this.finishAllSecondary();
     const dropped = stats.finishedFrames - finishedBefore;
-    for (let flow = 0; flow < flows.highest; flow++) {
+    for (let flow = 0; flow < flows.highest; flow += ID_STEP) {
       if (!flows.isLive(flow)) continue;
       flows.reportedNs[flow] = 0;
       if (flows.held[flow] === 0 && flows.overflowed[flow] === 0 && this.isOver(flow)) {
@@ -296,7 +297,7 @@ export class Comparer {
     }
     this.deadlines.restart();
     this.admitEarly();
-    for (let flow = 0; flow < flows.highest; flow++) {
+    for (let flow = 0; flow < flows.highest; flow += ID_STEP) {
       if (flows.isLive(flow) && flows.held[flow] > 0) this.run(flow);
     }
     stats.flows = flows.size;
@@ -480,7 +481,7 @@ export class Comparer {
     const raised = horizonNs > state.horizonNs;
     state.horizonNs = horizonNs;
     if (!raised) return;
-    for (let flow = 0; flow < flows.highest; flow++) {
+    for (let flow = 0; flow < flows.highest; flow += ID_STEP) {
       if (!flows.isLive(flow) || flows.held[flow] === 0) continue;
       if ((flows.flags[flow] & FLOW_TCP) !== 0) this.tcp.trackQueue(flow);
       this.run(flow);

@@ -1,4 +1,3 @@
-import { float64Column, int32Column, uint8Column } from "./columns.ts";
 import {
   KEY_DESTINATION,
   KEY_KIND,
@@ -9,6 +8,7 @@ import {
   KIND_TCP,
   PROTOCOL_TCP,
 } from "./parse.ts";
+import { ID_STEP, Rows } from "./rows.ts";
 
 /**
  * The flows: one direction each (the guest is always the sender), found by key, with their state as struct of
@@ -116,7 +116,7 @@ export class FlowTable {
   readonly releasedEnd: Int32Array;
   readonly releasedAck: Int32Array;
   /** Shift count of the guest's windows (RFC 7323, 2), the same for both guests. */
-  readonly windowScale: Uint8Array;
+  readonly windowScale: Int32Array;
   /** Highest right edge of a window, acknowledgement + window, that the secondary offers; that was released. */
   readonly secondaryEdge: Int32Array;
   readonly releasedEdge: Int32Array;
@@ -129,13 +129,13 @@ export class FlowTable {
 
   /** Number of flows. */
   size = 0;
-  /** Ids at or above it have never been used. */
+  /** Ids at or above it have never been used; they are multiples of ID_STEP. */
   highest = 0;
   private readonly keys: Int32Array;
   private readonly hashes: Int32Array;
-  private readonly live: Uint8Array;
+  private readonly live: Int32Array;
   /** IP version of a live flow of untagged TCP segments, else 0: what isPlainTcp() need not read the key for. */
-  private readonly plainTcp: Uint8Array;
+  private readonly plainTcp: Int32Array;
   private readonly freeIds: Int32Array;
   private freeCount = 0;
   private readonly buckets: Int32Array;
@@ -148,43 +148,48 @@ export class FlowTable {
   ) {
     let buckets = 16;
     while (buckets < capacity * 2) buckets *= 2;
-    this.buckets = int32Column(buckets).fill(-1);
+    this.buckets = new Int32Array(buckets).fill(-1);
     this.mask = buckets - 1;
-    this.keys = int32Column(capacity * KEY_WORDS);
-    this.hashes = int32Column(capacity);
-    this.live = uint8Column(capacity);
-    this.plainTcp = uint8Column(capacity);
-    this.freeIds = int32Column(capacity);
-    this.flags = int32Column(capacity);
-    this.held = int32Column(capacity);
-    this.overflowed = int32Column(capacity);
-    this.pending = int32Column(capacity);
-    this.openings = int32Column(capacity);
-    this.lastSeenNs = float64Column(capacity);
-    this.reportedNs = float64Column(capacity);
-    this.ignoredSet = int32Column(capacity);
-    this.primaryStray = int32Column(capacity);
-    this.secondaryStray = int32Column(capacity);
-    this.verified = int32Column(capacity);
-    this.floor = int32Column(capacity);
-    this.islandStart = int32Column(capacity);
-    this.islandEnd = int32Column(capacity);
-    this.secondaryAck = int32Column(capacity);
-    this.primaryIsn = int32Column(capacity);
-    this.secondaryIsn = int32Column(capacity);
-    this.previousIsn = int32Column(capacity);
-    this.openingAck = int32Column(capacity);
-    this.queuedSyn = int32Column(capacity);
-    this.openedNs = float64Column(capacity);
-    this.releasedEnd = int32Column(capacity);
-    this.releasedAck = int32Column(capacity);
-    this.windowScale = uint8Column(capacity);
-    this.secondaryEdge = int32Column(capacity);
-    this.releasedEdge = int32Column(capacity);
-    this.secondaryUrgent = int32Column(capacity);
-    this.releasedUrgent = int32Column(capacity);
-    this.resetSequence = int32Column(capacity);
-    this.resetAck = int32Column(capacity);
+    this.freeIds = new Int32Array(capacity);
+    // One line for all that the short way of TCP looks at (in_order.ts), and one for what says whose a frame is.
+    const rows = new Rows(capacity);
+    this.flags = rows.int32();
+    this.held = rows.int32();
+    this.overflowed = rows.int32();
+    this.pending = rows.int32();
+    this.openings = rows.int32();
+    this.verified = rows.int32();
+    this.secondaryAck = rows.int32();
+    this.secondaryEdge = rows.int32();
+    this.releasedEnd = rows.int32();
+    this.releasedAck = rows.int32();
+    this.releasedEdge = rows.int32();
+    this.windowScale = rows.int32();
+    rows.nextLine();
+    this.keys = rows.int32(); // its first word, the others behind it
+    for (let word = 1; word < KEY_WORDS; word++) rows.int32();
+    this.plainTcp = rows.int32();
+    this.live = rows.int32();
+    this.hashes = rows.int32();
+    rows.nextLine();
+    this.ignoredSet = rows.int32();
+    this.primaryStray = rows.int32();
+    this.secondaryStray = rows.int32();
+    this.floor = rows.int32();
+    this.islandStart = rows.int32();
+    this.islandEnd = rows.int32();
+    this.primaryIsn = rows.int32();
+    this.secondaryIsn = rows.int32();
+    this.previousIsn = rows.int32();
+    this.openingAck = rows.int32();
+    this.queuedSyn = rows.int32();
+    this.secondaryUrgent = rows.int32();
+    this.releasedUrgent = rows.int32();
+    this.resetSequence = rows.int32();
+    this.resetAck = rows.int32();
+    this.lastSeenNs = rows.float64();
+    this.reportedNs = rows.float64();
+    this.openedNs = rows.float64();
   }
 
   /** Id of the flow with this key, -1 if there is none. */
@@ -206,16 +211,15 @@ export class FlowTable {
    */
   isPlainTcp(flow: number, view: DataView, transport: number, version: number): boolean {
     const { keys } = this;
-    const at = flow * KEY_WORDS;
-    if (this.plainTcp[flow] !== version || keys[at + KEY_PORTS] !== view.getInt32(transport)) return false;
+    if (this.plainTcp[flow] !== version || keys[flow + KEY_PORTS] !== view.getInt32(transport)) return false;
     if (version === 4) {
       return (
-        keys[at + KEY_SOURCE] === view.getInt32(transport - 8) &&
-        keys[at + KEY_DESTINATION] === view.getInt32(transport - 4)
+        keys[flow + KEY_SOURCE] === view.getInt32(transport - 8) &&
+        keys[flow + KEY_DESTINATION] === view.getInt32(transport - 4)
       );
     }
     for (let word = 0; word < 8; word++) {
-      if (keys[at + KEY_SOURCE + word] !== view.getInt32(transport - 32 + word * 4)) return false;
+      if (keys[flow + KEY_SOURCE + word] !== view.getInt32(transport - 32 + word * 4)) return false;
     }
     return true;
   }
@@ -237,15 +241,16 @@ export class FlowTable {
   add(key: Int32Array, flags: number, nowNs: number): number {
     let flow: number;
     if (this.freeCount > 0) flow = this.freeIds[--this.freeCount];
-    else if (this.highest < this.capacity) flow = this.highest++;
-    else return -1;
+    else if (this.highest < this.capacity * ID_STEP) {
+      flow = this.highest;
+      this.highest += ID_STEP;
+    } else return -1;
     const hash = this.hash(key);
     let bucket = hash & this.mask;
     while (this.buckets[bucket] >= 0) bucket = (bucket + 1) & this.mask;
     this.buckets[bucket] = flow;
     this.hashes[flow] = hash;
-    const at = flow * KEY_WORDS;
-    for (let word = 0; word < KEY_WORDS; word++) this.keys[at + word] = key[word];
+    for (let word = 0; word < KEY_WORDS; word++) this.keys[flow + word] = key[word];
     this.live[flow] = 1;
     const version = (key[KEY_KIND] >>> 8) & 0xff;
     this.plainTcp[flow] = key[KEY_KIND] === plainTcpKind(version) && key[KEY_VLAN] === 0 ? version : 0;
@@ -289,8 +294,10 @@ export class FlowTable {
   /** Forgets all flows. */
   clear(): void {
     this.buckets.fill(-1);
-    this.live.fill(0);
-    this.plainTcp.fill(0);
+    for (let flow = 0; flow < this.highest; flow += ID_STEP) {
+      this.live[flow] = 0;
+      this.plainTcp[flow] = 0;
+    }
     this.size = 0;
     this.highest = 0;
     this.freeCount = 0;
@@ -309,10 +316,10 @@ export class FlowTable {
   /** Looks at the next `count` ids and removes quiet flows that have been idle; returns how many. */
   collect(count: number, nowNs: number, idleNs: number, closedIdleNs: number): number {
     let removed = 0;
-    const looks = Math.min(count, this.highest);
+    const looks = Math.min(count, this.highest / ID_STEP);
     for (let i = 0; i < looks; i++) {
       const flow = this.hand < this.highest ? this.hand : 0;
-      this.hand = flow + 1;
+      this.hand = flow + ID_STEP;
       if (this.live[flow] === 0 || !this.isQuiet(flow)) continue;
       const limit = (this.flags[flow] & FLOW_CLOSED) !== 0 ? closedIdleNs : idleNs;
       if (nowNs - this.lastSeenNs[flow] < limit) continue;
@@ -324,7 +331,7 @@ export class FlowTable {
 
   /** Unsigned. */
   keyWord(flow: number, word: number): number {
-    return this.keys[flow * KEY_WORDS + word] >>> 0;
+    return this.keys[flow + word] >>> 0;
   }
 
   kind(flow: number): number {
@@ -333,9 +340,8 @@ export class FlowTable {
 
   private equals(flow: number, key: Int32Array): boolean {
     const keys = this.keys;
-    const at = flow * KEY_WORDS;
     for (let word = 0; word < KEY_WORDS; word++) {
-      if (keys[at + word] !== key[word]) return false;
+      if (keys[flow + word] !== key[word]) return false;
     }
     return true;
   }

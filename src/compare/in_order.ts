@@ -1,4 +1,3 @@
-import { int32Column } from "./columns.ts";
 import {
   FLOW_ACK_KNOWN,
   FLOW_AWAIT_SYN,
@@ -42,7 +41,7 @@ const SPECIAL_SEGMENT = SEGMENT_SYN | SEGMENT_FIN | SEGMENT_RST | SEGMENT_URG;
  * alone (`false`), and goes the long way as if this file were not there.
  */
 export class InOrderTcp {
-  private readonly knownFlows = int32Column(2 ** KNOWN_FLOWS_BITS).fill(-1);
+  private readonly knownFlows = new Int32Array(2 ** KNOWN_FLOWS_BITS).fill(-1);
   private readonly primaryView: DataView;
   private readonly secondaryView: DataView;
   private readonly same: SameSegment;

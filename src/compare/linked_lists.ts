@@ -3,18 +3,19 @@
  * items are indices of one pool. An item is in at most one list of an instance at a time. -1 means "none".
  */
 
-import { int32Column } from "./columns.ts";
+import type { Rows } from "./rows.ts";
 export class LinkedLists {
   readonly head: Int32Array;
   readonly tail: Int32Array;
   readonly next: Int32Array;
   readonly prev: Int32Array;
 
-  constructor(lists: number, items: number) {
-    this.head = int32Column(lists).fill(-1);
-    this.tail = int32Column(lists).fill(-1);
-    this.next = int32Column(items).fill(-1);
-    this.prev = int32Column(items).fill(-1);
+  /** @param lists their ids are those of these rows, and the items' ids those of `items` */
+  constructor(lists: Rows, items: Rows) {
+    this.head = lists.int32(-1);
+    this.tail = lists.int32(-1);
+    this.next = items.int32();
+    this.prev = items.int32();
   }
 
   push(list: number, item: number): void {

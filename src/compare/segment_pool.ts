@@ -3,7 +3,7 @@
  * any held frame: a TCP segment, a datagram, or a frame compared as a whole.
  */
 
-import { float64Column, int32Column, uint8Column, uint16Column } from "./columns.ts";
+import { ID_STEP, Rows } from "./rows.ts";
 
 export const SEGMENT_FIN = 0x01;
 export const SEGMENT_SYN = 0x02;
@@ -40,7 +40,7 @@ export class SegmentPool {
   /** Number of the frame in order of arrival at the comparer. */
   readonly arrival: Float64Array;
   /** TCP flags (low byte, as on the wire) and SEGMENT_* marks. */
-  readonly flags: Uint16Array;
+  readonly flags: Int32Array;
   /**
    * Sequence space: [sequence, end), SYN and FIN included, as signed 32-bit integers: only differences count.
    * Pieces: `sequence` is their place in the datagram's fragmented part, in bytes.
@@ -54,8 +54,8 @@ export class SegmentPool {
   readonly data: Float64Array;
   readonly dataBytes: Int32Array;
   /** ... without the `skipBytes` bytes at `data + skipAt` (a checksum), ... */
-  readonly skipAt: Uint8Array;
-  readonly skipBytes: Uint8Array;
+  readonly skipAt: Int32Array;
+  readonly skipBytes: Int32Array;
   /** ... and this number, whose meaning depends on the protocol (see ParsedFrame.meta). */
   readonly meta: Int32Array;
   /** TCP: sequence number behind the urgent data that is announced; counts with SEGMENT_URG only. */
@@ -69,31 +69,37 @@ export class SegmentPool {
   /** The next piece by place, -1 for the last. */
   readonly nextPiece: Int32Array;
   used = 0;
+  /** Ids are those of its rows. */
+  readonly rows: Rows;
   private readonly free: Int32Array;
 
   constructor(readonly capacity: number) {
-    this.slot = float64Column(capacity);
-    this.flow = int32Column(capacity);
-    this.record = float64Column(capacity);
-    this.timeNs = float64Column(capacity);
-    this.arrival = float64Column(capacity);
-    this.flags = uint16Column(capacity);
-    this.sequence = int32Column(capacity);
-    this.end = int32Column(capacity);
-    this.acknowledgement = int32Column(capacity);
-    this.window = int32Column(capacity);
-    this.data = float64Column(capacity);
-    this.dataBytes = int32Column(capacity);
-    this.skipAt = uint8Column(capacity);
-    this.skipBytes = uint8Column(capacity);
-    this.meta = int32Column(capacity);
-    this.urgent = int32Column(capacity);
-    this.identification = int32Column(capacity);
-    this.pieces = int32Column(capacity);
-    this.firstPiece = int32Column(capacity);
-    this.nextPiece = int32Column(capacity);
-    this.free = int32Column(capacity);
-    for (let i = 0; i < capacity; i++) this.free[i] = capacity - 1 - i;
+    const rows = new Rows(capacity);
+    this.rows = rows;
+    this.slot = rows.float64();
+    this.record = rows.float64();
+    this.timeNs = rows.float64();
+    this.arrival = rows.float64();
+    this.data = rows.float64();
+    this.flow = rows.int32();
+    this.flags = rows.int32();
+    this.sequence = rows.int32();
+    this.end = rows.int32();
+    this.acknowledgement = rows.int32();
+    this.window = rows.int32();
+    this.dataBytes = rows.int32();
+    this.skipAt = rows.int32();
+    this.skipBytes = rows.int32();
+    this.meta = rows.int32();
+    this.urgent = rows.int32();
+    this.identification = rows.int32();
+    this.pieces = rows.int32();
+    this.firstPiece = rows.int32();
+    this.nextPiece = rows.int32();
+    // Followed by the links of the lists that the entries are in.
+    rows.nextLine();
+    this.free = new Int32Array(capacity);
+    for (let i = 0; i < capacity; i++) this.free[i] = (capacity - 1 - i) * ID_STEP;
   }
 
   /** Index of a free entry, -1 when the pool is exhausted. */

@@ -4,6 +4,7 @@ import { FLOW_FROZEN, FlowTable } from "./flow_table.ts";
 import { FrameChange } from "./frame_change.ts";
 import { LinkedLists } from "./linked_lists.ts";
 import { type ParsedFrame, RECORD_HEADER_BYTES } from "./parse.ts";
+import { Rows } from "./rows.ts";
 import type { Rules } from "./rules.ts";
 import { SEGMENT_PARTED, SegmentPool } from "./segment_pool.ts";
 
@@ -169,13 +170,16 @@ export class CompareState {
     this.flows = new FlowTable(limits.flowsMax, options.seed);
     this.primary = new SegmentPool(limits.heldFramesMax);
     this.secondary = new SegmentPool(limits.pendingFramesMax);
-    this.queue = new LinkedLists(limits.flowsMax, limits.heldFramesMax);
-    this.primarySorted = new LinkedLists(limits.flowsMax, limits.heldFramesMax);
-    this.secondarySorted = new LinkedLists(limits.flowsMax, limits.pendingFramesMax);
-    this.secondaryResets = new LinkedLists(limits.flowsMax, limits.pendingFramesMax);
-    this.secondaryQueue = new LinkedLists(limits.flowsMax, limits.pendingFramesMax);
-    this.primaryAge = new LinkedLists(1, limits.heldFramesMax);
-    this.secondaryAge = new LinkedLists(1, limits.pendingFramesMax);
+    const lists = new Rows(limits.flowsMax);
+    const { rows: held } = this.primary;
+    const { rows: pending } = this.secondary;
+    this.queue = new LinkedLists(lists, held);
+    this.primarySorted = new LinkedLists(lists, held);
+    this.secondarySorted = new LinkedLists(lists, pending);
+    this.secondaryResets = new LinkedLists(lists, pending);
+    this.secondaryQueue = new LinkedLists(lists, pending);
+    this.primaryAge = new LinkedLists(new Rows(1), held);
+    this.secondaryAge = new LinkedLists(new Rows(1), pending);
   }
 
   /** A pool entry for a primary frame, at the end of its flow's queue; -1 if the pool is exhausted. */

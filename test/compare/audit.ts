@@ -2,6 +2,7 @@ import type { Comparer } from "../../src/compare/comparer.ts";
 import type { EarlyRecords } from "../../src/compare/early_records.ts";
 import type { LinkedLists } from "../../src/compare/linked_lists.ts";
 import type { OverflowList } from "../../src/compare/overflow_list.ts";
+import { ID_STEP } from "../../src/compare/rows.ts";
 import type { SegmentPool } from "../../src/compare/segment_pool.ts";
 import type { CompareState } from "../../src/compare/state.ts";
 
@@ -26,7 +27,7 @@ export function audit(comparer: Comparer): void {
   let held = 0;
   let pending = 0;
   let overflowed = 0;
-  for (let flow = 0; flow < flows.highest; flow++) {
+  for (let flow = 0; flow < flows.highest; flow += ID_STEP) {
     const ofPrimary = lengthOfFlow(state.queue, flow, primary);
     const sorted = lengthOfFlow(state.primarySorted, flow, primary);
     const ofSecondary =

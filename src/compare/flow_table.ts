@@ -11,8 +11,8 @@ import {
 import { ID_STEP, Rows } from "./rows.ts";
 
 /**
- * The flows: one direction each (the guest is always the sender), found by key, with their state as struct of
- * arrays.
+ * The flows: one direction each (the guest is always the sender), found by key, with their state in rows
+ * (rows.ts).
  *
  * Open addressing with linear probing and backward-shift deletion, so there are no tombstones; the hash is
  * seeded, since peers choose ports and addresses.

@@ -1,6 +1,6 @@
 /**
- * The frames that wait, one index each: struct of arrays with a free list, sized once. A "segment" here is
- * any held frame: a TCP segment, a datagram, or a frame compared as a whole.
+ * The frames that wait, a row each (rows.ts), with a free list, sized once. A "segment" here is any held frame: a TCP
+ * segment, a datagram, or a frame compared as a whole.
  */
 
 import { ID_STEP, Rows } from "./rows.ts";

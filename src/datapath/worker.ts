@@ -36,6 +36,12 @@ const REPLAY_BATCH = 64;
 /** Each round puts back what has come during the one before. */
 const REPLAY_ROUNDS_MAX = 32;
 const SLEEP_MS_MAX = 1_000;
+/**
+ * A program that found input diverted may put its frame into the ring only after the diversion is over and the ring was
+ * seen empty. For so long it is looked for, this often.
+ */
+const LATE_INPUT_NS = 50_000_000;
+const LATE_INPUT_SLEEP_MS = 1;
 /** Held segments are sent in parts after this time, or a tenth of the time after which they cost a checkpoint. */
 const PART_AFTER_MS_MAX = 20;
 /** VMs that wait for each other cost a checkpoint after this share of the time that one of them may be late. */
@@ -71,6 +77,7 @@ class DataPathLoop {
   #mode: "closed" | "comparing" | "alone" = "closed";
   #nowNs = 0;
   #lastExpireNs = 0;
+  #lateInputUntilNs = 0;
   #lastSequence = 0;
   #quit = false;
 
@@ -134,6 +141,7 @@ class DataPathLoop {
         ? this.#intake.take(BATCH_RECORDS)
         : this.#passSecondary(BATCH_RECORDS) + this.#passPrimary(BATCH_RECORDS);
     this.#flush();
+    if (this.#nowNs < this.#lateInputUntilNs) work += this.#replayLateInput();
     if (this.#mode === "comparing" && this.#nowNs - this.#lastExpireNs >= EXPIRE_INTERVAL_NS) {
       this.#lastExpireNs = this.#nowNs;
       this.#comparer.expire(this.#nowNs);
@@ -200,14 +208,29 @@ class DataPathLoop {
       count += this.#replayOnce(input);
     }
     this.#state.divertInput = false;
+    this.#lateInputUntilNs = bootTimeNsNumber() + LATE_INPUT_NS;
     return count + this.#replayOnce(input);
   }
 
-  /** Puts back what is in the ring at this moment. */
-  #replayOnce({ ring, socket }: { readonly ring: Ring; readonly socket: PacketSocket }): number {
+  /** Puts back what was diverted so late that replayInput() did not find it. */
+  #replayLateInput(): number {
+    const input = this.#input;
+    if (input === undefined || input.ring.unreadBytes() === 0) return 0;
+    const until = input.ring.producedTo();
+    // In this order: with the next checkpoint begun meanwhile, nothing in front of `until` is of its diversion.
+    if (this.#state.divertInput) return 0;
+    const count = this.#replayOnce(input, until);
+    this.#stats[STAT_INDEX.replayed_frames]! += count;
+    return count;
+  }
+
+  /** Puts back what is in the ring in front of `until`, or at this moment. */
+  #replayOnce(
+    { ring, socket }: { readonly ring: Ring; readonly socket: PacketSocket },
+    until = ring.producedTo(),
+  ): number {
     let count = 0;
     const view = ring.view;
-    const until = ring.producedTo();
     for (;;) {
       let queued = 0;
       while (queued < REPLAY_BATCH && !ring.hasRead(until)) {
@@ -323,7 +346,8 @@ class DataPathLoop {
       const waitMs = Math.ceil((deadlineNs - this.#nowNs) / 1e6);
       if (waitMs > 0) {
         this.#stats[STAT_INDEX.wakeups]! += 1;
-        this.#waiter.wait(Math.min(waitMs, SLEEP_MS_MAX));
+        const longest = this.#nowNs < this.#lateInputUntilNs ? LATE_INPUT_SLEEP_MS : SLEEP_MS_MAX;
+        this.#waiter.wait(Math.min(waitMs, longest));
       }
       if (this.#mode === "comparing") {
         this.#nowNs = bootTimeNsNumber();

@@ -77,7 +77,7 @@ export class CompareAlone {
       while (this.#intake.take(BATCH_RECORDS) > 0);
     });
     const comparedBytes = comparer.stats.comparedBytes - before.comparedBytes;
-    const expectedBytes = this.packets * this.#payloadBytes;
+    const expectedBytes = packets * this.#payloadBytes;
     if (this.#divergence !== undefined || this.#released !== packets || comparedBytes !== expectedBytes) {
       throw new Error(
         `The comparer released ${this.#released} of ${packets} frames and compared ${comparedBytes} of ` +

@@ -9,10 +9,11 @@
 import { readFileSync } from "node:fs";
 import { Comparer } from "../compare/comparer.ts";
 import { Intake } from "../compare/intake.ts";
+import { recordTimeNs } from "../compare/parse.ts";
 import { ReleaseQueue } from "../datapath/release_queue.ts";
 import { BATCH_RECORDS } from "../datapath/shared.ts";
 import type { DataPlane } from "../ffi/data_plane.ts";
-import { RECORD, ROLE } from "../ffi/layout.ts";
+import { ROLE } from "../ffi/layout.ts";
 import { bootTimeNs, bootTimeNsNumber, ifindex, Mapping, memcmp } from "../ffi/libc.ts";
 import { PacketSocket } from "../ffi/packet_socket.ts";
 import { Ring } from "../ffi/ring.ts";
@@ -220,9 +221,7 @@ export class ReleaseBench {
     const { view } = ring;
     const offset = ring.offset(slot);
     // The worker keeps a histogram of it.
-    const sinceNs =
-      view.getUint32(offset + RECORD.time_ns, true) +
-      view.getUint32(offset + RECORD.time_ns + 4, true) * 2 ** 32;
+    const sinceNs = recordTimeNs(view, offset);
     this.#heldNs += this.#nowNs - sinceNs;
     this.#releases.release(slot);
   }

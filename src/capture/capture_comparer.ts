@@ -18,7 +18,7 @@ import {
 } from "../compare/flow_table.ts";
 import { FragmentFlows, isWaitingRoom } from "../compare/fragments.ts";
 import { KEY_KIND, KIND_TCP, type ParsedFrame } from "../compare/parse.ts";
-import { Rows } from "../compare/rows.ts";
+import { rowOf } from "../compare/rows.ts";
 import type { Rules } from "../compare/rules.ts";
 import { CompareState, type DivergencePlace } from "../compare/state.ts";
 import { TcpFlows } from "../compare/tcp.ts";
@@ -112,10 +112,10 @@ export class CaptureComparer {
   /** By slot: whether its frame waits here. */
   private readonly primaryWaits: Uint8Array;
   private readonly secondaryWaits: Uint8Array;
-  /** By flow. */
+  /** By the flow's row. */
   private readonly pairs: (StreamPair | null)[] = [];
   private readonly entries: (CaptureDivergence | undefined)[] = [];
-  private readonly seen: Int32Array;
+  private readonly seen: Uint8Array;
   /** For connections whose flow may be forgotten. */
   private readonly pairEntries = new WeakMap<StreamPair, CaptureDivergence>();
   /** Side of the frame that is being added, and the flows that it has touched. */
@@ -130,7 +130,7 @@ export class CaptureComparer {
     this.secondaryWaits = new Uint8Array(secondary.framesMax);
     // Every flow that cannot be forgotten has a frame in a window; one more is being looked at.
     const flowsMax = primary.framesMax + secondary.framesMax + 2;
-    this.seen = new Rows(flowsMax).int32();
+    this.seen = new Uint8Array(flowsMax);
     this.state = new CaptureState({
       primary,
       secondary,
@@ -296,7 +296,7 @@ export class CaptureComparer {
     const flags = state.flows.flags[flow];
     if ((flags & (FLOW_FROZEN | FLOW_PASSTHROUGH)) === 0) return flow;
     if ((flags & FLOW_PASSTHROUGH) !== 0) this.passed[side]++;
-    else this.skip(side, this.entries[flow]);
+    else this.skip(side, this.entries[rowOf(flow)]);
     this.host.done(side, slot);
     return -1;
   }
@@ -310,7 +310,7 @@ export class CaptureComparer {
       frame.key[KEY_KIND] |= index << KEY_PAIR_SHIFT;
     }
     let flow = flows.find(frame.key);
-    if (flow >= 0 && this.pairs[flow] !== pair && flows.isQuiet(flow)) {
+    if (flow >= 0 && this.pairs[rowOf(flow)] !== pair && flows.isQuiet(flow)) {
       // A connection long before on the same ports.
       flows.remove(flow);
       flow = -1;
@@ -318,8 +318,8 @@ export class CaptureComparer {
     if (flow < 0) flow = this.newFlow(frame, pair);
     flows.lastSeenNs[flow] = state.nowNs;
     // Fragments count where their datagram does.
-    if ((seen[flow] & SEEN_ON[side]) === 0 && (flows.flags[flow] & FLOW_FRAGMENTS) === 0) {
-      seen[flow] |= SEEN_ON[side];
+    if ((seen[rowOf(flow)] & SEEN_ON[side]) === 0 && (flows.flags[flow] & FLOW_FRAGMENTS) === 0) {
+      seen[rowOf(flow)] |= SEEN_ON[side];
       this.flowsSeen[side]++;
     }
     return flow;
@@ -347,9 +347,9 @@ export class CaptureComparer {
       flow = flows.add(frame.key, kind, state.nowNs);
       if (flow < 0) throw new Error("the flow table is smaller than the windows");
     }
-    this.pairs[flow] = pair;
-    this.entries[flow] = undefined;
-    this.seen[flow] = 0;
+    this.pairs[rowOf(flow)] = pair;
+    this.entries[rowOf(flow)] = undefined;
+    this.seen[rowOf(flow)] = 0;
     if (rules.passes(frame.key)) flows.flags[flow] |= FLOW_PASSTHROUGH;
     flows.ignoredSet[flow] = rules.hasIgnore ? rules.ignoredSet(frame.key) : 0;
     if (flows.ignoredSet[flow] > 0) flows.flags[flow] |= FLOW_IGNORES;
@@ -368,9 +368,9 @@ export class CaptureComparer {
 
   /** The flow's lists are still whole. */
   private report(flow: number, why: DivergenceClass, finding: Finding): void {
-    const pair = this.pairs[flow] ?? null;
+    const pair = this.pairs[rowOf(flow)] ?? null;
     const entry = this.divergences.add(flow, why, finding, pair);
-    this.entries[flow] = entry;
+    this.entries[rowOf(flow)] = entry;
     if (pair === null) return;
     pair.diverged = true;
     if (entry !== undefined) this.pairEntries.set(pair, entry);
@@ -384,7 +384,7 @@ export class CaptureComparer {
       if ((flows.flags[flow] & FLOW_FROZEN) === 0) continue;
       state.primarySorted.clear(flow);
       for (let item = queue.head[flow]; item >= 0; item = queue.head[flow]) {
-        this.skip("primary", this.entries[flow]);
+        this.skip("primary", this.entries[rowOf(flow)]);
         state.release(item);
       }
       flows.openings[flow] = 0;

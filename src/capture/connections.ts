@@ -12,7 +12,7 @@ import {
   KEY_WORDS,
   type ParsedFrame,
 } from "../compare/parse.ts";
-import { ID_STEP } from "../compare/rows.ts";
+import { rowOf } from "../compare/rows.ts";
 import { Direction, type Stream } from "./sequence_map.ts";
 
 const ADDRESS_WORDS = 4;
@@ -88,15 +88,15 @@ export class ConnectionTable {
         id = table.add(key, 0, now);
         if (id < 0) throw new Error("the connection table is smaller than the windows");
       }
-      this.#connections[id / ID_STEP] = new Connection(id);
+      this.#connections[rowOf(id)] = new Connection(id);
     }
     table.lastSeenNs[id] = now;
-    return this.#connections[id / ID_STEP]!;
+    return this.#connections[rowOf(id)]!;
   }
 
   /** One of which frames wait. */
   byId(id: number): Connection {
-    return this.#connections[id / ID_STEP]!;
+    return this.#connections[rowOf(id)]!;
   }
 
   /** A frame of the connection is in a window: it is not forgotten. */

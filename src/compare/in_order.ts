@@ -14,7 +14,7 @@ import {
   FLOW_VERIFIED_KNOWN,
   UNKNOWN_SCALE,
 } from "./flow_table.ts";
-import { type ParsedFrame, parsePlainTcp } from "./parse.ts";
+import { type ParsedFrame, parsePlainTcp, recordTimeNs } from "./parse.ts";
 import { SameSegment } from "./same_segment.ts";
 import { SEGMENT_FIN, SEGMENT_RST, SEGMENT_SYN, SEGMENT_URG } from "./segment_pool.ts";
 import type { CompareState, RecordMemory } from "./state.ts";
@@ -73,7 +73,7 @@ export class InOrderTcp {
   ): boolean {
     const { state, same, primaryView, secondaryView } = this;
     if (!same.match(primaryOffset, secondaryOffset, epoch)) return false;
-    const timeNs = timeOf(primaryView, primaryOffset);
+    const timeNs = recordTimeNs(primaryView, primaryOffset);
     if (timeNs <= boundaryNs || timeNs > state.horizonNs) return false;
     const { transport, payload, payloadBytes } = same;
     const at = primaryOffset + transport;
@@ -123,7 +123,7 @@ export class InOrderTcp {
       flows.secondaryEdge[flow] = secondaryEdge;
       flows.releasedEdge[flow] = later(flows.releasedEdge[flow], edge);
     }
-    const secondaryNs = timeOf(secondaryView, secondaryOffset);
+    const secondaryNs = recordTimeNs(secondaryView, secondaryOffset);
     if (secondaryNs > state.nowNs) state.nowNs = secondaryNs;
     this.noteTime(flow, timeNs);
     state.releasePair(primarySlot, secondarySlot);
@@ -297,10 +297,6 @@ export class InOrderTcp {
     if (flow >= 0) this.knownFlows[place] = flow;
     return flow;
   }
-}
-
-function timeOf(view: DataView, record: number): number {
-  return view.getUint32(record, true) + view.getUint32(record + 4, true) * 4294967296;
 }
 
 /** The later of two sequence numbers. */

@@ -125,8 +125,9 @@ function u32le(bytes: Uint8Array, at: number): number {
   return (bytes[at] | (bytes[at + 1] << 8) | (bytes[at + 2] << 16) | (bytes[at + 3] << 24)) >>> 0;
 }
 
-export function recordTimeNs(bytes: Uint8Array, offset: number): number {
-  return u32le(bytes, offset) + u32le(bytes, offset + 4) * 4294967296;
+/** Of the record at byte `offset`: CLOCK_BOOTTIME, see {@link ParsedFrame.timeNs}. */
+export function recordTimeNs(view: DataView, offset: number): number {
+  return view.getUint32(offset, true) + view.getUint32(offset + 4, true) * 4294967296;
 }
 
 /**
@@ -147,7 +148,7 @@ export function parseRecord(
   frame.record = offset;
   frame.window = -1;
   frame.transport = 0;
-  frame.timeNs = recordTimeNs(bytes, offset);
+  frame.timeNs = u32le(bytes, offset) + u32le(bytes, offset + 4) * 4294967296;
   frame.epoch = u32le(bytes, offset + RECORD_EPOCH) & 0xffff;
   let frameBytes = u32le(bytes, offset + RECORD_FRAME_BYTES);
   if (frameBytes > room) frameBytes = Math.max(room, 0);
@@ -238,7 +239,7 @@ export function parsePlainTcp(view: DataView, offset: number, frame: ParsedFrame
   if ((flags & (FLAG_FIN | FLAG_SYN | FLAG_RST | FLAG_ACK | FLAG_URG)) !== FLAG_ACK) return false;
   frame.flags = flags;
   frame.transport = at;
-  frame.timeNs = view.getUint32(offset, true) + view.getUint32(offset + 4, true) * 4294967296;
+  frame.timeNs = recordTimeNs(view, offset);
   frame.epoch = view.getUint32(offset + RECORD_EPOCH, true) & 0xffff;
   frame.sequence = view.getInt32(at + 4);
   frame.acknowledgement = view.getInt32(at + 8);

@@ -10,6 +10,10 @@
 
 /** Ids of such a table are multiples of it: words of 4 bytes in a row, which is one cache line. */
 export const ID_STEP = 16;
+
+/** The row of an id, counted from 0: for what is kept elsewhere, in an array of its own. */
+export const rowOf = (id: number): number => id / ID_STEP;
+
 const WORD_BYTES = 4;
 const LONG_BYTES = 8;
 
@@ -20,7 +24,7 @@ export class Rows {
   #long = ID_STEP;
 
   /** @param count of ids: 0, ID_STEP, ... (count - 1) * ID_STEP */
-  constructor(readonly count: number) {}
+  constructor(private readonly count: number) {}
 
   /** The next column, 16 of which are in a line; those taken one after the other lie side by side. */
   int32(initial = 0): Int32Array {
@@ -29,7 +33,7 @@ export class Rows {
       this.#word = 0;
     }
     const column = new Int32Array(this.#words, this.#word++ * WORD_BYTES);
-    if (initial !== 0) this.setAll(column, initial);
+    if (initial !== 0) for (let row = 0; row < this.count; row++) column[row * ID_STEP] = initial;
     return column;
   }
 
@@ -45,9 +49,5 @@ export class Rows {
       this.#long = 0;
     }
     return new Float64Array(this.#longs, this.#long++ * LONG_BYTES);
-  }
-
-  setAll(column: Int32Array, value: number): void {
-    for (let i = 0; i < this.count; i++) column[i * ID_STEP] = value;
   }
 }

@@ -1,4 +1,4 @@
-import { RECORD_EPOCH, RECORD_FRAME_BYTES, RECORD_HEADER_BYTES } from "./parse.ts";
+import { PROTOCOL_TCP, RECORD_EPOCH, RECORD_FRAME_BYTES, RECORD_HEADER_BYTES } from "./parse.ts";
 import type { RecordMemory } from "./state.ts";
 
 /*
@@ -20,7 +20,6 @@ const IPV4_LENGTH = 16 / 4; // and the identification
 const IPV4_ADDRESSES = 24 / 4; // the checksum first
 const IPV6_LENGTH = 16 / 4; // the flow label first
 const IPV6_NEXT_HEADER = 20 / 4; // hop limit, and the addresses from its third byte on
-const TCP = 6;
 const IPV4_TRANSPORT = 34;
 const IPV6_TRANSPORT = 54;
 /** Of a TCP header that begins in the middle of word 0: words 3 and 4 hold acknowledgement, length, flags, window. */
@@ -88,7 +87,7 @@ export class SameSegment {
       if (((secondary[s + TYPE_AND_VERSION] ^ type) & IPV6_MASK) !== 0) return false;
       const length = primary[p + IPV6_LENGTH] >>> 16;
       if (secondary[s + IPV6_LENGTH] >>> 16 !== length) return false;
-      if ((primary[p + IPV6_NEXT_HEADER] & 0xff) !== TCP) return false;
+      if ((primary[p + IPV6_NEXT_HEADER] & 0xff) !== PROTOCOL_TCP) return false;
       for (let word = IPV6_NEXT_HEADER; word < IPV6_TRANSPORT >>> 2; word++) {
         if (primary[p + word] !== secondary[s + word]) return false;
       }

@@ -11,6 +11,7 @@ import { Comparer, parseRules } from "../compare/comparer.ts";
 import type { Divergence } from "../compare/divergence.ts";
 import type { FrameChange } from "../compare/frame_change.ts";
 import { Intake } from "../compare/intake.ts";
+import { recordTimeNs } from "../compare/parse.ts";
 import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET } from "../ffi/layout.ts";
 import { bootTimeNsNumber, memcmp } from "../ffi/libc.ts";
 import { PacketSocket } from "../ffi/packet_socket.ts";
@@ -67,8 +68,7 @@ class DataPathLoop {
   readonly #releases: ReleaseQueue;
   /** Slots of the input ring queued for sending, to be given back after the flush. */
   readonly #replayed = new Int32Array(REPLAY_BATCH);
-  /** Records taken while nothing was compared. */
-  #passedPrimary = 0;
+  /** Records of the secondary taken while nothing was compared; those of the primary are `released_late`. */
   #passedSecondary = 0;
   #epoch = 0;
   /**
@@ -164,7 +164,6 @@ class DataPathLoop {
       if (slot < 0) break;
       this.#release(slot);
     }
-    this.#passedPrimary += count;
     this.#stats[STAT_INDEX.released_late]! += count;
     return count;
   }
@@ -179,9 +178,7 @@ class DataPathLoop {
   #release(slot: number, change: FrameChange | null = null): void {
     const offset = this.#primary.offset(slot);
     const view = this.#primary.view;
-    const heldSince =
-      view.getUint32(offset + RECORD.time_ns, true) +
-      view.getUint32(offset + RECORD.time_ns + 4, true) * 2 ** 32;
+    const heldSince = recordTimeNs(view, offset);
     this.#shared.observeHold(Math.max(0, this.#nowNs - heldSince) / 1e9);
     if (change === null) {
       this.#releases.release(slot);
@@ -215,7 +212,7 @@ class DataPathLoop {
   /** Puts back what was diverted so late that replayInput() did not find it. */
   #replayLateInput(): number {
     const input = this.#input;
-    if (input === undefined || input.ring.unreadBytes() === 0) return 0;
+    if (input === undefined) return 0;
     const until = input.ring.producedTo();
     // In this order: with the next checkpoint begun meanwhile, nothing in front of `until` is of its diversion.
     if (this.#state.divertInput) return 0;
@@ -360,7 +357,8 @@ class DataPathLoop {
 
   #publish(): void {
     const stats = this.#comparer.stats;
-    this.#stats[STAT_INDEX.primary_frames] = this.#intake.primaryFrames + this.#passedPrimary;
+    this.#stats[STAT_INDEX.primary_frames] =
+      this.#intake.primaryFrames + this.#stats[STAT_INDEX.released_late]!;
     this.#stats[STAT_INDEX.secondary_frames] = this.#intake.secondaryFrames + this.#passedSecondary;
     this.#stats[STAT_INDEX.held_frames] = stats.heldFrames;
     this.#stats[STAT_INDEX.secondary_pending_frames] = stats.pendingFrames;

@@ -105,6 +105,12 @@ export interface Departure {
   window: number;
 }
 
+interface PutOptions {
+  timeNs?: number;
+  epoch?: number;
+  gso?: { type?: number; size?: number };
+}
+
 /**
  * A comparer with two rings and a record of what it did. Slots count up from 0 on each side. Time is given in
  * ms and moves on by 1 µs with each frame. A record that is given back is spoilt at once, so that nothing can
@@ -172,20 +178,16 @@ export class Bench {
 
   /** Adds a primary frame; returns its slot. */
   p(frame: Uint8Array, options: { timeNs?: number; gso?: { type?: number; size?: number } } = {}): number {
-    const slot = this.primarySlots++;
-    const offset = this.primary.put(frame, options.timeNs ?? this.tick(), 0, options.gso);
-    this.primaryOffsets.push(offset);
-    this.comparer.addPrimary(slot, offset);
+    const slot = this.putPrimary(frame, options);
+    this.comparer.addPrimary(slot, this.primaryOffsets[slot]);
     this.check();
     return slot;
   }
 
   /** Adds a secondary frame of the current epoch; returns its slot. */
   s(frame: Uint8Array, options: { epoch?: number; gso?: { type?: number; size?: number } } = {}): number {
-    const slot = this.secondarySlots++;
-    const offset = this.secondary.put(frame, this.tick(), options.epoch ?? this.epoch, options.gso);
-    this.secondaryOffsets.push(offset);
-    this.comparer.addSecondary(slot, offset);
+    const slot = this.putSecondary(frame, options);
+    this.comparer.addSecondary(slot, this.secondaryOffsets[slot]);
     this.check();
     return slot;
   }
@@ -199,12 +201,10 @@ export class Bench {
     theirs: Uint8Array,
     options: { timeNs?: number; epoch?: number; apart?: boolean } = {},
   ): boolean {
-    const secondarySlot = this.secondarySlots++;
-    const secondaryOffset = this.secondary.put(theirs, this.tick(), options.epoch ?? this.epoch);
-    this.secondaryOffsets.push(secondaryOffset);
-    const primarySlot = this.primarySlots++;
-    const primaryOffset = this.primary.put(own, options.timeNs ?? this.tick(), 0);
-    this.primaryOffsets.push(primaryOffset);
+    const secondarySlot = this.putSecondary(theirs, options);
+    const secondaryOffset = this.secondaryOffsets[secondarySlot];
+    const primarySlot = this.putPrimary(own, options);
+    const primaryOffset = this.primaryOffsets[primarySlot];
     const apart = options.apart ?? false;
     const { comparer } = this;
     const isPair = !apart && comparer.addPair(primarySlot, primaryOffset, secondarySlot, secondaryOffset);
@@ -241,6 +241,16 @@ export class Bench {
 
   get classes(): string[] {
     return this.divergences.map((divergence) => divergence.class);
+  }
+
+  private putPrimary(frame: Uint8Array, { timeNs = this.tick(), gso = {} }: PutOptions): number {
+    this.primaryOffsets.push(this.primary.put(frame, timeNs, 0, gso));
+    return this.primarySlots++;
+  }
+
+  private putSecondary(frame: Uint8Array, { epoch = this.epoch, gso = {} }: PutOptions): number {
+    this.secondaryOffsets.push(this.secondary.put(frame, this.tick(), epoch, gso));
+    return this.secondarySlots++;
   }
 
   private depart(slot: number, change: FrameChange, last: boolean): void {

@@ -44,7 +44,7 @@ function seen({ comparer, released, finished, divergences, departures }: Bench):
 
 /** One connection of the script, as far as it has come. */
 interface Stream {
-  options: { version: 4 | 6; sourcePort: number; destination4?: string; destination6?: string };
+  options: { version: 4 | 6; sourcePort: number; destination6?: string };
   sequence: number;
   acknowledgement: number;
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The data plane of a protected VM: four programs, in the order in which a frame meets them.
+ * The data plane of a protected VM: its programs, in the order in which a frame meets them.
  *
  *   primary's host                                secondary's host
  *   from_vm      hold: into a ring                from_vm      forward: to the primary's comparer
  *   inject       a released frame comes back      from_tunnel  deliver: a mirrored frame
+ *   release_frames  many of them at once
  *   to_vm        mirror: to both VMs              to_vm        lets only those through
  *   from_tunnel  collect: what the secondary sent
  *
@@ -12,6 +13,7 @@
  * an unknown role or a lease that has run out drops the frame and counts it.
  */
 #include "input.h"
+#include "live.h"
 #include "output.h"
 
 /* Ingress of the tap: what the VM sends. */
@@ -24,7 +26,7 @@ int from_vm(struct __sk_buff *skb)
 	if (!state)
 		return TC_ACT_SHOT;
 	role = READ_STATE(state, role);
-	if (skb->mark == settings.inject_mark)
+	if (skb->mark == settings.inject_mark || is_live(skb))
 		return release(skb, state, role);
 	switch (role) {
 	case COLO_ROLE_SOLO:
@@ -49,6 +51,13 @@ int inject(struct __sk_buff *skb)
 {
 	skb->mark = settings.inject_mark;
 	return bpf_redirect(settings.tap_ifindex, BPF_F_INGRESS);
+}
+
+/* Run by a worker, as if at the tap's own ingress: each frame that it passes continues as if the VM had just sent it. */
+SEC("xdp")
+int release_frames(struct xdp_md *packet)
+{
+	return release_next(packet);
 }
 
 /* Egress of the tap: what goes to the VM. */

@@ -79,6 +79,24 @@ struct colo_record {
 	struct colo_vnet_hdr vnet;
 };
 
+/* A run of live frames (live.h): frames of this length at most, so many in a list. */
+#define COLO_LIVE_FRAME_MAX 1536
+#define COLO_LIVE_LIST_MAX 256
+/* The run is started with a frame of so many bytes, and one more for each worker before this one. */
+#define COLO_LIVE_START_BYTES 64
+
+struct colo_live_frame {
+	__u64 address; /* of a virtio_net_hdr with a frame behind it, in the memory of the thread that starts the run */
+	__u64 bytes;   /* of both together */
+};
+
+/* What a worker wants released, in order. */
+struct colo_live_list {
+	__u32 next;   /* how far the program has come; 0 before a run */
+	__u32 failed; /* how many it could not read or did not understand */
+	struct colo_live_frame frames[COLO_LIVE_LIST_MAX];
+};
+
 /* Per-CPU counters, index = enum value. Frames unless the name says otherwise. */
 enum colo_counter {
 	COLO_COUNT_HELD = 0,		   /* primary frames put into the ring */

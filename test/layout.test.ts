@@ -42,6 +42,8 @@ test.each([
   ["colo_record", layout.RECORD, layout.RECORD_HEADER_BYTES],
   ["colo_connection_key", layout.CONNECTION_KEY, layout.CONNECTION_KEY_BYTES],
   ["colo_connection", layout.CONNECTION, layout.CONNECTION_BYTES],
+  ["colo_live_frame", layout.LIVE_FRAME, layout.LIVE_FRAME_ENTRY_BYTES],
+  ["colo_live_list", layout.LIVE_LIST, layout.LIVE_LIST_BYTES],
 ])("struct %s", (name, offsets, bytes) => {
   expect(offsets as Record<string, number>).toEqual(members(name));
   expect(find("STRUCT", name).size).toBe(bytes);

@@ -263,6 +263,12 @@ export class AgentMetrics {
       ({ shared }) => [[{}, shared.stat("joined_frames")]],
     );
     this.#addCounter(
+      "colo_frames_live_total",
+      "Released frames that left many at a time, in runs of live frames instead of through the packet socket",
+      [],
+      ({ shared }) => [[{}, shared.stat("live_frames")]],
+    );
+    this.#addCounter(
       "colo_windows_clamped_total",
       "Released TCP frames whose window was made as small as the secondary's",
       [],

@@ -15,6 +15,7 @@ import { BATCH_RECORDS } from "../datapath/shared.ts";
 import type { DataPlane } from "../ffi/data_plane.ts";
 import { ROLE } from "../ffi/layout.ts";
 import { bootTimeNs, bootTimeNsNumber, ifindex, Mapping, memcmp } from "../ffi/libc.ts";
+import { LiveFrames } from "../ffi/live_frames.ts";
 import { PacketSocket } from "../ffi/packet_socket.ts";
 import { Ring } from "../ffi/ring.ts";
 import { Tap } from "../ffi/tap.ts";
@@ -86,6 +87,7 @@ export class ReleaseBench {
   readonly #secondary: HeldTap;
   readonly #far: Tap;
   readonly #inject: PacketSocket;
+  readonly #live: LiveFrames;
   readonly #comparer: Comparer;
   readonly #intake: Intake;
   readonly #buffer = new Mapping(128 * 1024);
@@ -120,7 +122,8 @@ export class ReleaseBench {
       namespace.close();
       throw error;
     }
-    this.#releases = new ReleaseQueue(this.#primary.ring, this.#inject);
+    this.#live = new LiveFrames(this.#primary.plane.liveFrames);
+    this.#releases = new ReleaseQueue(this.#primary.ring, this.#inject, this.#live);
     this.#comparer = new Comparer({
       primary: this.#primary.ring,
       secondary: this.#secondary.ring,
@@ -168,6 +171,7 @@ export class ReleaseBench {
 
   close(): void {
     this.#inject.close();
+    this.#live.close();
     this.#primary.close();
     this.#secondary.close();
     this.#far.close();
@@ -191,7 +195,7 @@ export class ReleaseBench {
       this.#primary.plane.counters().hold_ring_full + this.#secondary.plane.counters().hold_ring_full;
     if (held > 0) throw new Error(`${held} frames found a full ring.`);
     return this.measure(() => {
-      run();
+      this.#namespace.run(run);
       const deadline = performance.now() + ARRIVAL_TIMEOUT_MS;
       // Neighbours of a stream that left as one frame arrive as one, as at a network card that segments.
       const expected = packets - (this.#releases.joinedFrames - joinedBefore);

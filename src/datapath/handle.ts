@@ -15,9 +15,9 @@ export interface DataPathEvents extends WorkerEvents {
 }
 
 export interface DataPathSetup
-  extends Omit<WorkerSetup, "buffer" | "wakeFd" | "worker" | "rings" | "input" | "stateFd"> {
+  extends Omit<WorkerSetup, "buffer" | "wakeFd" | "worker" | "rings" | "input" | "liveFrames" | "stateFd"> {
   /** Has to stay open for as long as the data path. */
-  dataPlane: Pick<DataPlane, "workers" | "input" | "stateFd">;
+  dataPlane: Pick<DataPlane, "workers" | "input" | "liveFrames" | "stateFd">;
 }
 
 export class DataPath {
@@ -36,11 +36,11 @@ export class DataPath {
       events.failed(message);
     };
     const diverged = events.diverged.bind(events);
-    const { stateFd, input } = dataPlane;
+    const { stateFd, input, liveFrames } = dataPlane;
     this.#workers = dataPlane.workers.map(
       (rings, worker) =>
         new WorkerHandle(
-          { ...setup, worker, rings, input: worker === 0 ? input : undefined, stateFd },
+          { ...setup, worker, rings, input: worker === 0 ? input : undefined, liveFrames, stateFd },
           { diverged, failed },
         ),
     );

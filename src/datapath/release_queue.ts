@@ -11,9 +11,13 @@
  * could only be told by adding up their payload.
  *
  * Nothing of a payload is copied: a joined frame has a header of its own, the payloads are gathered from the ring.
+ *
+ * Small frames in a row that have not joined go in a run of live frames instead of through the socket, if there are
+ * enough. Both ways hand a frame to the bridge before they take the next one, so the order stays.
  */
 import type { FrameChange } from "../compare/frame_change.ts";
 import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET, VNET, VNET_BYTES } from "../ffi/layout.ts";
+import { LIVE_SEND_BYTES_MAX, type LiveFrames } from "../ffi/live_frames.ts";
 import { IOVECS_MAX, MESSAGES_MAX, type PacketSocket } from "../ffi/packet_socket.ts";
 import type { Ring } from "../ffi/ring.ts";
 import { ChangedFrames } from "./changed_frame.ts";
@@ -22,6 +26,8 @@ import { ChangedFrames } from "./changed_frame.ts";
 const SLOTS_MAX = 2048;
 /** Places for streams that a segment may join, by hash. A power of two. */
 const STREAMS = 1024;
+/** Fewer are cheaper through the socket: a run has its price (docs/performance.md). */
+const LIVE_FRAMES_MIN = 32;
 /** One iovec is the header's. */
 const JOINED_MAX = IOVECS_MAX - 1;
 /** Of an IPv4 packet (RFC 791), and of what follows an IPv6 header (RFC 8200). */
@@ -54,6 +60,7 @@ export class ReleaseQueue {
   readonly #ring: Ring;
   readonly #view: DataView;
   readonly #socket: PacketSocket;
+  readonly #live: LiveFrames | undefined;
   readonly #changed: ChangedFrames;
   /** To be given back to the ring after the flush. */
   readonly #slots = new Int32Array(SLOTS_MAX);
@@ -69,14 +76,19 @@ export class ReleaseQueue {
   readonly #segments = new Int32Array(MESSAGES_MAX);
   readonly #segmentBytes = new Int32Array(MESSAGES_MAX);
   readonly #payloadBytes = new Int32Array(MESSAGES_MAX);
+  /** Of a frame that may go in a run: where its virtio_net_hdr is, and its length with that; else 0. */
+  readonly #liveAddress = new Float64Array(MESSAGES_MAX);
+  readonly #liveBytes = new Int32Array(MESSAGES_MAX);
 
   // Of the frame that isSegment() has looked at.
   #transport = 0;
   #payload = 0;
   #payloadLength = 0;
 
-  constructor(ring: Ring, socket: PacketSocket) {
+  /** @param live for many small frames; without it all go through the socket */
+  constructor(ring: Ring, socket: PacketSocket, live?: LiveFrames) {
     this.#ring = ring;
+    this.#live = live;
     this.#view = ring.view;
     this.#socket = socket;
     this.#changed = new ChangedFrames(ring);
@@ -95,15 +107,13 @@ export class ReleaseQueue {
         this.#take(slot);
         return;
       }
-      const message = this.#socket.queued;
-      this.#open(message, stream, frame);
-      this.#socket.queue(this.#ring.address + offset + RECORD_SEND_OFFSET, VNET_BYTES + frameBytes);
+      this.#open(this.#socket.queued, stream, frame);
     } else {
       // Nothing may overtake it within its connection.
       if (this.#transport > 0) this.#streams[this.#stream()] = -1;
       else if (this.#transport < 0) this.#generation++;
-      this.#socket.queue(this.#ring.address + offset + RECORD_SEND_OFFSET, VNET_BYTES + frameBytes);
     }
+    this.#queue(offset, VNET_BYTES + frameBytes);
     this.#take(slot);
   }
 
@@ -120,6 +130,7 @@ export class ReleaseQueue {
     const socket = this.#socket;
     const offset = this.#ring.offset(slot);
     const startBytes = this.#changed.writeStart(offset, change, socket.starts, socket.startOffset);
+    this.#liveBytes[socket.queued] = 0;
     socket.queueWithStart(startBytes, this.#ring.address + change.payload, change.payloadBytes);
     this.#hasParts = true;
     if (socket.queued === MESSAGES_MAX - 1) this.flush();
@@ -131,11 +142,38 @@ export class ReleaseQueue {
     for (let message = 0; message < queued; message++) {
       if (this.#socket.isJoined(message)) this.#writeHeader(message);
     }
+    if (this.#live !== undefined && queued >= LIVE_FRAMES_MIN) this.#sendRuns(this.#live, queued);
     this.#socket.flush();
     for (let i = 0; i < this.#slotCount; i++) this.#ring.done(this.#slots[i]);
     this.#slotCount = 0;
     this.#hasParts = false;
     this.#generation++;
+  }
+
+  /** A frame as it lies in the ring. */
+  #queue(record: number, byteLength: number): void {
+    const message = this.#socket.queued;
+    const address = this.#ring.address + record + RECORD_SEND_OFFSET;
+    const fits =
+      byteLength <= LIVE_SEND_BYTES_MAX &&
+      this.#view.getUint8(record + RECORD.vnet + VNET.gso_type) === GSO_NONE;
+    this.#liveAddress[message] = address;
+    this.#liveBytes[message] = fits ? byteLength : 0;
+    this.#socket.queue(address, byteLength);
+  }
+
+  /** Sends the rows of small frames as runs, and what is in front of them through the socket. */
+  #sendRuns(live: LiveFrames, queued: number): void {
+    for (let first = 0; first < queued; ) {
+      let end = first;
+      while (end < queued && this.#liveBytes[end] > 0 && !this.#socket.isJoined(end)) end++;
+      if (end - first >= LIVE_FRAMES_MIN) {
+        this.#socket.sendUpTo(first);
+        for (let i = first; i < end; i++) live.queue(this.#liveAddress[i], this.#liveBytes[i]);
+        this.#socket.skipTo(first + live.flush());
+      }
+      first = end + 1;
+    }
   }
 
   #take(slot: number): void {

@@ -8,7 +8,7 @@
 import type { ComparerLimits } from "../compare/comparer.ts";
 import type { RuleLines } from "../compare/rules.ts";
 import type { ReportedDivergence } from "../divergence/recorder.ts";
-import type { RingSetup, WorkerRings } from "../ffi/data_plane.ts";
+import type { LiveFramesSetup, RingSetup, WorkerRings } from "../ffi/data_plane.ts";
 
 /**
  * Records taken from one ring before the other is looked at; what was released is sent after each turn. With more, more
@@ -36,6 +36,8 @@ export const STAT_NAMES = [
   "sent_in_parts",
   /** Segments that left as part of a larger frame (release_queue.ts). */
   "joined_frames",
+  /** Frames that left in runs of live frames (src/ffi/live_frames.ts). */
+  "live_frames",
   "secondary_stale",
   "send_failed",
   "replayed_frames",
@@ -157,6 +159,7 @@ export interface WorkerSetup {
   rings: WorkerRings;
   /** Only the first worker puts diverted input back. */
   input: RingSetup | undefined;
+  liveFrames: LiveFramesSetup;
   stateFd: number;
   wakeFd: number;
   injectIfindex: number;

@@ -14,6 +14,7 @@ import { Intake } from "../compare/intake.ts";
 import { recordTimeNs } from "../compare/parse.ts";
 import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET } from "../ffi/layout.ts";
 import { bootTimeNsNumber, memcmp } from "../ffi/libc.ts";
+import { LiveFrames } from "../ffi/live_frames.ts";
 import { PacketSocket } from "../ffi/packet_socket.ts";
 import { Waiter } from "../ffi/poll.ts";
 import { Ring } from "../ffi/ring.ts";
@@ -59,6 +60,7 @@ class DataPathLoop {
   readonly #primary: Ring;
   readonly #secondary: Ring;
   readonly #inject: PacketSocket;
+  readonly #live: LiveFrames;
   /** Diverted input and the way back for it, with the first worker. */
   readonly #input: { readonly ring: Ring; readonly socket: PacketSocket } | undefined;
   readonly #waiter: Waiter;
@@ -89,6 +91,7 @@ class DataPathLoop {
     this.#primary = new Ring(rings.primary.fd, rings.primary.bytes);
     this.#secondary = new Ring(rings.secondary.fd, rings.secondary.bytes);
     this.#inject = new PacketSocket(setup.injectIfindex);
+    this.#live = new LiveFrames(setup.liveFrames, setup.worker);
     if (input !== undefined) {
       this.#input = {
         ring: new Ring(input.fd, input.bytes),
@@ -96,7 +99,7 @@ class DataPathLoop {
       };
     }
     this.#waiter = new Waiter(rings.doorbellFd, setup.wakeFd);
-    this.#releases = new ReleaseQueue(this.#primary, this.#inject);
+    this.#releases = new ReleaseQueue(this.#primary, this.#inject, this.#live);
     this.#comparer = new Comparer({
       primary: this.#primary,
       secondary: this.#secondary,
@@ -128,6 +131,7 @@ class DataPathLoop {
     }
     this.#waiter.close();
     this.#inject.close();
+    this.#live.close();
     this.#input?.socket.close();
     for (const ring of [this.#primary, this.#secondary, this.#input?.ring]) ring?.close();
     this.#state.close();
@@ -190,7 +194,8 @@ class DataPathLoop {
 
   #flush(): void {
     this.#releases.flush();
-    this.#stats[STAT_INDEX.send_failed] = this.#inject.failed;
+    this.#stats[STAT_INDEX.send_failed] = this.#inject.failed + this.#live.failed;
+    this.#stats[STAT_INDEX.live_frames] = this.#live.sent;
     this.#stats[STAT_INDEX.joined_frames] = this.#releases.joinedFrames;
   }
 

@@ -9,7 +9,9 @@ import {
   ringBufferWorks,
 } from "../ffi/bpf_probe.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
-import { ifindex } from "../ffi/libc.ts";
+import { VNET_BYTES } from "../ffi/layout.ts";
+import { Arena, ifindex, PAGE_BYTES } from "../ffi/libc.ts";
+import { LiveFrames } from "../ffi/live_frames.ts";
 import { type Check, type DoctorContext, type Finding, fail, type Group, ok } from "./check.ts";
 import { INJECT, makeDevices, TAP, TUNNEL } from "./devices.ts";
 
@@ -26,11 +28,14 @@ function ringBuffer(): Finding {
 
 function helpers(context: DoctorContext): Finding {
   const needed = helpersOf(readFileSync(context.objectPath()));
-  const refused = needed.filter((id) => !helperWorks(id));
-  if (refused.length === 0) return ok(`all ${needed.length} that the programs call`);
   const names = helperNames();
-  const list = refused.map((id) => names.get(id) ?? `number ${id}`).join(", ");
-  return fail(`the kernel refuses ${list} to tc programs`, KERNEL_FIX);
+  const name = (id: number) => names.get(id) ?? `number ${id}`;
+  const refusals = (["tc", "xdp"] as const).flatMap((type) => {
+    const refused = needed[type].filter((id) => !helperWorks(id, type));
+    return refused.length === 0 ? [] : [`${refused.map(name).join(", ")} to ${type} programs`];
+  });
+  if (refusals.length > 0) return fail(`the kernel refuses ${refusals.join(" and ")}`, KERNEL_FIX);
+  return ok(`all ${new Set([...needed.tc, ...needed.xdp]).size} that the programs call`);
 }
 
 function kernelFunctions(): Finding {
@@ -81,12 +86,28 @@ async function dataPlane(context: DoctorContext): Promise<Finding> {
           `a frame without a lease was not dropped (verdict ${verdict})`,
           "Report this as a defect.",
         );
-      return ok("all programs load, attach to clsact, and drop a frame without a lease");
+      const works = "all programs load, attach, and drop a frame without a lease";
+      return namespace.enter(() => runsLiveFrames(plane))
+        ? ok(works)
+        : ok(`${works}; the kernel runs none on live frames: many small frames are released a little slower`);
     } finally {
       plane.close();
     }
   } finally {
     DataPlane.remove(pinDirectory, []);
+  }
+}
+
+function runsLiveFrames(plane: DataPlane): boolean {
+  const live = new LiveFrames(plane.liveFrames);
+  const arena = new Arena(PAGE_BYTES);
+  try {
+    const byteLength = VNET_BYTES + 64;
+    live.queue(arena.address + arena.allocate(byteLength), byteLength);
+    return live.flush() === 1;
+  } finally {
+    live.close();
+    arena.close();
   }
 }
 

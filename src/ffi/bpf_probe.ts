@@ -4,7 +4,9 @@ import { Btf } from "./btf.ts";
 import { libbpf } from "./libbpf.ts";
 import { Arena, closeFd, errorText, textAt } from "./libc.ts";
 
-const PROGRAM_SCHED_CLS = 3; // BPF_PROG_TYPE_SCHED_CLS
+/** BPF_PROG_TYPE_SCHED_CLS, BPF_PROG_TYPE_XDP */
+const PROGRAM_TYPES = { tc: 3, xdp: 6 } as const;
+export type ProgramType = keyof typeof PROGRAM_TYPES;
 const MAP_RINGBUF = 27; // BPF_MAP_TYPE_RINGBUF
 const INSTRUCTION_BYTES = 8;
 const CALL = 0x85; // BPF_JMP | BPF_CALL
@@ -17,12 +19,12 @@ export function ringBufferWorks(): boolean {
 }
 
 /**
- * Whether tc programs may call this helper function. A program that only calls it is refused in any case, for its arguments;
+ * Whether programs of a type may call this helper function. A program that only calls it is refused in any case, for its arguments;
  * what counts is whether the verifier knows the helper (kernel/bpf/verifier.c, check_helper_call). libbpf's own probe does not know
  * the words of Linux 6.14 and later.
  */
-export function helperWorks(id: number): boolean {
-  const { fd, log } = loadProgram([[CALL, 0, 0, 0, id], exit]);
+export function helperWorks(id: number, type: ProgramType): boolean {
+  const { fd, log } = loadProgram([[CALL, 0, 0, 0, id], exit], type);
   if (fd >= 0) closeFd(fd);
   return fd >= 0 || !/unknown func|invalid func|cannot use helper/.test(log);
 }
@@ -92,7 +94,7 @@ const LOAD_OPTIONS = { logLevel: 88, logBytes: 92, log: 96 };
 const LOG_BYTES = 4096;
 
 /** @returns the program's descriptor, or a negative error number; the verifier's words */
-function loadProgram(program: readonly Instruction[]): { fd: number; log: string } {
+function loadProgram(program: readonly Instruction[], type: ProgramType = "tc"): { fd: number; log: string } {
   const arena = new Arena(16_384);
   try {
     const { view, address } = arena;
@@ -111,7 +113,7 @@ function loadProgram(program: readonly Instruction[]): { fd: number; log: string
     view.setUint32(options + LOAD_OPTIONS.logBytes, LOG_BYTES, true);
     view.setBigUint64(options + LOAD_OPTIONS.log, BigInt(address + log), true);
     const fd = libbpf().bpf_prog_load(
-      PROGRAM_SCHED_CLS,
+      PROGRAM_TYPES[type],
       arena.string("doctor") as Pointer,
       arena.string("GPL") as Pointer,
       (address + at) as Pointer,
@@ -130,26 +132,38 @@ const ELF_MAGIC = 0x464c457f;
 const SECTION_PROGBITS = 1;
 const SECTION_EXECUTABLE = 4;
 
-/** Numbers of the helper functions that a compiled BPF object (64-bit little-endian ELF) calls. */
-export function helpersOf(object: Uint8Array): number[] {
+/**
+ * Numbers of the helper functions that the programs of each type call in a compiled BPF object (64-bit little-endian ELF).
+ * Functions of their own (section .text) are those of tc programs.
+ */
+export function helpersOf(object: Uint8Array): Record<ProgramType, number[]> {
   const view = new DataView(object.buffer, object.byteOffset, object.byteLength);
   if (view.getUint32(0, true) !== ELF_MAGIC) throw new Error("this is no ELF object");
   const table = Number(view.getBigUint64(0x28, true));
   const entryBytes = view.getUint16(0x3a, true);
   const count = view.getUint16(0x3c, true);
-  const helpers = new Set<number>();
+  const names = Number(view.getBigUint64(table + view.getUint16(0x3e, true) * entryBytes + 0x18, true));
+  const helpers: Record<ProgramType, Set<number>> = { tc: new Set(), xdp: new Set() };
   for (let section = table; section < table + count * entryBytes; section += entryBytes) {
     const executable = (view.getBigUint64(section + 8, true) & BigInt(SECTION_EXECUTABLE)) !== 0n;
     if (view.getUint32(section + 4, true) !== SECTION_PROGBITS || !executable) continue;
+    const name = textOf(object, names + view.getUint32(section, true));
+    const called = helpers[name === "xdp" ? "xdp" : "tc"];
     const begin = Number(view.getBigUint64(section + 0x18, true));
     const end = begin + Number(view.getBigUint64(section + 0x20, true));
     for (let at = begin; at < end; at += INSTRUCTION_BYTES) {
       // Source register 0: a helper by number. Others are functions of the program or of the kernel.
       if (view.getUint8(at) === CALL && view.getUint8(at + 1) >> 4 === 0)
-        helpers.add(view.getInt32(at + 4, true));
+        called.add(view.getInt32(at + 4, true));
     }
   }
-  return [...helpers].sort((a, b) => a - b);
+  const sorted = (ids: Set<number>) => [...ids].sort((a, b) => a - b);
+  return { tc: sorted(helpers.tc), xdp: sorted(helpers.xdp) };
+}
+
+/** A string with its closing zero byte. */
+function textOf(bytes: Uint8Array, at: number): string {
+  return new TextDecoder().decode(bytes.subarray(at, bytes.indexOf(0, at)));
 }
 
 /** What the kernel calls its helper functions, by number. */

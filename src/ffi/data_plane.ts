@@ -23,6 +23,7 @@ import {
 } from "./layout.ts";
 import {
   attachFilter,
+  attachXdp,
   checkBpf,
   checkPointer,
   detachFilter,
@@ -85,7 +86,7 @@ export interface DataPlaneOptions {
   copyInChunks?: boolean;
 }
 
-export const PROGRAMS = ["from_vm", "inject", "to_vm", "from_tunnel"] as const;
+export const PROGRAMS = ["from_vm", "inject", "release_frames", "to_vm", "from_tunnel"] as const;
 export type ProgramName = (typeof PROGRAMS)[number];
 
 const MAPS = [
@@ -106,6 +107,9 @@ type WorkerMapName = (typeof WORKER_MAPS)[number];
 /** Maps whose size is a matter of the options; a pinned one keeps the size it has. */
 const SIZED: ReadonlySet<string> = new Set(["connections", ...WORKER_MAPS, "input_ring"]);
 
+/** A list for each worker. Nothing in it outlives a run, so it is not pinned. */
+const LIVE_LISTS = "live_lists";
+
 const DEFAULT_RING_BYTES = 64 * 1024 * 1024;
 const DEFAULT_INPUT_RING_BYTES = 8 * 1024 * 1024;
 const DEFAULT_CONNECTIONS_MAX = 65536;
@@ -120,6 +124,14 @@ const BPF_FS_MAGIC = 0xcafe4a11;
 export interface RingSetup {
   fd: number;
   bytes: number;
+}
+
+/** What LiveFrames is opened with, in any thread. */
+export interface LiveFramesSetup {
+  programFd: number;
+  listsFd: number;
+  workers: number;
+  tapIfindex: number;
 }
 
 /** Where one worker finds what it compares, and what wakes it (Waiter). */
@@ -138,6 +150,7 @@ export class DataPlane {
   readonly workers: readonly WorkerRings[];
   /** Diverted input. */
   readonly input: RingSetup;
+  readonly liveFrames: LiveFramesSetup;
   /** For Ring and Waiter, of the first worker. */
   readonly ringFds: { primary: number; secondary: number; input: number; doorbell: number };
   /** The sizes that Ring wants to know. */
@@ -146,8 +159,14 @@ export class DataPlane {
   readonly #object: Pointer;
   readonly #arena = new Arena(256 * 1024);
 
-  private constructor(object: Pointer, workers: readonly WorkerRings[]) {
+  private constructor(object: Pointer, workers: readonly WorkerRings[], tapIfindex: number) {
     this.#object = object;
+    this.liveFrames = {
+      programFd: this.#programFd("release_frames"),
+      listsFd: mapFd(object, LIVE_LISTS),
+      workers: workers.length,
+      tapIfindex,
+    };
     this.stateFd = mapFd(object, "state_map");
     this.#state = new StateView(this.stateFd);
     this.workers = workers;
@@ -194,7 +213,8 @@ export class DataPlane {
       sizeMaps(object, pinDirectory, workers, options);
       loadPrograms(object);
       pinPrograms(object, pinDirectory);
-      return new DataPlane(object, openWorkerRings(object, workers, options.ringBytes ?? DEFAULT_RING_BYTES));
+      const rings = openWorkerRings(object, workers, options.ringBytes ?? DEFAULT_RING_BYTES);
+      return new DataPlane(object, rings, settings.tapIfindex);
     } catch (error) {
       libbpf().bpf_object__close(object);
       throw error;
@@ -215,6 +235,9 @@ export class DataPlane {
     attachFilter(at.tapIfindex, TC_INGRESS, this.#programFd("from_vm"));
     attachFilter(at.tunnelIfindex, TC_INGRESS, this.#programFd("from_tunnel"));
     attachFilter(at.injectIfindex, TC_EGRESS, this.#programFd("inject"));
+    // Nothing ever arrives there. But a program that is attached somewhere is known to the kernel's XDP dispatcher; for one
+    // that is not, each run would change that twice and wait for all CPUs (kernel/bpf/dispatcher.c).
+    attachXdp(at.injectIfindex, this.#programFd("release_frames"));
   }
 
   /** Frames counted since the maps were created, over all CPUs. */
@@ -539,7 +562,7 @@ function findProgram(object: Pointer, name: ProgramName): Pointer {
   );
 }
 
-function mapFd(object: Pointer, name: MapName): number {
+function mapFd(object: Pointer, name: MapName | typeof LIVE_LISTS): number {
   return libbpf().bpf_map__fd(findMap(object, name));
 }
 
@@ -653,6 +676,8 @@ function sizeMaps(object: Pointer, pinDirectory: string, workers: number, option
     doorbell_rings: workers,
     input_ring: options.inputRingBytes ?? DEFAULT_INPUT_RING_BYTES,
   };
+  const lists = libbpf().bpf_map__set_max_entries(findMap(object, LIVE_LISTS), workers);
+  checkBpf(lists, `Cannot size the map ${LIVE_LISTS}`);
   for (const name of MAPS) {
     const map = findMap(object, name);
     const path = join(pinDirectory, name);

@@ -43,6 +43,7 @@ function open() {
       bpf_prog_test_run_opts: { args: [i32, ptr], returns: i32 },
       bpf_prog_load: { args: [i32, ptr, ptr, ptr, u64, ptr], returns: i32 },
       libbpf_probe_bpf_map_type: { args: [i32, ptr], returns: i32 },
+      bpf_xdp_attach: { args: [i32, i32, u32, ptr], returns: i32 },
       bpf_tc_hook_create: { args: [ptr], returns: i32 },
       bpf_tc_attach: { args: [ptr, ptr], returns: i32 },
       bpf_tc_detach: { args: [ptr, ptr], returns: i32 },
@@ -177,6 +178,17 @@ export function attachFilter(ifindex: number, point: number, programFd: number):
   } finally {
     arena.close();
   }
+}
+
+const XDP_FLAGS_SKB_MODE = 2; // include/uapi/linux/if_link.h
+
+/**
+ * Attaches an XDP program that works on socket buffers ("generic XDP"), instead of one that is there. In this thread's
+ * network namespace.
+ */
+export function attachXdp(ifindex: number, programFd: number): void {
+  const attached = libbpf().bpf_xdp_attach(ifindex, programFd, XDP_FLAGS_SKB_MODE, null);
+  checkBpf(attached, `Cannot attach an XDP program to interface ${ifindex}`);
 }
 
 /** Removes our filter, if it is there. The qdisc stays: others may use it. */

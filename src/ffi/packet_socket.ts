@@ -70,6 +70,8 @@ export class PacketSocket {
   /** Frames of the VM in each message. */
   readonly #frames = new Uint8Array(MESSAGES_MAX).fill(1);
   #queued = 0;
+  /** Messages in front of this one have gone. */
+  #first = 0;
   #sent = 0;
 
   /**
@@ -188,6 +190,17 @@ export class PacketSocket {
     this.#frames[message]++;
   }
 
+  /** Sends what is queued in front of a message. */
+  sendUpTo(message: number): void {
+    if (message > this.#first) this.#sendRange(this.#first, message);
+    this.#first = message;
+  }
+
+  /** What is queued in front of a message has been sent by other means. */
+  skipTo(message: number): void {
+    this.#first = message;
+  }
+
   /** Sends what is queued; returns how many messages were sent since the last flush. */
   flush(): number {
     if (this.#queued > 0) this.#send();
@@ -202,12 +215,18 @@ export class PacketSocket {
   }
 
   #send(): void {
-    const count = this.#queued;
-    let first = 0;
+    this.sendUpTo(this.#queued);
+    this.#frames.fill(1, 0, this.#queued);
+    this.#queued = 0;
+    this.#first = 0;
+  }
+
+  #sendRange(from: number, to: number): void {
+    let first = from;
     let retries = 0;
-    while (first < count) {
+    while (first < to) {
       const messages = (this.#messages + first * MMSGHDR_BYTES) as Pointer;
-      const sent = libc.sendmmsg(this.#fd, messages, count - first, MSG_DONTWAIT);
+      const sent = libc.sendmmsg(this.#fd, messages, to - first, MSG_DONTWAIT);
       if (sent > 0) {
         first += sent;
         this.#sent += sent;
@@ -226,8 +245,6 @@ export class PacketSocket {
       first++;
       retries = 0;
     }
-    this.#frames.fill(1, 0, count);
-    this.#queued = 0;
   }
 
   #setIovec(at: number, address: Address, byteLength: number): void {

@@ -8,6 +8,7 @@ import { ReleaseQueue } from "../../src/datapath/release_queue.ts";
 import type { DataPlane } from "../../src/ffi/data_plane.ts";
 import { RECORD, RECORD_SEND_OFFSET, ROLE, VNET, VNET_BYTES } from "../../src/ffi/layout.ts";
 import { ifindex } from "../../src/ffi/libc.ts";
+import { LiveFrames } from "../../src/ffi/live_frames.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
 import { PacketSocket } from "../../src/ffi/packet_socket.ts";
 import { Ring } from "../../src/ffi/ring.ts";
@@ -34,6 +35,7 @@ let vm: Tap;
 let neighbour: Tap;
 let plane: DataPlane;
 let socket: PacketSocket;
+let live: LiveFrames;
 let ring: Ring;
 
 beforeAll(() => {
@@ -46,14 +48,16 @@ beforeAll(() => {
   ip(`-n ${HOST} link add br0 type bridge mcast_snooping 0`);
   for (const port of ["vm", "neighbour"]) ip(`-n ${HOST} link set ${port} master br0 up`);
   ip(`-n ${HOST} link set neighbour txqueuelen 10000`);
-  ip(`-n ${HOST} link set br0 up`);
+  for (const device of ["inj1", "inj0", "vm", "neighbour", "br0"])
+    ip(`-n ${HOST} link set ${device} mtu 9000 up`);
   plane = startPlane({ name: NAME, namespace: HOST, tap: "vm", peerIpv4: 0xc613_0002, ringBytes: 4 << 20 });
   plane.state.role = ROLE.PRIMARY;
   socket = inNamespace(HOST, () => new PacketSocket(ifindex("inj0")));
+  live = new LiveFrames(plane.liveFrames);
   ring = new Ring(plane.ringFds.primary, plane.ringBytes.primary);
 });
 afterAll(() => {
-  for (const part of [ring, socket, vm, neighbour]) part?.close();
+  for (const part of [ring, socket, live, vm, neighbour]) part?.close();
   stopPlane(NAME, plane);
   removeNamespaces(PREFIX);
 });
@@ -124,7 +128,15 @@ function byConnection(frames: readonly Uint8Array[]): Map<string, string[]> {
   return connections;
 }
 
-/** The VM sends; what leaves one by one has to be what leaves by the queue. Returns how many the socket was given. */
+/** What leaves in a run is put at the tap of the namespace that the thread is in. */
+function releaseAll(queue: ReleaseQueue, slots: readonly number[]): void {
+  inNamespace(HOST, () => {
+    for (const slot of slots) queue.release(slot);
+    queue.flush();
+  });
+}
+
+/** The VM sends; what leaves one by one has to be what leaves by the queue. Returns how many frames the kernel was given. */
 async function released(sent: readonly Uint8Array[]): Promise<number> {
   const slots: number[] = [];
   for (const frame of sent) {
@@ -141,10 +153,9 @@ async function released(sent: readonly Uint8Array[]): Promise<number> {
   const alone = await captured(sent.length);
   expect(alone).toHaveLength(sent.length);
 
-  const queue = new ReleaseQueue(ring, socket);
+  const queue = new ReleaseQueue(ring, socket, live);
   const before = plane.counters().passed_released;
-  for (const slot of slots) queue.release(slot);
-  queue.flush();
+  releaseAll(queue, slots);
   const together = await captured(sent.length);
   expect(byConnection(together)).toEqual(byConnection(alone));
   const messages = plane.counters().passed_released - before;
@@ -238,6 +249,59 @@ describe("leave by themselves", () => {
   });
 });
 
+describe("leave in a run", () => {
+  /** Frames of which none can join another. */
+  const single = (count: number): Uint8Array[] =>
+    stream(count, 200, () => ({ identification: 0, sequence: 1 }));
+  const large = (): Uint8Array[] => stream(40, 1448, () => ({ clientPort: 45_000 }));
+
+  async function inRuns(frames: readonly Uint8Array[]): Promise<number> {
+    const before = live.sent;
+    await released(frames);
+    return live.sent - before;
+  }
+
+  test("only if there are enough in a row", async () => {
+    expect(await inRuns(single(31))).toBe(0);
+    expect(await inRuns(single(32))).toBe(32);
+  });
+  test("more than fit into one", async () => {
+    expect(await inRuns(single(700))).toBe(700);
+  });
+  test("not what is longer than a run takes, or joined; nothing is overtaken by that", async () => {
+    expect(await inRuns([...single(40), ...large(), ...single(40)])).toBe(80);
+    expect(await inRuns(stream(40, 1500, () => ({ identification: 0, sequence: 1 })))).toBe(0);
+  });
+  test("not what the kernel has to segment", async () => {
+    for (const frame of single(40)) {
+      frame.set([1, 1, 66, 0, 100, 0], VNET.flags); // TCP over IPv4 in pieces of 100 bytes, behind a header of 66
+      vm.write(frame);
+    }
+    const slots: number[] = [];
+    for (let slot = ring.next(); slot >= 0; slot = ring.next()) slots.push(slot);
+    const before = live.sent;
+    releaseAll(new ReleaseQueue(ring, socket, live), slots);
+    expect(await captured(80)).toHaveLength(80);
+    expect(live.sent).toBe(before);
+  });
+  test("of one connection, frames in a run and joined ones keep their order", async () => {
+    const frames = stream(120, 1000, (i) => (i < 40 || i >= 80 ? { flags: tcp.ACK | tcp.PSH } : {}));
+    expect(await inRuns(frames)).toBeGreaterThanOrEqual(78);
+  });
+});
+
+test("what a run leaves over goes through the socket, in order", async () => {
+  const tired = new LiveFrames({ ...plane.liveFrames, tapIfindex: 1_000_000 });
+  for (const frame of stream(100, 300, () => ({ flags: tcp.ACK | tcp.PSH }))) vm.write(frame);
+  const slots: number[] = [];
+  for (let slot = ring.next(); slot >= 0; slot = ring.next()) slots.push(slot);
+  releaseAll(new ReleaseQueue(ring, socket, tired), slots);
+  const numbers = (await captured(100)).map((frame) => readSegment(frame).sequence);
+  expect(numbers).toEqual(numbers.map((_, i) => (0xffff_f000 + i * 300) >>> 0));
+  expect(tired.sent).toBe(0);
+  tired.close();
+});
+
 test("random streams, mixed", async () => {
   const seed = Number(process.env.COLO_RELEASE_SEED ?? Math.floor(Math.random() * 2 ** 31));
   let state = seed;
@@ -297,9 +361,10 @@ test("random streams, mixed", async () => {
 
 test("what leaves has right checksums", async () => {
   for (const frame of stream(10, 1448)) vm.write(frame);
-  const queue = new ReleaseQueue(ring, socket);
-  for (let slot = ring.next(); slot >= 0; slot = ring.next()) queue.release(slot);
-  queue.flush();
+  const queue = new ReleaseQueue(ring, socket, live);
+  const slots: number[] = [];
+  for (let slot = ring.next(); slot >= 0; slot = ring.next()) slots.push(slot);
+  releaseAll(queue, slots);
   const frames = await captured(10);
   expect(queue.joinedFrames).toBe(9);
   for (const [i, frame] of frames.entries()) {

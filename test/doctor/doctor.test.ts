@@ -221,23 +221,29 @@ describe("a run of checks", () => {
 describe("BPF probes", () => {
   test("the helpers of the compiled programs are found in their instructions", () => {
     const names = helperNames();
-    const called = helpersOf(readFileSync(bpfObject())).map((id) => names.get(id));
+    const { tc, xdp } = helpersOf(readFileSync(bpfObject()));
+    const called = { tc: tc.map((id) => names.get(id)), xdp: xdp.map((id) => names.get(id)) };
     for (const name of [
       "bpf_ringbuf_reserve_dynptr",
       "bpf_clone_redirect",
       "bpf_redirect",
       "bpf_l4_csum_replace",
     ])
-      expect(called).toContain(name);
-    expect(called).not.toContain(undefined);
+      expect(called.tc).toContain(name);
+    expect(called.xdp).toContain("bpf_xdp_store_bytes");
+    expect(called.tc).not.toContain("bpf_xdp_store_bytes");
+    expect([...called.tc, ...called.xdp]).not.toContain(undefined);
   });
 
   test("what the kernel has works, what it has not is refused", () => {
     const [redirect] = [...helperNames()].find(([, name]) => name === "bpf_redirect")!;
-    expect(helperWorks(redirect)).toBe(true);
+    expect(helperWorks(redirect, "tc")).toBe(true);
+    const [storeBytes] = [...helperNames()].find(([, name]) => name === "bpf_xdp_store_bytes")!;
+    expect(helperWorks(storeBytes, "xdp")).toBe(true);
+    expect(helperWorks(storeBytes, "tc")).toBe(false);
     const [tracing] = [...helperNames()].find(([, name]) => name === "bpf_override_return")!;
-    expect(helperWorks(tracing)).toBe(false); // not for tc programs
-    expect(helperWorks(100_000)).toBe(false);
+    expect(helperWorks(tracing, "tc")).toBe(false);
+    expect(helperWorks(100_000, "tc")).toBe(false);
     expect(KERNEL_FUNCTION_NAMES.map(kernelFunctionRefused)).toEqual(
       KERNEL_FUNCTION_NAMES.map(() => undefined),
     );

@@ -73,6 +73,7 @@ describe("a fresh data plane", () => {
       "inject",
       "input_ring",
       "primary_rings",
+      "release_frames",
       "secondary_rings",
       "state_map",
       "to_vm",

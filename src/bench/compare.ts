@@ -16,6 +16,8 @@ interface CompareCase {
   payloadBytes: number;
   flows: number;
   resegmented: boolean;
+  /** That share the flows; 1. */
+  workers?: number;
 }
 
 const SAME = { resegmented: false };
@@ -37,9 +39,11 @@ const ALONE_CASES: readonly CompareCase[] = [
 
 const RELEASE_CASES: readonly CompareCase[] = [
   { payloadBytes: 64, flows: 100, ...SAME },
+  { payloadBytes: 64, flows: 100, ...SAME, workers: 2 },
   { payloadBytes: 256, flows: 100, ...SAME },
   { payloadBytes: SEGMENT_BYTES, flows: 1, ...SAME },
   { payloadBytes: SEGMENT_BYTES, flows: 100, ...SAME },
+  { payloadBytes: SEGMENT_BYTES, flows: 100, ...SAME, workers: 2 },
   { payloadBytes: SEGMENT_BYTES, flows: 100, ...CUT },
   { payloadBytes: SEGMENT_BYTES, flows: 10_000, ...SAME },
   { payloadBytes: LARGE_PAYLOAD_BYTES, flows: 100, ...SAME },
@@ -51,12 +55,19 @@ const QUICK_CASES: readonly CompareCase[] = [
   { payloadBytes: LARGE_PAYLOAD_BYTES, flows: 100, ...SAME },
 ];
 
+const QUICK_RELEASE_CASES: readonly CompareCase[] = [
+  ...QUICK_CASES,
+  { payloadBytes: 64, flows: 100, ...SAME, workers: 2 },
+];
+
 /** Several times any cache, so that every record is read from memory. */
 const WORKING_SET_BYTES = 256 * 1024 * 1024;
 const WORKING_SET_QUICK_BYTES = 128 * 1024 * 1024;
 /** Frames in a run that goes through the kernel. */
 const FRAMES_MAX = 100_000;
 const FRAMES_MAX_QUICK = 20_000;
+/** Runs before those that count. Each thread's code is compiled anew, by the cores that several workers keep busy. */
+const WARM_UPS_OF_WORKERS = 8;
 
 export const benchCompare: Bench = async (context) => {
   const results = new ResultSet("compare");
@@ -65,10 +76,11 @@ export const benchCompare: Bench = async (context) => {
   return results.toJson();
 };
 
-function caseName(what: string, { payloadBytes, flows, resegmented }: CompareCase): string {
+function caseName(what: string, { payloadBytes, flows, resegmented, workers = 1 }: CompareCase): string {
   const size = payloadBytes >= 10_000 ? `${(payloadBytes / 1000).toFixed(0)} kB` : `${payloadBytes} B`;
   const many = flows === 1 ? "1 flow" : `${flows.toLocaleString("en").replace(",", " ")} flows`;
-  return `${what}, ${size}, ${many}${resegmented ? ", cut differently" : ""}`;
+  const shared = workers > 1 ? `, ${workers} workers` : "";
+  return `${what}, ${size}, ${many}${resegmented ? ", cut differently" : ""}${shared}`;
 }
 
 function compareAlone(one: CompareCase, context: BenchContext, results: ResultSet): void {
@@ -92,7 +104,7 @@ function compareAlone(one: CompareCase, context: BenchContext, results: ResultSe
 /** A subject that fails is left out of the case, and says why; the others go on. */
 async function compareAndRelease(context: BenchContext, results: ResultSet): Promise<void> {
   removeLeftovers();
-  for (const one of context.quick ? QUICK_CASES : RELEASE_CASES) {
+  for (const one of context.quick ? QUICK_RELEASE_CASES : RELEASE_CASES) {
     const name = caseName("comparison and release", one);
     context.progress(name);
     const { payloadBytes, flows } = one;
@@ -113,7 +125,7 @@ async function compareAndRelease(context: BenchContext, results: ResultSet): Pro
     };
     // New ones for each case: QEMU's table of connections never shrinks, and a failure ends with its case.
     try {
-      addReleases(subjects, primary, secondary, streamBytes);
+      await addReleases(subjects, primary, secondary, streamBytes, one.workers ?? 1);
     } catch (error) {
       await giveUp("colo-agent", error);
     }
@@ -126,11 +138,11 @@ async function compareAndRelease(context: BenchContext, results: ResultSet): Pro
       (error) => giveUp("qemu", error),
     );
     try {
-      for (let run = -1; run < context.runs; run++) {
+      const warmUps = one.workers === undefined ? 1 : WARM_UPS_OF_WORKERS;
+      for (let run = -warmUps; run < context.runs; run++) {
         for (const [subject, { run: measure }] of subjects) {
           try {
             const usage = await measure();
-            // The first one warms up.
             if (run >= 0) addRates(results, { case: name, subject }, usage, primary.count, frameBytes);
           } catch (error) {
             await giveUp(subject, error);
@@ -149,13 +161,14 @@ interface CaseSubject {
 }
 
 /** The agent, and its limit on the same devices: that one does not go without the other. */
-function addReleases(
+async function addReleases(
   subjects: Map<Subject, CaseSubject>,
   primary: Traffic,
   secondary: Traffic,
   streamBytes: number,
-): void {
-  const ours = new ReleaseBench();
+  workers: number,
+): Promise<void> {
+  const ours = await ReleaseBench.create({ workers });
   subjects.set("colo-agent", {
     run: () => ours.compareAndRelease(primary, secondary, streamBytes),
     close: () => {

@@ -3,24 +3,27 @@
  * (held there by the BPF programs), the loop of the data-path worker compares them and sends them back through the
  * injection pair, and they count when the bridge hands them to its far port.
  *
+ * A VM's flows may be shared among several workers, each with rings of its own and, but for the first, a thread.
+ *
  * The second tap stands in for the secondary's tunnel: its frames are recorded by the same program into a ring of the
  * same kind. The rings are filled before the clock starts, so that the machine's cores are left to what is measured.
  */
 import { readFileSync } from "node:fs";
-import { Comparer } from "../compare/comparer.ts";
-import { Intake } from "../compare/intake.ts";
-import { recordTimeNs } from "../compare/parse.ts";
-import { ReleaseQueue } from "../datapath/release_queue.ts";
-import { BATCH_RECORDS } from "../datapath/shared.ts";
 import type { DataPlane } from "../ffi/data_plane.ts";
 import { ROLE } from "../ffi/layout.ts";
-import { bootTimeNs, bootTimeNsNumber, ifindex, Mapping, memcmp } from "../ffi/libc.ts";
-import { LiveFrames } from "../ffi/live_frames.ts";
+import { bootTimeNs, ifindex, Mapping } from "../ffi/libc.ts";
 import { PacketSocket } from "../ffi/packet_socket.ts";
-import { Ring } from "../ffi/ring.ts";
 import { Tap } from "../ffi/tap.ts";
 import { BenchNamespace, loadPlane } from "./network.ts";
 import { recordStride } from "./record_memory.ts";
+import {
+  ReleaseLoop,
+  type ReleaseLoopSetup,
+  type ReleaseThreadSetup,
+  SHARED,
+  SHARED_INTS,
+  Task,
+} from "./release_loop.ts";
 import { Traffic } from "./traffic.ts";
 import { measureUsage, type Usage } from "./usage.ts";
 
@@ -29,15 +32,14 @@ const ARRIVAL_TIMEOUT_MS = 10_000;
 const ARRIVAL_POLL_MS = 0.1;
 const MARKS = { injectMark: 0xc0b0_0001, deliverMark: 0xc0b0_0002, replayMark: 0xc0b0_0003 };
 
-/** One held VM: a tap whose output goes to a ring. */
+/** One held VM: a tap whose output goes to a ring, or is shared among several. */
 class HeldTap {
   readonly plane: DataPlane;
-  readonly ring: Ring;
   readonly #tap: Tap;
   readonly #unload: () => void;
 
   /** In the namespace that this thread is in. */
-  constructor(name: string) {
+  constructor(name: string, workers: number) {
     this.#tap = new Tap(name);
     const at = {
       tapIfindex: ifindex(name),
@@ -48,6 +50,7 @@ class HeldTap {
     const { tapIfindex, tunnelIfindex } = at;
     const { plane, unload } = loadPlane(name, {
       settings: { tapIfindex, tunnelIfindex, peerIpv4: 0xc612_0001, tunnelId: 1, ...MARKS },
+      workers,
       ringBytes: RING_BYTES,
     });
     this.plane = plane;
@@ -55,7 +58,6 @@ class HeldTap {
     plane.attach(at);
     plane.state.leaseDeadlineNs = bootTimeNs() + 86_400_000_000_000n;
     plane.state.role = ROLE.PRIMARY;
-    this.ring = new Ring(plane.ringFds.primary, plane.ringBytes.primary);
   }
 
   /** The VM sends all segments of `traffic`. */
@@ -69,7 +71,6 @@ class HeldTap {
   }
 
   close(): void {
-    this.ring.close();
     this.#unload();
     this.#tap.close();
   }
@@ -81,35 +82,93 @@ export function roundsPerRing(sendBytesMax: number, flows: number, framesMax: nu
   return Math.max(1, Math.floor(frames / flows));
 }
 
+/** A worker in a thread of its own, started in the network namespace of the calling one. */
+class ReleaseThread {
+  readonly ready: Promise<void>;
+  readonly #shared = new Int32Array(new SharedArrayBuffer(4 * SHARED_INTS));
+  readonly #thread = new Worker(new URL("./release_thread.ts", import.meta.url).href);
+  #failure = "it has said nothing";
+
+  constructor(loop: ReleaseLoopSetup) {
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    this.ready = promise;
+    promise.catch(() => undefined);
+    this.#thread.onmessage = ({ data }: MessageEvent<string | undefined>) => {
+      if (data === undefined) return resolve();
+      this.#failure = data;
+      reject(new Error(data));
+    };
+    const buffer = this.#shared.buffer as SharedArrayBuffer;
+    this.#thread.postMessage({ loop, buffer } satisfies ReleaseThreadSetup);
+  }
+
+  get joinedFrames(): number {
+    return Atomics.load(this.#shared, SHARED.joinedFrames);
+  }
+
+  begin(task: Task): void {
+    Atomics.store(this.#shared, SHARED.task, task);
+    Atomics.notify(this.#shared, SHARED.task);
+  }
+
+  /** Waits until the task is done. Throws if the thread has failed. */
+  finish(): void {
+    while (Atomics.load(this.#shared, SHARED.task) !== Task.Done) Bun.sleepSync(ARRIVAL_POLL_MS);
+    if (Atomics.load(this.#shared, SHARED.failed) !== 0) {
+      throw new Error(`A worker's thread has failed: ${this.#failure}.`);
+    }
+  }
+
+  close(): void {
+    if (Atomics.load(this.#shared, SHARED.failed) === 0) {
+      this.begin(Task.Quit);
+      this.finish();
+    }
+    this.#thread.terminate();
+  }
+}
+
+export interface ReleaseBenchOptions {
+  /** That share the VM's flows; 1. The first one's thread is the caller's. */
+  workers?: number;
+  /** How the part that counts is measured; the rings are full when it begins. */
+  measure?: (run: () => void) => Usage;
+}
+
 export class ReleaseBench {
-  readonly #namespace: BenchNamespace;
+  readonly #namespace = new BenchNamespace("release");
+  readonly #measure: (run: () => void) => Usage;
   readonly #primary: HeldTap;
   readonly #secondary: HeldTap;
   readonly #far: Tap;
-  readonly #inject: PacketSocket;
-  readonly #live: LiveFrames;
-  readonly #comparer: Comparer;
-  readonly #intake: Intake;
+  readonly #loop: ReleaseLoop;
+  readonly #threads: readonly ReleaseThread[];
   readonly #buffer = new Mapping(128 * 1024);
-  readonly #releases: ReleaseQueue;
-  #nowNs = 0;
-  #heldNs = 0;
-  #divergence: string | undefined;
   #streamStart = 0;
 
-  /** @param measure how the part that counts is measured; the rings are full when it begins */
-  constructor(private readonly measure: (run: () => void) => Usage = measureUsage) {
-    const namespace = new BenchNamespace("release");
-    this.#namespace = namespace;
+  static async create(options: ReleaseBenchOptions = {}): Promise<ReleaseBench> {
+    const bench = new ReleaseBench(options);
+    try {
+      for (const { ready } of bench.#threads) await ready;
+      return bench;
+    } catch (error) {
+      bench.close();
+      throw error;
+    }
+  }
+
+  private constructor({ workers = 1, measure = measureUsage }: ReleaseBenchOptions) {
+    const namespace = this.#namespace;
+    this.#measure = measure;
     try {
       for (const name of ["vmp", "vms"]) {
         namespace.ip(`link add ${name}-inject0 mtu 1504 type veth peer name ${name}-inject1 mtu 1504`);
         for (const end of ["inject0", "inject1"]) namespace.ip(`link set ${name}-${end} up`);
       }
       namespace.ip("link add br0 type bridge mcast_snooping 0");
-      [this.#primary, this.#secondary, this.#inject] = namespace.run(() => {
-        const primary = new HeldTap("vmp");
-        return [primary, new HeldTap("vms"), new PacketSocket(ifindex("vmp-inject0"))];
+      [this.#primary, this.#secondary] = namespace.run(() => {
+        const primary = new HeldTap("vmp", workers);
+        return [primary, new HeldTap("vms", workers)];
       });
       // Nobody reads there: once its queue has the one frame it takes, it throws away and counts all others.
       this.#far = namespace.run(() => new Tap("far"));
@@ -118,26 +177,13 @@ export class ReleaseBench {
       for (const name of ["vmp", "far"]) namespace.ip(`link set ${name} master br0`);
       for (const name of ["vmp", "vms", "far", "br0"]) namespace.ip(`link set ${name} up`);
       namespace.run(() => this.#fillQueue(ifindex("far")));
+      const [first, ...others] = namespace.run(() => this.#loops(ifindex("vmp-inject0")));
+      this.#loop = namespace.run(() => new ReleaseLoop(first));
+      this.#threads = namespace.run(() => others.map((setup) => new ReleaseThread(setup)));
     } catch (error) {
       namespace.close();
       throw error;
     }
-    this.#live = new LiveFrames(this.#primary.plane.liveFrames);
-    this.#releases = new ReleaseQueue(this.#primary.ring, this.#inject, this.#live);
-    this.#comparer = new Comparer({
-      primary: this.#primary.ring,
-      secondary: this.#secondary.ring,
-      memcmp,
-      sink: {
-        release: (slot) => this.#release(slot),
-        finish: (slot) => this.#secondary.ring.done(slot),
-        diverged: (divergence) => {
-          this.#divergence ??= `${divergence.class}: ${divergence.detail}`;
-        },
-      },
-      maxWaitNs: 3_600e9,
-    });
-    this.#intake = new Intake(this.#comparer, this.#primary.ring, this.#secondary.ring);
   }
 
   /** Holds what both VMs send, then compares and releases it. */
@@ -145,16 +191,11 @@ export class ReleaseBench {
     this.#primary.send(primary, this.#buffer, this.#streamStart);
     this.#secondary.send(secondary, this.#buffer, this.#streamStart);
     this.#streamStart += streamBytes;
-    const usage = this.#untilArrived(primary.count, () => {
-      for (let work = 1; work > 0; ) {
-        this.#nowNs = bootTimeNsNumber();
-        work = this.#intake.take(BATCH_RECORDS);
-        this.#releases.flush();
-      }
-    });
-    if (this.#divergence !== undefined) throw new Error(`Equal frames diverged: ${this.#divergence}.`);
+    const usage = this.#untilArrived(primary.count, Task.CompareAndRelease, () =>
+      this.#loop.compareAndRelease(),
+    );
     // What is sent in between is not compared: the next run's streams do not continue this one's.
-    this.#comparer.releaseAll();
+    this.#share(Task.Forget, () => this.#loop.forget());
     return usage;
   }
 
@@ -162,21 +203,25 @@ export class ReleaseBench {
   release(traffic: Traffic, streamBytes: number): Usage {
     this.#primary.send(traffic, this.#buffer, this.#streamStart);
     this.#streamStart += streamBytes;
-    const { ring } = this.#primary;
-    return this.#untilArrived(traffic.count, () => {
-      for (let slot = ring.next(); slot >= 0; slot = ring.next()) this.#release(slot);
-      this.#releases.flush();
-    });
+    return this.#untilArrived(traffic.count, Task.Release, () => this.#loop.release());
   }
 
   close(): void {
-    this.#inject.close();
-    this.#live.close();
-    this.#primary.close();
-    this.#secondary.close();
+    for (const part of [...this.#threads, this.#loop, this.#primary, this.#secondary]) part.close();
     this.#far.close();
     this.#buffer.close();
     this.#namespace.close();
+  }
+
+  #loops(injectIfindex: number): ReleaseLoopSetup[] {
+    const { workers, liveFrames } = this.#primary.plane;
+    return workers.map(({ primary }, worker) => ({
+      worker,
+      primary,
+      secondary: this.#secondary.plane.workers[worker].primary,
+      liveFrames,
+      injectIfindex,
+    }));
   }
 
   #fillQueue(farIfindex: number): void {
@@ -188,28 +233,37 @@ export class ReleaseBench {
     socket.close();
   }
 
-  #untilArrived(packets: number, run: () => void): Usage {
+  /** All workers do their share; `own` is the first one's. */
+  #share(task: Task, own: () => void): void {
+    for (const thread of this.#threads) thread.begin(task);
+    this.#namespace.run(own);
+    for (const thread of this.#threads) thread.finish();
+  }
+
+  #untilArrived(packets: number, task: Task, own: () => void): Usage {
     const before = this.#arrived();
-    const joinedBefore = this.#releases.joinedFrames;
+    const joinedBefore = this.#joinedFrames();
     const held =
       this.#primary.plane.counters().hold_ring_full + this.#secondary.plane.counters().hold_ring_full;
     if (held > 0) throw new Error(`${held} frames found a full ring.`);
-    return this.measure(() => {
-      this.#namespace.run(run);
+    return this.#measure(() => {
+      this.#share(task, own);
       const deadline = performance.now() + ARRIVAL_TIMEOUT_MS;
       // Neighbours of a stream that left as one frame arrive as one, as at a network card that segments.
-      const expected = packets - (this.#releases.joinedFrames - joinedBefore);
+      const expected = packets - (this.#joinedFrames() - joinedBefore);
       while (this.#arrived() - before < expected) {
         // Those that are left are in the hands of another thread, the kernel's.
         Bun.sleepSync(ARRIVAL_POLL_MS);
         if (performance.now() > deadline) {
           const missing = expected - (this.#arrived() - before);
-          throw new Error(
-            `${missing} of ${expected} frames have not arrived (${this.#inject.failed} not sent).`,
-          );
+          throw new Error(`${missing} of ${expected} frames have not arrived.`);
         }
       }
     });
+  }
+
+  #joinedFrames(): number {
+    return [this.#loop, ...this.#threads].reduce((sum, { joinedFrames }) => sum + joinedFrames, 0);
   }
 
   /** Frames that the bridge has handed to its far port. */
@@ -218,15 +272,5 @@ export class ReleaseBench {
     // receive: bytes packets errs drop fifo frame compressed multicast; transmit: bytes packets errs drop ...
     const fields = /^\s*far:\s*(.*)$/m.exec(text)?.[1]?.split(/\s+/);
     return Number(fields?.[9]) + Number(fields?.[11]);
-  }
-
-  #release(slot: number): void {
-    const { ring } = this.#primary;
-    const { view } = ring;
-    const offset = ring.offset(slot);
-    // The worker keeps a histogram of it.
-    const sinceNs = recordTimeNs(view, offset);
-    this.#heldNs += this.#nowNs - sinceNs;
-    this.#releases.release(slot);
   }
 }

@@ -40,7 +40,7 @@ test(
     const cases = [...new Set(results.map((one) => one.case))];
     expect(steps).toEqual(expect.arrayContaining(cases));
     expect(cases.filter((name) => name.startsWith("comparison, "))).toHaveLength(3);
-    expect(cases.filter((name) => name.startsWith("comparison and release, "))).toHaveLength(3);
+    expect(cases.filter((name) => name.startsWith("comparison and release, "))).toHaveLength(4);
     for (const name of cases) {
       const alone = name.startsWith("comparison, ");
       for (const subject of alone ? ["colo-agent", "limit"] : ["colo-agent", "qemu", "limit"]) {

@@ -17,6 +17,13 @@ enum colo_role {
 	COLO_ROLE_SUCCESSOR = 4, /* a secondary that is being handed the VM: held without a lease, alone with one */
 };
 
+/* For what a worker wants its doorbell rung. */
+enum colo_sleep {
+	COLO_SLEEP_NONE = 0,   /* it is awake */
+	COLO_SLEEP_ANY = 1,    /* for its next record */
+	COLO_SLEEP_PAIRED = 2, /* the same, but not for much data of one VM while there is nothing of the other */
+};
+
 #define COLO_WORKERS_MAX 16 /* a power of two */
 
 /* One element, index 0, memory-mapped by the agent (BPF_F_MMAPABLE). */
@@ -27,7 +34,7 @@ struct colo_state {
 	__u32 rewrite_epoch;	 /* connections learned in another epoch have offset 0 */
 	__u32 divert_input;	 /* 1: input of the primary goes to the input ring instead of the VM */
 	__u32 connections_kept;	 /* 0: the map of connections is empty, so nobody needs to look there */
-	__u32 consumer_sleeping[COLO_WORKERS_MAX]; /* 1: this worker wants a doorbell for its next record */
+	enum colo_sleep consumer_sleeping[COLO_WORKERS_MAX]; /* by worker; the program that rings its doorbell clears it */
 };
 
 /* Fixed at load time. */

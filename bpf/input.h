@@ -81,7 +81,7 @@ static __always_inline int deliver(struct __sk_buff *skb, struct colo_state *sta
 /* On the primary's host: what the secondary sent arrives. */
 static __always_inline int collect(struct __sk_buff *skb, struct colo_state *state, __u32 epoch)
 {
-	switch (put_for_worker(&secondary_rings, skb, state, COLO_SOURCE_SECONDARY, epoch)) {
+	switch (put_for_worker(&secondary_rings, &primary_rings, skb, state, COLO_SOURCE_SECONDARY, epoch)) {
 	case PUT_DONE:
 		return drop(COLO_COUNT_COLLECTED);
 	case PUT_RING_FULL:

@@ -92,12 +92,28 @@ static __always_inline int drop(enum colo_counter why)
 	return TC_ACT_SHOT;
 }
 
-/* Must come after the record has been submitted: the worker sets the flag first and looks at its rings then. */
-static __always_inline void ring_doorbell(struct colo_state *state, __u32 worker)
-{
-	__u32 *sleeping = &state->consumer_sleeping[worker & (COLO_WORKERS_MAX - 1)];
+/* Frames from this length on are data that the other VM has to send as well before anything can be done with them. */
+#define COLO_DATA_BYTES 1024
 
-	if (*(const volatile __u32 *)sleeping && __sync_lock_test_and_set(sleeping, 0)) {
+/*
+ * Must come after the record has been submitted: the worker sets the flag first and looks at its rings then. `others` are the
+ * rings of the other VM's frames. Both VMs' programs put their record first and look at the other's ring then, so one of them
+ * rings.
+ */
+static __always_inline void ring_doorbell(struct colo_state *state, __u32 worker, void *others, __u32 frame_bytes)
+{
+	enum colo_sleep *sleeping = &state->consumer_sleeping[worker & (COLO_WORKERS_MAX - 1)];
+	enum colo_sleep sleep = *(const volatile enum colo_sleep *)sleeping;
+
+	if (sleep == COLO_SLEEP_NONE)
+		return;
+	if (sleep == COLO_SLEEP_PAIRED && frame_bytes >= COLO_DATA_BYTES) {
+		void *other = bpf_map_lookup_elem(others, &worker);
+
+		if (other && !bpf_ringbuf_query(other, BPF_RB_AVAIL_DATA))
+			return;
+	}
+	if (__sync_lock_test_and_set(sleeping, COLO_SLEEP_NONE)) {
 		void *doorbell = bpf_map_lookup_elem(&doorbell_rings, &worker);
 		__u64 token = 0;
 

@@ -50,7 +50,7 @@ static __always_inline int hold(struct __sk_buff *skb, struct colo_state *state)
 	if (is_address_resolution(skb))
 		return pass(state, COLO_COUNT_PASSED_DIRECT);
 
-	switch (put_for_worker(&primary_rings, skb, state, COLO_SOURCE_PRIMARY, 0)) {
+	switch (put_for_worker(&primary_rings, &secondary_rings, skb, state, COLO_SOURCE_PRIMARY, 0)) {
 	case PUT_DONE:
 		return drop(COLO_COUNT_HELD);
 	case PUT_RING_FULL:

@@ -182,9 +182,9 @@ static __always_inline enum put_result put_record(void *ring, struct __sk_buff *
 	return PUT_DONE;
 }
 
-/* Puts what a VM sent into the ring of the worker that compares it, and wakes that one if it sleeps. */
-static __always_inline enum put_result put_for_worker(void *rings, struct __sk_buff *skb, struct colo_state *state,
-						      enum colo_source source, __u32 epoch)
+/* Puts what a VM sent into the ring of the worker that compares it with what is in that of `others`, and wakes it if it sleeps. */
+static __always_inline enum put_result put_for_worker(void *rings, void *others, struct __sk_buff *skb,
+						      struct colo_state *state, enum colo_source source, __u32 epoch)
 {
 	__u32 hash = flow_hash(skb);
 	__u32 worker = worker_of(hash);
@@ -195,7 +195,7 @@ static __always_inline enum put_result put_for_worker(void *rings, struct __sk_b
 		return PUT_FAILED;
 	result = put_record(ring, skb, source, epoch, hash);
 	if (result == PUT_DONE)
-		ring_doorbell(state, worker);
+		ring_doorbell(state, worker, others, skb->len);
 	return result;
 }
 

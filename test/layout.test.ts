@@ -52,6 +52,7 @@ test.each([
 test.each([
   ["colo_role", "COLO_ROLE_", layout.ROLE],
   ["colo_source", "COLO_SOURCE_", layout.SOURCE],
+  ["colo_sleep", "COLO_SLEEP_", layout.SLEEP],
   ["colo_connection_flag", "COLO_CONNECTION_", layout.CONNECTION_FLAG],
 ])("enum %s", (name, prefix, values) => {
   expect(values as Record<string, number>).toEqual(enumerators(name, prefix));

@@ -47,6 +47,8 @@ export interface QemuPairOptions {
   /** As a lab's name; see {@link namespacesOf}. */
   name: string;
   memoryMib: number;
+  /** More of the guest's command line. */
+  append?: string;
   /** Compare packets with QEMU's own proxy; without it the secondary is cut off from the network. */
   proxy: boolean;
   /** QEMU's timer for checkpoints. Its own default is 20 000. */
@@ -117,7 +119,7 @@ export class QemuPair {
   }
 
   async #startQemus(): Promise<void> {
-    const { name, memoryMib, proxy } = this.options;
+    const { name, memoryMib, append, proxy } = this.options;
     for (const letter of ["a", "b"] as const) {
       const directory = join(directoryOf(name), letter);
       const diskPath = join(directory, "disk.raw");
@@ -136,7 +138,7 @@ export class QemuPair {
         memoryMib,
         kernel: guestKernel(),
         initrd: guestInitrd(),
-        append: guestCommandLine({ ip4: `${GUEST_IPV4}/24`, ip6: `${GUEST_IPV6}/64` }),
+        append: guestCommandLine({ ip4: `${GUEST_IPV4}/24`, ip6: `${GUEST_IPV6}/64` }, append),
         disks: [labDisk(diskPath)],
         network: { tap: TAP, mac: GUEST_MAC },
         netns: this.namespaces[letter],

@@ -12,7 +12,7 @@ import type { Divergence } from "../compare/divergence.ts";
 import type { FrameChange } from "../compare/frame_change.ts";
 import { Intake } from "../compare/intake.ts";
 import { recordTimeNs } from "../compare/parse.ts";
-import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET } from "../ffi/layout.ts";
+import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET, SLEEP } from "../ffi/layout.ts";
 import { bootTimeNsNumber, memcmp } from "../ffi/libc.ts";
 import { LiveFrames } from "../ffi/live_frames.ts";
 import { PacketSocket } from "../ffi/packet_socket.ts";
@@ -38,6 +38,11 @@ const REPLAY_BATCH = 64;
 /** Each round puts back what has come during the one before. */
 const REPLAY_ROUNDS_MAX = 32;
 const SLEEP_MS_MAX = 1_000;
+/**
+ * While both VMs send the same, data of one of them need not wake the worker: the other's will. That is relied on for so long
+ * after a frame was released, and for so long it is asleep at most: what only one of them has sent is noticed by then.
+ */
+const PAIRED_SLEEP_MS = 10;
 /**
  * A program that found input diverted may put its frame into the ring only after the diversion is over and the ring was
  * seen empty. For so long it is looked for, this often.
@@ -79,6 +84,9 @@ class DataPathLoop {
   #mode: "closed" | "comparing" | "alone" = "closed";
   #nowNs = 0;
   #lastExpireNs = 0;
+  /** When a frame was last released because both VMs had sent it. */
+  #lastComparedNs = 0;
+  #lastCompared = 0;
   #lateInputUntilNs = 0;
   #lastSequence = 0;
   #quit = false;
@@ -155,7 +163,12 @@ class DataPathLoop {
       this.#obey();
       work++;
     }
-    if (work > 0) this.#publish();
+    if (work > 0) {
+      const { releasedByComparison } = this.#comparer.stats;
+      if (releasedByComparison !== this.#lastCompared) this.#lastComparedNs = this.#nowNs;
+      this.#lastCompared = releasedByComparison;
+      this.#publish();
+    }
     return work;
   }
 
@@ -340,7 +353,8 @@ class DataPathLoop {
   }
 
   #sleep(): void {
-    this.#state.consumerSleeping = true;
+    const isPaired = this.#nowNs - this.#lastComparedNs < PAIRED_SLEEP_MS * 1e6;
+    this.#state.consumerSleeping = isPaired ? SLEEP.PAIRED : SLEEP.ANY;
     // Once more after the flag is set: a record from between the last look and the flag rang no bell.
     if (this.#turn() === 0) {
       const deadlineNs =
@@ -348,7 +362,8 @@ class DataPathLoop {
       const waitMs = Math.ceil((deadlineNs - this.#nowNs) / 1e6);
       if (waitMs > 0) {
         this.#stats[STAT_INDEX.wakeups]! += 1;
-        const longest = this.#nowNs < this.#lateInputUntilNs ? LATE_INPUT_SLEEP_MS : SLEEP_MS_MAX;
+        let longest = isPaired ? PAIRED_SLEEP_MS : SLEEP_MS_MAX;
+        if (this.#nowNs < this.#lateInputUntilNs) longest = LATE_INPUT_SLEEP_MS;
         this.#waiter.wait(Math.min(waitMs, longest));
       }
       if (this.#mode === "comparing") {
@@ -357,7 +372,7 @@ class DataPathLoop {
         this.#comparer.expire(this.#nowNs);
       }
     }
-    this.#state.consumerSleeping = false;
+    this.#state.consumerSleeping = SLEEP.NONE;
   }
 
   #publish(): void {

@@ -9,6 +9,10 @@ export type Role = (typeof ROLE)[keyof typeof ROLE];
 /** enum colo_source: who sent a recorded frame. */
 export const SOURCE = { PRIMARY: 1, SECONDARY: 2, INPUT: 3 } as const;
 
+/** enum colo_sleep: for what a worker wants its doorbell rung. */
+export const SLEEP = { NONE: 0, ANY: 1, PAIRED: 2 } as const;
+export type Sleep = (typeof SLEEP)[keyof typeof SLEEP];
+
 /** enum colo_connection_flag. */
 export const CONNECTION_FLAG = {
   KNOWN: 1,

@@ -1,6 +1,6 @@
 /** struct colo_state, mapped: what the agent writes takes effect with the next frame. */
 
-import { type Role, STATE, WORKERS_MAX } from "./layout.ts";
+import { type Role, type Sleep, STATE, WORKERS_MAX } from "./layout.ts";
 import { Mapping, PAGE_BYTES } from "./libc.ts";
 
 export class StateView {
@@ -61,12 +61,12 @@ export class StateView {
     this.#store(STATE.divert_input, value ? 1 : 0);
   }
 
-  /** Set before waiting for the doorbell; the program that rings it clears the flag. */
-  get consumerSleeping(): boolean {
-    return this.#load(this.#sleeping) !== 0;
+  /** One of {@link Sleep}. Set before waiting for the doorbell; the program that rings it clears the flag. */
+  get consumerSleeping(): number {
+    return this.#load(this.#sleeping);
   }
-  set consumerSleeping(value: boolean) {
-    this.#store(this.#sleeping, value ? 1 : 0);
+  set consumerSleeping(value: Sleep) {
+    this.#store(this.#sleeping, value);
   }
 
   /** False only while the map of connections is empty; the programs look there only if it is true. */

@@ -4,7 +4,7 @@
  */
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import type { DataPlane } from "../../src/ffi/data_plane.ts";
-import { RECORD, ROLE, VNET_BYTES } from "../../src/ffi/layout.ts";
+import { RECORD, ROLE, SLEEP, VNET_BYTES } from "../../src/ffi/layout.ts";
 import { closeFd } from "../../src/ffi/libc.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
 import { createEventfd, Waiter } from "../../src/ffi/poll.ts";
@@ -226,16 +226,63 @@ test("only the worker whose record it is gets a doorbell", async () => {
   try {
     const woken = new Set<number>();
     for (let port = 20_000; woken.size < WORKERS; port++) {
-      for (const state of states) state.consumerSleeping = true;
+      for (const state of states) state.consumerSleeping = SLEEP.ANY;
       taps[0].write(plain(segment({ clientPort: port, payload: bulk(5) })));
       const { worker } = await taken("primary");
       expect(waiters.map((waiter) => waiter.wait(0))).toEqual(states.map((_, i) => i === worker));
-      expect(states.map((state) => state.consumerSleeping)).toEqual(states.map((_, i) => i !== worker));
+      expect(states.map((state) => state.consumerSleeping)).toEqual(
+        states.map((_, i) => (i === worker ? SLEEP.NONE : SLEEP.ANY)),
+      );
       woken.add(worker);
     }
   } finally {
-    for (const state of states) state.consumerSleeping = false;
+    for (const state of states) state.consumerSleeping = SLEEP.NONE;
     for (const part of [...states, ...waiters]) part.close();
     for (const fd of wakeFds) closeFd(fd);
+  }
+});
+
+test("a worker that waits for pairs is not woken by data of one VM while there is nothing of the other", async () => {
+  const [plane] = planes;
+  const long = plain(segment({ sequence: 1, payload: bulk(1200) }));
+  const short = plain(segment({ sequence: 1, payload: bulk(10) }));
+  const { worker } = await placeOf(long);
+  const state = new StateView(plane.stateFd, worker);
+  const wakeFd = createEventfd();
+  const waiter = new Waiter(plane.workers[worker].doorbellFd, wakeFd);
+  /** Whether the worker is woken by what a VM sends; its record stays in the ring. */
+  const wakes = async (vm: 0 | 1, frame: Uint8Array): Promise<boolean> => {
+    const ring = rings[worker][vm === 0 ? "primary" : "secondary"];
+    const before = ring.unreadBytes();
+    state.consumerSleeping = SLEEP.PAIRED;
+    taps[vm].write(frame);
+    await until("record", () => ring.unreadBytes() > before);
+    // The doorbell is rung after that.
+    await Bun.sleep(10);
+    const woken = waiter.wait(0);
+    expect(state.consumerSleeping).toBe(woken ? SLEEP.NONE : SLEEP.PAIRED);
+    return woken;
+  };
+  try {
+    for (const [vm, side, other] of [
+      [0, "primary", "secondary"],
+      [1, "secondary", "primary"],
+    ] as const) {
+      expect(await wakes(vm, long)).toBe(false);
+      expect(await wakes(vm, long)).toBe(false);
+      expect(await wakes(vm, short)).toBe(true);
+      expect(await wakes(vm === 0 ? 1 : 0, long)).toBe(true);
+      for (let i = 0; i < 3; i++) await taken(side);
+      // Taken, but not given back yet: it is held, and the other VM's is what it waits for.
+      const ring = rings[worker][other];
+      const held = ring.next();
+      expect(await wakes(vm, long)).toBe(true);
+      ring.done(held);
+      await taken(side);
+    }
+  } finally {
+    state.consumerSleeping = SLEEP.NONE;
+    for (const part of [state, waiter]) part.close();
+    closeFd(wakeFd);
   }
 });

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Btf } from "../../src/ffi/btf.ts";
 import { DataPlane, type DataPlaneOptions } from "../../src/ffi/data_plane.ts";
-import { CONNECTION_KEY, RECORD_HEADER_BYTES, ROLE } from "../../src/ffi/layout.ts";
+import { CONNECTION_KEY, RECORD_HEADER_BYTES, ROLE, SLEEP } from "../../src/ffi/layout.ts";
 import { lastVerifierLines } from "../../src/ffi/libbpf.ts";
 import { ifindex } from "../../src/ffi/libc.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
@@ -87,7 +87,7 @@ describe("a fresh data plane", () => {
       epoch: 0xffff_ffff,
       rewriteEpoch: 5,
       divertInput: true,
-      consumerSleeping: true,
+      consumerSleeping: SLEEP.ANY,
       leaseDeadlineNs: 0x1234_5678_9abc_def0n,
     });
     const again = load().state;
@@ -95,7 +95,7 @@ describe("a fresh data plane", () => {
     expect(again.epoch).toBe(0xffff_ffff);
     expect(again.rewriteEpoch).toBe(5);
     expect(again.divertInput).toBe(true);
-    expect(again.consumerSleeping).toBe(true);
+    expect(again.consumerSleeping).toBe(SLEEP.ANY);
     expect(again.leaseDeadlineNs).toBe(0x1234_5678_9abc_def0n);
   });
 });

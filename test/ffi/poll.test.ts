@@ -2,7 +2,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "bun:test";
 import { join } from "node:path";
 import type { DataPlane } from "../../src/ffi/data_plane.ts";
-import { ROLE } from "../../src/ffi/layout.ts";
+import { ROLE, SLEEP } from "../../src/ffi/layout.ts";
 import { closeFd } from "../../src/ffi/libc.ts";
 import { createEventfd, signalEventfd, Waiter } from "../../src/ffi/poll.ts";
 import { Ring } from "../../src/ffi/ring.ts";
@@ -26,7 +26,7 @@ beforeAll(() => {
 });
 afterAll(() => unload(NAME, plane));
 beforeEach(() => {
-  plane.state.consumerSleeping = false;
+  plane.state.consumerSleeping = SLEEP.NONE;
   wakeFd = createEventfd();
   waiter = new Waiter(plane.ringFds.doorbell, wakeFd);
 });
@@ -44,9 +44,9 @@ test("no doorbell rings for a consumer that is awake", () => {
 });
 
 test("the doorbell rings once for a consumer that sleeps, and the flag is cleared with it", () => {
-  plane.state.consumerSleeping = true;
+  plane.state.consumerSleeping = SLEEP.ANY;
   plane.testRun("from_vm", FRAME, { repeat: 10 });
-  expect(plane.state.consumerSleeping).toBe(false);
+  expect(plane.state.consumerSleeping).toBe(SLEEP.NONE);
   expect(waiter.wait(LONG_MS)).toBe(true);
   expect(waiter.wait(0)).toBe(false);
 });
@@ -54,7 +54,7 @@ test("the doorbell rings once for a consumer that sleeps, and the flag is cleare
 test("the doorbell can ring any number of times", () => {
   // The doorbell's ring has room for 256 of them at a time.
   for (let i = 0; i < 1000; i++) {
-    plane.state.consumerSleeping = true;
+    plane.state.consumerSleeping = SLEEP.ANY;
     plane.testRun("from_vm", FRAME);
     if (i % 10 === 9) expect(waiter.wait(LONG_MS)).toBe(true);
   }
@@ -62,7 +62,7 @@ test("the doorbell can ring any number of times", () => {
 
 test("a doorbell ring that nobody answers fills up and still wakes", () => {
   for (let i = 0; i < 1000; i++) {
-    plane.state.consumerSleeping = true;
+    plane.state.consumerSleeping = SLEEP.ANY;
     plane.testRun("from_vm", FRAME);
   }
   expect(waiter.wait(LONG_MS)).toBe(true);
@@ -82,14 +82,14 @@ test("a worker that waits for ever is woken by a frame, then by a signal", async
   worker.onmessage = ({ data }) => messages.push(data);
   worker.postMessage({ doorbellFd: plane.ringFds.doorbell, wakeFd, stateFd: plane.stateFd });
   try {
-    await until("worker that sleeps", () => plane.state.consumerSleeping);
+    await until("worker that sleeps", () => plane.state.consumerSleeping !== SLEEP.NONE);
     plane.testRun("from_vm", FRAME);
     await until("message", () => messages.length === 1);
-    await until("worker that sleeps again", () => plane.state.consumerSleeping);
+    await until("worker that sleeps again", () => plane.state.consumerSleeping !== SLEEP.NONE);
     signalEventfd(wakeFd);
     await until("message", () => messages.length === 2);
     expect(messages).toEqual(["woken, flag cleared by the kernel", "woken, flag as it was"]);
-    await until("worker that sleeps for good", () => plane.state.consumerSleeping);
+    await until("worker that sleeps for good", () => plane.state.consumerSleeping !== SLEEP.NONE);
   } finally {
     worker.terminate();
   }

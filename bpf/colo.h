@@ -21,7 +21,7 @@ enum colo_role {
 enum colo_sleep {
 	COLO_SLEEP_NONE = 0,   /* it is awake */
 	COLO_SLEEP_ANY = 1,    /* for its next record */
-	COLO_SLEEP_PAIRED = 2, /* the same, but not for much data of one VM while there is nothing of the other */
+	COLO_SLEEP_PAIRED = 2, /* the same, but not for a large frame of one VM while there is nothing of the other */
 };
 
 #define COLO_WORKERS_MAX 16 /* a power of two */

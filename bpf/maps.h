@@ -92,8 +92,12 @@ static __always_inline int drop(enum colo_counter why)
 	return TC_ACT_SHOT;
 }
 
-/* Frames from this length on are data that the other VM has to send as well before anything can be done with them. */
-#define COLO_DATA_BYTES 1024
+/*
+ * Frames from this length on belong to a long transfer: the other VM has to send the same before anything can be done with
+ * them, and the time that a worker needs to wake up matters less than what it costs. (For an answer of a few kilobytes it is the other way round:
+ * woken by the first VM's frame, it is there when the second one's comes.)
+ */
+#define COLO_BULK_BYTES 16384
 
 /*
  * Must come after the record has been submitted: the worker sets the flag first and looks at its rings then. `others` are the
@@ -107,7 +111,7 @@ static __always_inline void ring_doorbell(struct colo_state *state, __u32 worker
 
 	if (sleep == COLO_SLEEP_NONE)
 		return;
-	if (sleep == COLO_SLEEP_PAIRED && frame_bytes >= COLO_DATA_BYTES) {
+	if (sleep == COLO_SLEEP_PAIRED && frame_bytes >= COLO_BULK_BYTES) {
 		void *other = bpf_map_lookup_elem(others, &worker);
 
 		if (other && !bpf_ringbuf_query(other, BPF_RB_AVAIL_DATA))

@@ -39,7 +39,7 @@ const REPLAY_BATCH = 64;
 const REPLAY_ROUNDS_MAX = 32;
 const SLEEP_MS_MAX = 1_000;
 /**
- * While both VMs send the same, data of one of them need not wake the worker: the other's will. That is relied on for so long
+ * While both VMs send the same, a large frame of one of them need not wake the worker: the other's will. That is relied on for so long
  * after a frame was released, and for so long it is asleep at most: what only one of them has sent is noticed by then.
  */
 const PAIRED_SLEEP_MS = 10;

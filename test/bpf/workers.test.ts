@@ -242,9 +242,12 @@ test("only the worker whose record it is gets a doorbell", async () => {
   }
 });
 
-test("a worker that waits for pairs is not woken by data of one VM while there is nothing of the other", async () => {
+test("a worker that waits for pairs is not woken by a large frame of one VM while there is nothing of the other", async () => {
   const [plane] = planes;
-  const long = plain(segment({ sequence: 1, payload: bulk(1200) }));
+  const long = join(
+    partial(34, 1, 1000),
+    segment({ sequence: 1, partialChecksum: true, payload: bulk(17_000) }),
+  );
   const short = plain(segment({ sequence: 1, payload: bulk(10) }));
   const { worker } = await placeOf(long);
   const state = new StateView(plane.stateFd, worker);

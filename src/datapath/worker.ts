@@ -353,7 +353,7 @@ class DataPathLoop {
   }
 
   #sleep(): void {
-    const isPaired = this.#nowNs - this.#lastComparedNs < PAIRED_SLEEP_MS * 1e6;
+    const isPaired = this.#mode === "comparing" && this.#nowNs - this.#lastComparedNs < PAIRED_SLEEP_MS * 1e6;
     this.#state.consumerSleeping = isPaired ? SLEEP.PAIRED : SLEEP.ANY;
     // Once more after the flag is set: a record from between the last look and the flag rang no bell.
     if (this.#turn() === 0) {

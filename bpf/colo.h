@@ -61,9 +61,11 @@ enum colo_source {
 	COLO_SOURCE_INPUT = 3,	   /* diverted on its way to the primary VM */
 };
 
+#define VIRTIO_NET_HDR_F_NEEDS_CSUM 1
+
 /* include/uapi/linux/virtio_net.h, the 10-byte form that PACKET_VNET_HDR takes. */
 struct colo_vnet_hdr {
-	__u8 flags;    /* 1: VIRTIO_NET_HDR_F_NEEDS_CSUM */
+	__u8 flags;    /* VIRTIO_NET_HDR_F_NEEDS_CSUM or nothing */
 	__u8 gso_type; /* 0 none, 1 TCPv4, 4 TCPv6, 5 UDP_L4; 0x80 with ECN */
 	__u16 hdr_len;
 	__u16 gso_size;

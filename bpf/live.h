@@ -11,7 +11,6 @@
 
 #include "maps.h"
 
-#define VNET_NEEDS_CHECKSUM 1
 #define CHECKSUM_MANGLED_ZERO 0xffff /* include/net/checksum.h, CSUM_MANGLED_0 */
 /* What bpf_csum_diff takes at a time before Linux 6.13. */
 #define CHECKSUM_BYTES 512
@@ -96,7 +95,7 @@ static __always_inline int release_next(struct xdp_md *packet)
 	if (bpf_probe_read_user(&live->vnet, bytes, (void *)list->frames[index].address))
 		return fail(list);
 	frame_bytes = bytes - sizeof(live->vnet);
-	if ((live->vnet.flags & VNET_NEEDS_CHECKSUM) && complete_checksum(live, frame_bytes))
+	if ((live->vnet.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) && complete_checksum(live, frame_bytes))
 		return fail(list);
 	if (bpf_xdp_adjust_tail(packet, (int)(frame_bytes - worker - COLO_LIVE_START_BYTES)))
 		return fail(list);

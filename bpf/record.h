@@ -16,7 +16,6 @@
 #define COPY_CHUNKS_MAX 128 /* 512 KiB, the largest GSO frame (include/linux/netdevice.h, GSO_MAX_SIZE) */
 
 /* include/uapi/linux/virtio_net.h */
-#define VIRTIO_NET_HDR_F_NEEDS_CSUM 1
 #define VIRTIO_NET_HDR_GSO_TCPV4 1
 #define VIRTIO_NET_HDR_GSO_UDP 3
 #define VIRTIO_NET_HDR_GSO_TCPV6 4

@@ -60,7 +60,7 @@ export class ReleaseQueue {
   readonly #ring: Ring;
   readonly #view: DataView;
   readonly #socket: PacketSocket;
-  readonly #live: LiveFrames | undefined;
+  readonly #live: LiveFrames;
   readonly #changed: ChangedFrames;
   /** To be given back to the ring after the flush. */
   readonly #slots = new Int32Array(SLOTS_MAX);
@@ -85,8 +85,7 @@ export class ReleaseQueue {
   #payload = 0;
   #payloadLength = 0;
 
-  /** @param live for many small frames; without it all go through the socket */
-  constructor(ring: Ring, socket: PacketSocket, live?: LiveFrames) {
+  constructor(ring: Ring, socket: PacketSocket, live: LiveFrames) {
     this.#ring = ring;
     this.#live = live;
     this.#view = ring.view;
@@ -142,7 +141,7 @@ export class ReleaseQueue {
     for (let message = 0; message < queued; message++) {
       if (this.#socket.isJoined(message)) this.#writeHeader(message);
     }
-    if (this.#live !== undefined && queued >= LIVE_FRAMES_MIN) this.#sendRuns(this.#live, queued);
+    if (queued >= LIVE_FRAMES_MIN) this.#sendRuns(queued);
     this.#socket.flush();
     for (let i = 0; i < this.#slotCount; i++) this.#ring.done(this.#slots[i]);
     this.#slotCount = 0;
@@ -163,7 +162,8 @@ export class ReleaseQueue {
   }
 
   /** Sends the rows of small frames as runs, and what is in front of them through the socket. */
-  #sendRuns(live: LiveFrames, queued: number): void {
+  #sendRuns(queued: number): void {
+    const live = this.#live;
     for (let first = 0; first < queued; ) {
       let end = first;
       while (end < queued && this.#liveBytes[end] > 0 && !this.#socket.isJoined(end)) end++;

@@ -91,6 +91,12 @@ export function check(result: number | bigint, what: string): number {
   return Number(result);
 }
 
+/** Writes a pointer into memory that native code reads, without a bigint for it. */
+export function setAddress(view: DataView, at: number, address: Address): void {
+  view.setUint32(at, address >>> 0, true);
+  view.setUint32(at + 4, (address / 0x1_0000_0000) >>> 0, true);
+}
+
 /** Memory shared with native code; `view` and `bytes` cover all of it. */
 export class Mapping {
   readonly address: Address;

@@ -14,16 +14,13 @@ import {
   LIVE_START_BYTES,
   VNET_BYTES,
 } from "./layout.ts";
-import { libbpf } from "./libbpf.ts";
-import { type Address, Arena, EINTR, Mapping, PAGE_BYTES } from "./libc.ts";
+import { libbpf, TEST_RUN, TEST_RUN_BYTES } from "./libbpf.ts";
+import { type Address, Arena, EINTR, Mapping, PAGE_BYTES, setAddress } from "./libc.ts";
 
 /** include/uapi/linux/bpf.h */
 const BPF_F_TEST_XDP_LIVE_FRAMES = 2;
 const XDP_MD = { data: 0, data_end: 4, data_meta: 8, ingress_ifindex: 12 } as const;
 const XDP_MD_BYTES = 24;
-/** tools/lib/bpf/bpf.h, struct bpf_test_run_opts of libbpf 1.0. */
-const OPTIONS = { size: 0, data_in: 8, data_size_in: 24, ctx_in: 32, ctx_size_in: 48, repeat: 60, flags: 68 };
-const OPTIONS_BYTES = 80;
 /** The run's mark lies in front of each frame. */
 const MARK_BYTES = 4;
 
@@ -61,15 +58,15 @@ export class LiveFrames {
     view.setUint32(context + XDP_MD.data, MARK_BYTES, true);
     view.setUint32(context + XDP_MD.data_end, frameBytes, true);
     view.setUint32(context + XDP_MD.ingress_ifindex, tapIfindex, true);
-    const options = arena.allocate(OPTIONS_BYTES);
-    view.setBigUint64(options + OPTIONS.size, BigInt(OPTIONS_BYTES), true);
-    view.setBigUint64(options + OPTIONS.data_in, BigInt(address + frame), true);
-    view.setUint32(options + OPTIONS.data_size_in, frameBytes, true);
-    view.setBigUint64(options + OPTIONS.ctx_in, BigInt(address + context), true);
-    view.setUint32(options + OPTIONS.ctx_size_in, XDP_MD_BYTES, true);
-    view.setUint32(options + OPTIONS.flags, BPF_F_TEST_XDP_LIVE_FRAMES, true);
+    const options = arena.allocate(TEST_RUN_BYTES);
+    view.setBigUint64(options + TEST_RUN.size, BigInt(TEST_RUN_BYTES), true);
+    view.setBigUint64(options + TEST_RUN.data_in, BigInt(address + frame), true);
+    view.setUint32(options + TEST_RUN.data_size_in, frameBytes, true);
+    view.setBigUint64(options + TEST_RUN.ctx_in, BigInt(address + context), true);
+    view.setUint32(options + TEST_RUN.ctx_size_in, XDP_MD_BYTES, true);
+    view.setUint32(options + TEST_RUN.flags, BPF_F_TEST_XDP_LIVE_FRAMES, true);
     this.#options = (address + options) as Pointer;
-    this.#repeat = options + OPTIONS.repeat;
+    this.#repeat = options + TEST_RUN.repeat;
   }
 
   /** Frames that wait for the flush; there may be LIVE_LIST_MAX. */
@@ -86,8 +83,7 @@ export class LiveFrames {
   queue(address: Address, byteLength: number): void {
     const at = this.#queued++ * LIVE_FRAME_ENTRY_BYTES;
     const entries = this.#entries;
-    entries.setUint32(at + LIVE_FRAME.address, address >>> 0, true);
-    entries.setUint32(at + LIVE_FRAME.address + 4, (address / 0x1_0000_0000) >>> 0, true);
+    setAddress(entries, at + LIVE_FRAME.address, address);
     entries.setUint32(at + LIVE_FRAME.bytes, byteLength, true);
   }
 

@@ -14,6 +14,7 @@ import {
   errno,
   libc,
   SystemError,
+  setAddress,
 } from "./libc.ts";
 
 const AF_PACKET = 17;
@@ -248,8 +249,7 @@ export class PacketSocket {
   }
 
   #setIovec(at: number, address: Address, byteLength: number): void {
-    this.#iovecs.setUint32(at, address >>> 0, true);
-    this.#iovecs.setUint32(at + 4, (address / 0x1_0000_0000) >>> 0, true);
+    setAddress(this.#iovecs, at, address);
     this.#iovecs.setUint32(at + 8, byteLength, true);
   }
 

@@ -1,7 +1,9 @@
 /** Network namespaces for a test file, and what two hosts with a replication link between them have in theirs. */
 import type { DataPlane } from "../../src/ffi/data_plane.ts";
+import { VNET_BYTES } from "../../src/ffi/layout.ts";
 import { ifindex } from "../../src/ffi/libc.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
+import { Tap } from "../../src/ffi/tap.ts";
 import { loadFresh, SETTINGS, unload } from "./data_plane_under_test.ts";
 
 /** Runs a command and returns what it printed. */
@@ -88,6 +90,36 @@ export function linkHosts(a: string, b: string): void {
     ip(`-n ${namespace} link add inj0 type veth peer name inj1`);
     ip(`-n ${namespace} link set inj0 up`);
     ip(`-n ${namespace} link set inj1 up`);
+  });
+}
+
+/**
+ * The tap of a VM and that of a neighbour, which takes no offloads and has room for many frames, on a bridge of namespace `a`; with a
+ * replication link to `b`.
+ */
+export function bridgeVm(a: string, b: string): { vm: Tap; neighbour: Tap } {
+  for (const name of [a, b]) addNamespace(name);
+  // Or the bridge drops what has a wrong checksum; where there is no such setting (br_netfilter not loaded) it does not.
+  run("ip", "netns", "exec", a, "sysctl", "-eqw", "net.bridge.bridge-nf-call-iptables=0");
+  linkHosts(a, b);
+  const taps = inNamespace(a, () => ({
+    vm: new Tap("vm"),
+    neighbour: new Tap("neighbour", { offload: false }),
+  }));
+  ip(`-n ${a} link add br0 type bridge mcast_snooping 0`);
+  for (const port of ["vm", "neighbour"]) ip(`-n ${a} link set ${port} master br0 up`);
+  ip(`-n ${a} link set neighbour txqueuelen 10000`);
+  ip(`-n ${a} link set br0 up`);
+  return taps;
+}
+
+/** The next frames that a tap is given, `count` at least, without their virtio_net_hdr. */
+export function captured(tap: Tap, count: number): Promise<Uint8Array[]> {
+  const frames: Uint8Array[] = [];
+  return until("last frame", () => {
+    for (let frame = tap.read(); frame !== undefined; frame = tap.read())
+      frames.push(frame.slice(VNET_BYTES));
+    return frames.length >= count && frames;
   });
 }
 

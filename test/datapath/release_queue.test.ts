@@ -12,19 +12,10 @@ import { LiveFrames } from "../../src/ffi/live_frames.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
 import { PacketSocket } from "../../src/ffi/packet_socket.ts";
 import { Ring } from "../../src/ffi/ring.ts";
-import { Tap } from "../../src/ffi/tap.ts";
+import type { Tap } from "../../src/ffi/tap.ts";
 import { grantLease } from "../bpf/data_plane_under_test.ts";
 import { join, option, readSegment, type SegmentOptions, segment, tcp, udp } from "../bpf/frames.ts";
-import {
-  addNamespace,
-  ip,
-  linkHosts,
-  removeNamespaces,
-  run,
-  startPlane,
-  stopPlane,
-  until,
-} from "../bpf/network.ts";
+import { bridgeVm, captured, ip, removeNamespaces, startPlane, stopPlane } from "../bpf/network.ts";
 
 const PREFIX = "colo-test-release-";
 const HOST = `${PREFIX}p`;
@@ -40,14 +31,7 @@ let ring: Ring;
 
 beforeAll(() => {
   removeNamespaces(PREFIX);
-  for (const name of [HOST, `${PREFIX}s`]) addNamespace(name);
-  // Or the bridge drops what has a wrong checksum; where there is no such setting (br_netfilter not loaded) it does not.
-  run("ip", "netns", "exec", HOST, "sysctl", "-eqw", "net.bridge.bridge-nf-call-iptables=0");
-  linkHosts(HOST, `${PREFIX}s`);
-  [vm, neighbour] = inNamespace(HOST, () => [new Tap("vm"), new Tap("neighbour", { offload: false })]);
-  ip(`-n ${HOST} link add br0 type bridge mcast_snooping 0`);
-  for (const port of ["vm", "neighbour"]) ip(`-n ${HOST} link set ${port} master br0 up`);
-  ip(`-n ${HOST} link set neighbour txqueuelen 10000`);
+  ({ vm, neighbour } = bridgeVm(HOST, `${PREFIX}s`));
   for (const device of ["inj1", "inj0", "vm", "neighbour", "br0"])
     ip(`-n ${HOST} link set ${device} mtu 9000 up`);
   plane = startPlane({ name: NAME, namespace: HOST, tap: "vm", peerIpv4: 0xc613_0002, ringBytes: 4 << 20 });
@@ -98,16 +82,6 @@ function guest({ identification = 0, fragment = 0x4000, version = 4, ...options 
   return join(partial(version), frame);
 }
 
-function captured(count: number): Promise<Uint8Array[]> {
-  const frames: Uint8Array[] = [];
-  return until("last frame", () => {
-    for (let frame = neighbour.read(); frame !== undefined; frame = neighbour.read()) {
-      frames.push(frame.slice(VNET_BYTES));
-    }
-    return frames.length >= count && frames;
-  });
-}
-
 /**
  * Frames by connection (protocol and ports), each in order. A sum of zero is written 0xffff by skb_checksum_help(), 0 by TCP's
  * segmentation; both say the same (RFC 1624), and network cards differ likewise.
@@ -126,6 +100,13 @@ function byConnection(frames: readonly Uint8Array[]): Map<string, string[]> {
     else known.push(frame.toHex());
   }
   return connections;
+}
+
+/** Of everything that the VM has sent. */
+function heldSlots(): number[] {
+  const slots: number[] = [];
+  for (let slot = ring.next(); slot >= 0; slot = ring.next()) slots.push(slot);
+  return slots;
 }
 
 /** What leaves in a run is put at the tap of the namespace that the thread is in. */
@@ -150,13 +131,13 @@ async function released(sent: readonly Uint8Array[]): Promise<number> {
     socket.queue(ring.address + at + RECORD_SEND_OFFSET, bytes);
   }
   socket.flush();
-  const alone = await captured(sent.length);
+  const alone = await captured(neighbour, sent.length);
   expect(alone).toHaveLength(sent.length);
 
   const queue = new ReleaseQueue(ring, socket, live);
   const before = plane.counters().passed_released;
   releaseAll(queue, slots);
-  const together = await captured(sent.length);
+  const together = await captured(neighbour, sent.length);
   expect(byConnection(together)).toEqual(byConnection(alone));
   const messages = plane.counters().passed_released - before;
   expect(messages + queue.joinedFrames).toBe(sent.length);
@@ -277,11 +258,10 @@ describe("leave in a run", () => {
       frame.set([1, 1, 66, 0, 100, 0], VNET.flags); // TCP over IPv4 in pieces of 100 bytes, behind a header of 66
       vm.write(frame);
     }
-    const slots: number[] = [];
-    for (let slot = ring.next(); slot >= 0; slot = ring.next()) slots.push(slot);
+    const slots = heldSlots();
     const before = live.sent;
     releaseAll(new ReleaseQueue(ring, socket, live), slots);
-    expect(await captured(80)).toHaveLength(80);
+    expect(await captured(neighbour, 80)).toHaveLength(80);
     expect(live.sent).toBe(before);
   });
   test("of one connection, frames in a run and joined ones keep their order", async () => {
@@ -293,10 +273,9 @@ describe("leave in a run", () => {
 test("what a run leaves over goes through the socket, in order", async () => {
   const tired = new LiveFrames({ ...plane.liveFrames, tapIfindex: 1_000_000 });
   for (const frame of stream(100, 300, () => ({ flags: tcp.ACK | tcp.PSH }))) vm.write(frame);
-  const slots: number[] = [];
-  for (let slot = ring.next(); slot >= 0; slot = ring.next()) slots.push(slot);
+  const slots = heldSlots();
   releaseAll(new ReleaseQueue(ring, socket, tired), slots);
-  const numbers = (await captured(100)).map((frame) => readSegment(frame).sequence);
+  const numbers = (await captured(neighbour, 100)).map((frame) => readSegment(frame).sequence);
   expect(numbers).toEqual(numbers.map((_, i) => (0xffff_f000 + i * 300) >>> 0));
   expect(tired.sent).toBe(0);
   tired.close();
@@ -362,10 +341,9 @@ test("random streams, mixed", async () => {
 test("what leaves has right checksums", async () => {
   for (const frame of stream(10, 1448)) vm.write(frame);
   const queue = new ReleaseQueue(ring, socket, live);
-  const slots: number[] = [];
-  for (let slot = ring.next(); slot >= 0; slot = ring.next()) slots.push(slot);
+  const slots = heldSlots();
   releaseAll(queue, slots);
-  const frames = await captured(10);
+  const frames = await captured(neighbour, 10);
   expect(queue.joinedFrames).toBe(9);
   for (const [i, frame] of frames.entries()) {
     expect(readSegment(frame)).toMatchObject({

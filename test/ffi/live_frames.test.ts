@@ -9,19 +9,10 @@ import { Arena, ifindex } from "../../src/ffi/libc.ts";
 import { LiveFrames } from "../../src/ffi/live_frames.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
 import { PacketSocket } from "../../src/ffi/packet_socket.ts";
-import { Tap } from "../../src/ffi/tap.ts";
+import type { Tap } from "../../src/ffi/tap.ts";
 import { counterDifference, endLease, grantLease } from "../bpf/data_plane_under_test.ts";
 import { arp, join, readSegment, segment, udp } from "../bpf/frames.ts";
-import {
-  addNamespace,
-  ip,
-  linkHosts,
-  removeNamespaces,
-  run,
-  startPlane,
-  stopPlane,
-  until,
-} from "../bpf/network.ts";
+import { bridgeVm, captured, removeNamespaces, startPlane, stopPlane } from "../bpf/network.ts";
 
 const PREFIX = "colo-test-live-";
 const HOST = `${PREFIX}p`;
@@ -45,15 +36,7 @@ let live: LiveFrames;
 
 beforeAll(() => {
   removeNamespaces(PREFIX);
-  for (const name of [HOST, `${PREFIX}s`]) addNamespace(name);
-  // Or the bridge drops what has a wrong checksum; where there is no such setting (br_netfilter not loaded) it does not.
-  run("ip", "netns", "exec", HOST, "sysctl", "-eqw", "net.bridge.bridge-nf-call-iptables=0");
-  linkHosts(HOST, `${PREFIX}s`);
-  [vm, neighbour] = inNamespace(HOST, () => [new Tap("vm"), new Tap("neighbour", { offload: false })]);
-  ip(`-n ${HOST} link add br0 type bridge mcast_snooping 0`);
-  for (const port of ["vm", "neighbour"]) ip(`-n ${HOST} link set ${port} master br0 up`);
-  ip(`-n ${HOST} link set neighbour txqueuelen 10000`);
-  ip(`-n ${HOST} link set br0 up`);
+  ({ vm, neighbour } = bridgeVm(HOST, `${PREFIX}s`));
   plane = startPlane({ name: NAME, namespace: HOST, tap: "vm", peerIpv4: 0xc613_0002, workers: WORKERS });
   socket = inNamespace(HOST, () => new PacketSocket(ifindex("inj0")));
   arena = new Arena(4 * 1024 * 1024);
@@ -89,14 +72,8 @@ function queue(to: LiveFrames | PacketSocket, ...parts: Uint8Array[]): void {
 
 const flush = (frames: LiveFrames = live): number => inNamespace(HOST, () => frames.flush());
 
-function captured(count: number): Promise<string[]> {
-  const frames: string[] = [];
-  return until("last frame", () => {
-    for (let frame = neighbour.read(); frame !== undefined; frame = neighbour.read()) {
-      frames.push(frame.slice(VNET_BYTES).toHex());
-    }
-    return frames.length >= count && frames;
-  });
+async function arrived(count: number): Promise<string[]> {
+  return (await captured(neighbour, count)).map((frame) => frame.toHex());
 }
 
 /** A TCP segment over IPv4 whose checksum is not right. */
@@ -134,9 +111,9 @@ const KINDS: [string, Uint8Array, Uint8Array][] = [
 test("arrive as through the packet socket, each kind, in order", async () => {
   for (const to of [live, socket]) for (const [, header, frame] of KINDS) queue(to, header, frame);
   socket.flush();
-  const bySocket = await captured(KINDS.length);
+  const bySocket = await arrived(KINDS.length);
   expect(flush()).toBe(KINDS.length);
-  expect(await captured(KINDS.length)).toEqual(bySocket);
+  expect(await arrived(KINDS.length)).toEqual(bySocket);
   expect({ sent: live.sent, failed: live.failed }).toEqual({ sent: KINDS.length, failed: 0 });
 });
 
@@ -151,9 +128,9 @@ test("of every length, and a list as long as can be", async () => {
     }
   }
   socket.flush();
-  const bySocket = await captured(lengths.length);
+  const bySocket = await arrived(lengths.length);
   expect(flush()).toBe(lengths.length);
-  const frames = await captured(lengths.length);
+  const frames = await arrived(lengths.length);
   expect(frames).toEqual(bySocket);
   expect(frames.every((frame) => readSegment(Uint8Array.fromHex(frame)).checksumRight)).toBe(true);
 });
@@ -163,11 +140,11 @@ test("a checksum of zero is written the other way", async () => {
   const at = IPV4_TRANSPORT + UDP_CHECKSUM;
   queue(live, header, udp("guest", [0, 0], { partialChecksum: true }));
   flush();
-  const [first] = (await captured(1)).map(Uint8Array.fromHex);
+  const [first] = (await arrived(1)).map(Uint8Array.fromHex);
   // Adding the sum's complement makes it zero.
   queue(live, header, udp("guest", first.slice(at, at + 2), { partialChecksum: true }));
   flush();
-  const [second] = (await captured(1)).map(Uint8Array.fromHex);
+  const [second] = (await arrived(1)).map(Uint8Array.fromHex);
   expect(second.slice(at, at + 2)).toEqual(Uint8Array.from([0xff, 0xff]));
 });
 
@@ -176,7 +153,7 @@ test("memory that an earlier frame has had does not show", async () => {
   for (let i = 0; i < LIVE_LIST_MAX; i++)
     queue(live, NO_OFFLOAD, i % 2 === 0 ? long : segment({ sequence: 2 }));
   expect(flush()).toBe(LIVE_LIST_MAX);
-  const frames = await captured(LIVE_LIST_MAX);
+  const frames = await arrived(LIVE_LIST_MAX);
   const short = segment({ sequence: 2 }).toHex();
   expect(frames.filter((_, i) => i % 2 === 1).every((frame) => frame === short)).toBe(true);
 });
@@ -188,7 +165,7 @@ test("each worker has a list of its own", async () => {
   }
   for (const worker of [1, 0, 2]) {
     expect(flush(workers[worker])).toBe(2 + worker);
-    const frames = await captured(2 + worker);
+    const frames = await arrived(2 + worker);
     expect(frames).toEqual(new Array(2 + worker).fill(segment({ sequence: worker }).toHex()));
   }
   for (const frames of workers) frames.close();
@@ -210,7 +187,7 @@ test("what it cannot read or does not understand is counted, and those around it
   queue(live, NO_OFFLOAD, frame);
   expect(flush()).toBe(8);
   expect({ sent: live.sent, failed: live.failed }).toEqual({ sent: 2, failed: 6 });
-  expect(await captured(2)).toEqual([frame.toHex(), frame.toHex()]);
+  expect(await arrived(2)).toEqual([frame.toHex(), frame.toHex()]);
 });
 
 test("without a lease, and in a role that releases nothing, nothing leaves", async () => {
@@ -226,7 +203,7 @@ test("without a lease, and in a role that releases nothing, nothing leaves", asy
   send();
   plane.state.role = ROLE.SOLO;
   send();
-  await captured(5);
+  await arrived(5);
   expect(neighbour.read()).toBeUndefined();
   expect(counterDifference(before, plane.counters())).toEqual({
     dropped_lease: 5,

@@ -106,6 +106,10 @@ class ReleaseThread {
     return Atomics.load(this.#shared, SHARED.joinedFrames);
   }
 
+  get failedFrames(): number {
+    return Atomics.load(this.#shared, SHARED.failedFrames);
+  }
+
   begin(task: Task): void {
     Atomics.store(this.#shared, SHARED.task, task);
     Atomics.notify(this.#shared, SHARED.task);
@@ -242,7 +246,7 @@ export class ReleaseBench {
 
   #untilArrived(packets: number, task: Task, own: () => void): Usage {
     const before = this.#arrived();
-    const joinedBefore = this.#joinedFrames();
+    const joinedBefore = this.#sum("joinedFrames");
     const held =
       this.#primary.plane.counters().hold_ring_full + this.#secondary.plane.counters().hold_ring_full;
     if (held > 0) throw new Error(`${held} frames found a full ring.`);
@@ -250,20 +254,23 @@ export class ReleaseBench {
       this.#share(task, own);
       const deadline = performance.now() + ARRIVAL_TIMEOUT_MS;
       // Neighbours of a stream that left as one frame arrive as one, as at a network card that segments.
-      const expected = packets - (this.#joinedFrames() - joinedBefore);
+      const expected = packets - (this.#sum("joinedFrames") - joinedBefore);
       while (this.#arrived() - before < expected) {
         // Those that are left are in the hands of another thread, the kernel's.
         Bun.sleepSync(ARRIVAL_POLL_MS);
         if (performance.now() > deadline) {
           const missing = expected - (this.#arrived() - before);
-          throw new Error(`${missing} of ${expected} frames have not arrived.`);
+          throw new Error(
+            `${missing} of ${expected} frames have not arrived (${this.#sum("failedFrames")} not sent).`,
+          );
         }
       }
     });
   }
 
-  #joinedFrames(): number {
-    return [this.#loop, ...this.#threads].reduce((sum, { joinedFrames }) => sum + joinedFrames, 0);
+  /** Of all workers. */
+  #sum(count: "joinedFrames" | "failedFrames"): number {
+    return [this.#loop, ...this.#threads].reduce((sum, worker) => sum + worker[count], 0);
   }
 
   /** Frames that the bridge has handed to its far port. */

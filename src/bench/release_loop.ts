@@ -30,9 +30,9 @@ export enum Task {
   Quit = 4,
 }
 
-/** Places in the shared Int32Array: the task, whether the thread has failed, and segments joined so far. */
-export const SHARED = { task: 0, failed: 1, joinedFrames: 2 } as const;
-export const SHARED_INTS = 3;
+/** Places in the shared Int32Array: the task, whether the thread has failed, and what its loop has counted so far. */
+export const SHARED = { task: 0, failed: 1, joinedFrames: 2, failedFrames: 3 } as const;
+export const SHARED_INTS = 4;
 
 export interface ReleaseThreadSetup {
   loop: ReleaseLoopSetup;
@@ -77,6 +77,11 @@ export class ReleaseLoop {
   /** Segments that left as part of the frame before them, so far. */
   get joinedFrames(): number {
     return this.#releases.joinedFrames;
+  }
+
+  /** Frames that could not be sent, so far. */
+  get failedFrames(): number {
+    return this.#releases.failedFrames;
   }
 
   compareAndRelease(): void {

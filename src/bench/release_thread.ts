@@ -16,6 +16,7 @@ self.onmessage = ({ data: { loop: setup, buffer } }: MessageEvent<ReleaseThreadS
       else if (task === Task.Forget) loop.forget();
       else loop.close();
       Atomics.store(shared, SHARED.joinedFrames, loop.joinedFrames);
+      Atomics.store(shared, SHARED.failedFrames, loop.failedFrames);
       Atomics.store(shared, SHARED.task, Task.Done);
     }
   } catch (error) {

@@ -93,6 +93,11 @@ export class ReleaseQueue {
     this.#changed = new ChangedFrames(ring);
   }
 
+  /** Frames that could not be sent, either way. */
+  get failedFrames(): number {
+    return this.#socket.failed + this.#live.failed;
+  }
+
   /** Sends a frame as it lies in the ring; its slot is done after the flush. */
   release(slot: number): void {
     const offset = this.#ring.offset(slot);

@@ -207,7 +207,7 @@ class DataPathLoop {
 
   #flush(): void {
     this.#releases.flush();
-    this.#stats[STAT_INDEX.send_failed] = this.#inject.failed + this.#live.failed;
+    this.#stats[STAT_INDEX.send_failed] = this.#releases.failedFrames;
     this.#stats[STAT_INDEX.live_frames] = this.#live.sent;
     this.#stats[STAT_INDEX.joined_frames] = this.#releases.joinedFrames;
   }

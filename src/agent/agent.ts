@@ -38,6 +38,7 @@ export class HostAgent {
   #clientPath: ClientPath | undefined;
   #watchdog: Watchdog | undefined;
   #closed = false;
+  readonly #restart = Promise.withResolvers<void>();
 
   private constructor(
     private readonly config: Config,
@@ -107,7 +108,8 @@ export class HostAgent {
         rmSync(socket, { force: true }); // left behind by an agent that was killed
         const overSocket = divergenceRoutes(agent.#divergences);
         const command = agent.#command.bind(agent);
-        agent.#apis.push(serveApi({ socket }, { ...sources, divergences: overSocket, command }));
+        const restart = agent.#announceRestart.bind(agent);
+        agent.#apis.push(serveApi({ socket }, { ...sources, divergences: overSocket, command, restart }));
         chmodSync(socket, 0o600);
       }
       // Only now: from here on rounds follow each other, and adopting VMs may take longer than its timeout.
@@ -128,6 +130,18 @@ export class HostAgent {
       peer: { name: this.config.peer.name, connected: this.#peer.connected },
       vms: [...this.#vms.values()].map((vm) => vm.status()),
     };
+  }
+
+  /** Resolves when the administrator has asked for a restart and the peer knows of it; what follows is to be {@link close}. */
+  get restartWanted(): Promise<void> {
+    return this.#restart.promise;
+  }
+
+  async #announceRestart(): Promise<string> {
+    await Promise.all([...this.#vms.values()].map((vm) => vm.announceRestart()));
+    this.#restart.resolve();
+    const { restart_ms } = this.config.heartbeat;
+    return `${this.config.agent.name}'s agent ends; what it protects goes on if it begins again within ${restart_ms / 1000} s`;
   }
 
   async close(): Promise<void> {
@@ -224,6 +238,15 @@ export class HostAgent {
       case "enter_secondary": {
         const { vm, generation, proxy } = raw as PeerRequests["enter_secondary"][0];
         await this.#vm(vm).life.enterReplica(generation, proxy);
+        return {};
+      }
+      case "resume_secondary": {
+        const { vm, generation } = raw as PeerRequests["resume_secondary"][0];
+        return { epoch: await this.#vm(vm).life.resumeReplica(generation) };
+      }
+      case "restarting": {
+        const { vm, generation } = raw as PeerRequests["restarting"][0];
+        this.#vm(vm).tell({ type: "peer_restarts", generation });
         return {};
       }
       case "drain_input": {

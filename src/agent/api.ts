@@ -6,6 +6,8 @@ export interface ApiSources {
   divergences(url: URL): Response | undefined;
   /** Carries an administrator's command out and returns the VM's state in words; throws an Error that says why not. */
   command?(vm: string, command: string, numbers: CommandNumbers): string;
+  /** Gets the agent ready to end and to be started again. Returns a sentence. */
+  restart?(): Promise<string>;
 }
 
 /** What a command may be given: `for_ms` of pause and stop, the others of tune. */
@@ -15,8 +17,10 @@ export interface CommandNumbers {
   resync_bytes_per_second?: number;
 }
 
-/** POST /v1/vm/NAME/COMMAND?NUMBER=N, on the unix socket only, which is root's. */
-function command(url: URL, sources: ApiSources): Response {
+/** POST /v1/restart and /v1/vm/NAME/COMMAND?NUMBER=N, on the unix socket only, which is root's. */
+async function command(url: URL, sources: ApiSources): Promise<Response> {
+  if (sources.restart !== undefined && url.pathname === "/v1/restart")
+    return Response.json({ now: await sources.restart() });
   const [, name, word] = /^\/v1\/vm\/([^/]+)\/([^/]+)$/.exec(url.pathname) ?? [];
   if (sources.command === undefined || name === undefined || word === undefined) {
     return Response.json(

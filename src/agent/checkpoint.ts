@@ -14,7 +14,14 @@ import type { VmConfig } from "./config.ts";
 import type { Logger } from "./log.ts";
 import type { Tuning } from "./tuning.ts";
 
-export type CheckpointCause = "prime" | "periodic" | "divergence" | "missing" | "overflow" | "requested";
+export type CheckpointCause =
+  | "prime"
+  | "restart"
+  | "periodic"
+  | "divergence"
+  | "missing"
+  | "overflow"
+  | "requested";
 
 export interface CheckpointReport {
   cause: CheckpointCause;
@@ -56,6 +63,8 @@ export class Checkpoints {
   /** Waits for the checkpoint after which there is to be none. */
   #last: { resolve: () => void; reject: (error: Error) => void } | undefined;
   #running: Promise<void> | undefined;
+  #paused = false;
+  #underWay: Promise<unknown> | undefined;
 
   constructor(parts: CheckpointParts, epoch: number) {
     this.#parts = parts;
@@ -90,9 +99,16 @@ export class Checkpoints {
     await promise;
   }
 
+  /** Makes no more; resolves when none is under way. */
+  async pause(): Promise<void> {
+    this.#paused = true;
+    await this.#underWay;
+  }
+
   /** The secondary's agent reports that its VM has loaded the state and runs in `epoch`. */
   peerLoaded(epoch: number): void {
-    this.#loaded?.resolve(epoch);
+    // The report of one that an earlier agent had asked for may come late.
+    if (epoch > this.#epoch) this.#loaded?.resolve(epoch);
   }
 
   /** Ends everything at once; a checkpoint under way is given up. */
@@ -112,8 +128,10 @@ export class Checkpoints {
         const rest = this.#lastEndMs + config.min_interval_ms - performance.now();
         if (rest > 0) await Bun.sleep(rest);
         if (this.#abort.signal.aborted) return;
+        if (this.#paused) return;
         const last = this.#last;
-        await this.#run(cause);
+        this.#underWay = this.#run(cause);
+        await this.#underWay;
         if (last === undefined) continue;
         last.resolve();
         return;

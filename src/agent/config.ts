@@ -258,6 +258,8 @@ const schema = z.strictObject({
       lease_ms: milliseconds(50, 600_000).default(1_100),
       /** Added to the lease before a takeover: clock rate differences and scheduling. */
       margin_ms: milliseconds(0, 60_000).default(200),
+      /** A peer whose restart was announced (`colo-agent restart`) counts as lost only after this time. */
+      restart_ms: milliseconds(0, 600_000).default(10_000),
       /** How much a host's clock may be too fast or too slow, in parts per million. */
       clock_drift_ppm: z.number().int().min(0).max(100_000).default(500),
     })

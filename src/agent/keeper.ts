@@ -251,6 +251,10 @@ export class VmKeeper {
     };
   }
 
+  async announceRestart(): Promise<void> {
+    await this.#life?.announceRestart();
+  }
+
   /** Ends the agent's part. QEMU goes on. */
   async close(): Promise<void> {
     this.#closed = true;

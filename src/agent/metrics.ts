@@ -37,6 +37,7 @@ export function roleOf(phase: Phase): (typeof ROLES)[number] {
   switch (phase) {
     case "alone":
     case "protecting":
+    case "resuming":
     case "protected":
     case "going_alone":
     case "handing_over":

@@ -42,6 +42,10 @@ export interface PeerRequests {
   ];
   /** Primary to secondary: from now on your taps take the primary's input only. */
   enter_secondary: [{ vm: string; generation: number; proxy: ProxyEntry }, Record<string, never>];
+  /** Primary to secondary: my agent was restarted; which epoch does your VM run in? Answered when no checkpoint is under way there. */
+  resume_secondary: [{ vm: string; generation: number }, { epoch: number }];
+  /** To the other agent of a protected VM: I end, and begin again at once. */
+  restarting: [{ vm: string; generation: number }, Record<string, never>];
   /** Primary to secondary: this replica is of no use any more; forget it. */
   abandon: [{ vm: string; generation: number; reason: string }, Record<string, never>];
   /** Primary to secondary: hold what your VM sends from now on, the VM is about to be yours. */

@@ -24,6 +24,7 @@ const TELL_TIMEOUT_MS = 1_000;
 /** The first checkpoints copy all memory with both VMs stopped; before they are done the replica cannot take over. */
 const PRIMING_CHECKPOINTS = 2;
 const PROBE_TIMEOUT_MS = 2_000;
+const RUNS_POLL_MS = 5;
 
 export class ProtectionError extends Error {
   override name = "ProtectionError";
@@ -170,6 +171,43 @@ export class Primary {
     }
   }
 
+  /**
+   * Goes on with the replica that an earlier agent had made, and which stands by: what that had compared nobody knows, so a checkpoint
+   * is what both VMs go on from. Resolves when it is loaded, further checkpoints not running yet.
+   */
+  async resume(generation: number): Promise<void> {
+    const { config, peer, qmp, proxy, log } = this.#machine;
+    const begun = performance.now();
+    this.#protection = new AbortController();
+    const { signal } = this.#protection;
+    const { load_timeout_ms: limitMs } = config.checkpoint;
+    const { epoch } = await orAborted(
+      peer.ask("resume_secondary", { vm: config.name, generation }, limitMs + TELL_TIMEOUT_MS),
+      signal,
+    );
+    // A checkpoint that the earlier agent had asked for is over there; here RESUME comes last.
+    while ((await qmp.execute<{ status: string }>("query-status")).status !== "running") {
+      if (performance.now() - begun > limitMs)
+        throw new Error("the VM does not get to the end of a checkpoint");
+      await Bun.sleep(RUNS_POLL_MS);
+    }
+    signal.throwIfAborted();
+    await proxy.resume(epoch);
+    this.#epoch = epoch;
+    this.#listen();
+    const checkpoints = this.#newCheckpoints(epoch);
+    this.#checkpoints = checkpoints;
+    this.#bitmaps = new ReplicaBitmaps(
+      qmp,
+      disksOf(config).map(({ quorumNode }) => quorumNode),
+      generation,
+    );
+    await this.#bitmaps.resume(epoch);
+    signal.throwIfAborted();
+    const { epoch: now } = await checkpoints.runOnce("restart");
+    log.info("the protection goes on", { generation, epoch: now, tookMs: performance.now() - begun });
+  }
+
   /** How far the copy of the disks is; undefined while there is none. */
   get resync(): ResyncReading | undefined {
     return this.#resync?.reading;
@@ -178,6 +216,11 @@ export class Primary {
   /** From now on checkpoints are made as they are needed. */
   beginCheckpoints(): void {
     this.#checkpoints?.begin();
+  }
+
+  /** This agent is about to end, and another one to go on: no checkpoint is left under way. */
+  async pauseCheckpoints(): Promise<void> {
+    await this.#checkpoints?.pause().catch(() => undefined); // reported as what has broken the pair
   }
 
   /** Ends an attempt to protect and all checkpoints, whatever they are at. What is held stays held. */

@@ -10,5 +10,6 @@ import type { QmpClient } from "../qmp/client.ts";
 export async function whatQemuHas(qmp: QmpClient, facts: QemuFacts): Promise<QemuHas> {
   if (facts.runState === "inmigrate") return facts.migrationStatus === "none" ? "incoming" : "replica";
   const { mode } = await qmp.execute<{ mode: "none" | "primary" | "secondary" }>("query-colo-status");
-  return mode === "secondary" ? "replica" : "running";
+  if (mode === "secondary") return "replica";
+  return mode === "primary" && facts.migrationStatus === "colo" ? "protected" : "running";
 }

@@ -10,6 +10,7 @@ import type { SecondaryAddresses } from "./peer_api.ts";
 
 const TELL_TIMEOUT_MS = 1_000;
 const OVERLAY_LOOK_MS = 200;
+const SETTLE_POLL_MS = 5;
 /** Then the images hold all that the VM had written before its primary began to record what it writes (storage/dirty_bitmaps.ts). */
 const CHECKPOINTS_UNTIL_MARKED = 2;
 
@@ -91,6 +92,22 @@ export class Secondary {
       qmp.on("RESUME", () => void this.#onResume()),
     );
     await proxy.follow(entry);
+  }
+
+  /** The epoch that the VM runs in, when no checkpoint is under way here. */
+  async settledEpoch(): Promise<number> {
+    const { config, qmp } = this.#machine;
+    const deadline = performance.now() + config.checkpoint.load_timeout_ms;
+    // Its answer comes behind every event until now.
+    await qmp
+      .execute("query-status", undefined, { timeoutMs: config.qemu_timeout_ms })
+      .catch(() => undefined);
+    while (this.#inCheckpoint) {
+      if (performance.now() > deadline)
+        throw new Error("the replica does not get to the end of a checkpoint");
+      await Bun.sleep(SETTLE_POLL_MS);
+    }
+    return this.#epoch;
   }
 
   /** Makes the replica the VM; the record must name this agent already, and the lease be kept up meanwhile. */

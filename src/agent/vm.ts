@@ -144,7 +144,7 @@ export class VmAgent {
       proxy = await openProxy(
         config,
         agent,
-        { objectPath: parts.objectPath, qmp: () => vm.#machine.qmp, log },
+        { objectPath: parts.objectPath, qmp: () => vm.#machine.qmp, log, keep: found === "protected" },
         {
           diverged: (divergence, epoch) => vm.#primary.diverged(divergence, epoch),
           differed: (tap) => vm.#primary.differed(tap),
@@ -170,7 +170,8 @@ export class VmAgent {
       vm.#qemuWatch = new QemuWatch(qmp, config, (event) => vm.#tell(event));
       if (facts.unsuitable !== undefined)
         log.error("this VM cannot be protected; it is left to run alone", { reason: facts.unsuitable });
-      vm.#tell({ type: "started", vm: found, unsuitable: facts.unsuitable });
+      const has = found === "protected" && !proxy.kept ? "running" : found;
+      vm.#tell({ type: "started", vm: has, unsuitable: facts.unsuitable });
       return vm;
     } catch (error) {
       qmp.close();
@@ -279,8 +280,19 @@ export class VmAgent {
     );
   }
 
-  tell(event: Extract<Event, { type: "replica_lost" | "abandoned" | "peer_gave_up" }>): void {
+  tell(
+    event: Extract<Event, { type: "replica_lost" | "abandoned" | "peer_gave_up" | "peer_restarts" }>,
+  ): void {
     this.#tell(event);
+  }
+
+  /** The primary's request: its agent was restarted. Resolves with the epoch that the replica runs in. */
+  resumeReplica(generation: number): Promise<number> {
+    const { phase, generation: own } = this.#state;
+    if (phase !== "standby" || generation !== own)
+      throw new Error(`this host keeps no such replica of VM ${this.config.name}: it is ${phase}`);
+    this.#tell({ type: "peer_is_back", generation });
+    return this.#secondary.settledEpoch();
   }
 
   /** The primary's request: hold what the replica sends, it is about to be the VM. */
@@ -363,6 +375,22 @@ export class VmAgent {
     await Promise.race([procedures, Bun.sleep(PROCEDURES_END_MS)]);
     this.#machine.proxy.block();
     await this.close();
+  }
+
+  /**
+   * This agent is about to end, and another one to begin at once. The peer waits for that if this host is the primary; a VM without
+   * a replica goes on sending meanwhile.
+   */
+  async announceRestart(): Promise<void> {
+    const { config, peer, proxy, log } = this.#machine;
+    const { phase, generation } = this.#state;
+    // Nobody may take over what has no replica, so nobody waits for this lease to run out.
+    if (phase === "alone") proxy.extendLease(bootMs() + this.agent.heartbeat.restart_ms);
+    if (phase !== "protected") return;
+    await this.#primary.pauseCheckpoints();
+    await peer
+      .ask("restarting", { vm: config.name, generation }, TELL_TIMEOUT_MS)
+      .catch((error) => log.warn("could not tell the peer of the restart", { error }));
   }
 
   /** Ends the agent's part; filters stay, so that nothing unverified leaves without it. */
@@ -474,6 +502,13 @@ export class VmAgent {
         break;
       case "protect":
         this.#protect(action.generation);
+        break;
+      case "resume":
+        this.#run(
+          this.#primary.resume(action.generation),
+          () => ({ type: "resumed", generation: action.generation }),
+          (reason) => ({ type: "pair_broken", reason: `the protection could not go on: ${reason}` }),
+        );
         break;
       case "begin_checkpoints":
         this.#primary.beginCheckpoints();
@@ -662,6 +697,7 @@ function settingsOf(config: VmConfig, agent: Config, arbiter: boolean): Settings
     marginMs: agent.heartbeat.margin_ms,
     arbiterRetryMs: ARBITER_RETRY_MS,
     protectRetryMs: PROTECT_RETRY_MS,
+    restartMs: agent.heartbeat.restart_ms,
     fence: agent.fence === undefined ? "none" : agent.fence.required ? "required" : "try",
   };
 }

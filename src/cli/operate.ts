@@ -1,4 +1,4 @@
-/** `colo-agent failover | unprotect | pause | protect | promote | start | stop | tune`: what an administrator can ask of a running agent. */
+/** `colo-agent failover | unprotect | pause | protect | promote | start | stop | tune | restart`: what an administrator can ask of a running agent. */
 import { Command, InvalidArgumentError } from "commander";
 import type { OperatorCommand, VmStatus } from "../agent/vm.ts";
 
@@ -29,7 +29,17 @@ export function operatorCommands(): Command[] {
       60,
     ),
     tune(),
+    restart(),
   ];
+}
+
+function restart(): Command {
+  return new Command("restart")
+    .description("end this host's agent, for its service manager to start it again; protection goes on")
+    .option("--socket <path>", SOCKET_HELP, SOCKET)
+    .action(async ({ socket }: { socket: string }) => {
+      process.stdout.write(`${await post(socket, "/v1/restart")}\n`);
+    });
 }
 
 function tune(): Command {

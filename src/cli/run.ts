@@ -9,6 +9,8 @@ import { openArbiter } from "../arbiter/index.ts";
 import { bpfObject } from "../lab/assets.ts";
 import { requireRoot } from "./root.ts";
 
+const ANSWER_MS = 50;
+
 export function runCommand(): Command {
   return new Command("run")
     .description("run the agent of this host (as root)")
@@ -26,11 +28,16 @@ export function runCommand(): Command {
       requireRoot("run the agent");
       const log = createLogger(config.agent.log_level, { agent: config.agent.name });
       const agent = await HostAgent.start(config, log, bpfObject());
+      const end = () => void agent.close().finally(() => process.exit(0));
       for (const signal of ["SIGTERM", "SIGINT"] as const) {
         process.once(signal, () => {
           log.info("ending; the VMs' output stays under the kernel's lease", { signal });
-          void agent.close().finally(() => process.exit(0));
+          end();
         });
       }
+      void agent.restartWanted.then(() => {
+        log.info("ending, to be started again");
+        setTimeout(end, ANSWER_MS); // the answer to whoever has asked for it
+      });
     });
 }

@@ -58,6 +58,14 @@ export class DataPath {
     return this.#command(Command.Start, 0, epoch);
   }
 
+  /**
+   * What an earlier agent has left in the rings, and what comes, stays there until the next {@link checkpoint}: nobody knows any more
+   * what of it was compared.
+   */
+  resume(): Promise<number> {
+    return this.#command(Command.Resume);
+  }
+
   /** A checkpoint is about to be asked for: primary frames newer than `horizonNs` are not compared until it is loaded. */
   beginCheckpoint(horizonNs: number): Promise<number> {
     return this.#command(Command.BeginCheckpoint, horizonNs);

@@ -75,6 +75,8 @@ export enum Command {
   BeginCheckpoint = 6,
   /** Drops what an earlier agent left in the rings of the primary and of diverted input. */
   Discard = 7,
+  /** Everything stays in the rings until the next checkpoint. */
+  Resume = 8,
 }
 
 const COMMAND_SLOT_INTS = 2; // sequence number, command

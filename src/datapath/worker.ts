@@ -79,9 +79,10 @@ class DataPathLoop {
   #passedSecondary = 0;
   #epoch = 0;
   /**
-   * closed: nothing is known yet; what an earlier agent left in the ring stays there. alone: what is held is released.
+   * closed: nothing is known yet; what an earlier agent left of the primary's stays in the ring. resuming: what either has left
+   * stays, until a checkpoint covers it. alone: what is held is released.
    */
-  #mode: "closed" | "comparing" | "alone" = "closed";
+  #mode: "closed" | "resuming" | "comparing" | "alone" = "closed";
   #nowNs = 0;
   #lastExpireNs = 0;
   /** When a frame was last released because both VMs had sent it. */
@@ -148,10 +149,7 @@ class DataPathLoop {
   /** One look at everything; returns how much there was to do. */
   #turn(): number {
     this.#nowNs = bootTimeNsNumber();
-    let work =
-      this.#mode === "comparing"
-        ? this.#intake.take(BATCH_RECORDS)
-        : this.#passSecondary(BATCH_RECORDS) + this.#passPrimary(BATCH_RECORDS);
+    let work = this.#takeRecords();
     this.#flush();
     if (this.#nowNs < this.#lateInputUntilNs) work += this.#replayLateInput();
     if (this.#mode === "comparing" && this.#nowNs - this.#lastExpireNs >= EXPIRE_INTERVAL_NS) {
@@ -172,9 +170,21 @@ class DataPathLoop {
     return work;
   }
 
+  #takeRecords(): number {
+    switch (this.#mode) {
+      case "comparing":
+        return this.#intake.take(BATCH_RECORDS);
+      case "alone":
+        return this.#passSecondary(BATCH_RECORDS) + this.#passPrimary(BATCH_RECORDS);
+      case "closed":
+        return this.#passSecondary(BATCH_RECORDS);
+      case "resuming":
+        return 0;
+    }
+  }
+
   /** Records of the primary while nothing is compared. */
   #passPrimary(limit: number): number {
-    if (this.#mode === "closed") return 0;
     let count = 0;
     for (; count < limit; count++) {
       const slot = this.#primary.next();
@@ -273,9 +283,8 @@ class DataPathLoop {
   }
 
   #drainPrimary(): number {
-    return this.#mode === "comparing"
-      ? this.#intake.takePrimary(BATCH_RECORDS)
-      : this.#passPrimary(BATCH_RECORDS);
+    if (this.#mode === "comparing") return this.#intake.takePrimary(BATCH_RECORDS);
+    return this.#mode === "alone" ? this.#passPrimary(BATCH_RECORDS) : 0;
   }
 
   /** Drops what is in a ring. */
@@ -301,10 +310,14 @@ class DataPathLoop {
         this.#comparer.checkpoint(0, this.#epoch);
         this.#mode = "comparing";
         break;
+      case Command.Resume:
+        this.#mode = "resuming";
+        break;
       case Command.BeginCheckpoint:
         this.#comparer.beginCheckpoint(this.#shared.argument(0));
         break;
       case Command.Checkpoint: {
+        if (this.#mode === "resuming") this.#mode = "comparing";
         // Everything that the primary sent before it stopped is in the ring already: the boundary is in the past.
         this.#drainWhatIsThere();
         this.#epoch = this.#shared.argument(1);
@@ -340,10 +353,12 @@ class DataPathLoop {
   #spin(): boolean {
     if (this.#busyWait.ns === 0) return false;
     const until = this.#nowNs + this.#busyWait.ns;
+    const readsPrimary = this.#mode === "comparing" || this.#mode === "alone";
+    const readsSecondary = this.#mode !== "resuming";
     do {
       if (
-        (this.#mode !== "closed" && this.#primary.unreadBytes() > 0) ||
-        this.#secondary.unreadBytes() > 0 ||
+        (readsPrimary && this.#primary.unreadBytes() > 0) ||
+        (readsSecondary && this.#secondary.unreadBytes() > 0) ||
         this.#shared.sequence() !== this.#lastSequence
       ) {
         return true;

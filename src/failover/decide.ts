@@ -91,6 +91,13 @@ function apply(step: Step, event: Event): void {
     case "control_closed":
       controlClosed(step);
       break;
+    case "peer_restarts":
+      if (s.phase === "standby" && event.generation === s.generation)
+        s.peerBackByMs = now + s.settings.restartMs;
+      break;
+    case "peer_is_back":
+      if (event.generation === s.generation) s.peerBackByMs = Number.NEGATIVE_INFINITY;
+      break;
     case "peer_gave_up":
       primaryGaveUp(step, event);
       break;
@@ -108,6 +115,9 @@ function apply(step: Step, event: Event): void {
       break;
     case "primed":
       primed(step, event.generation);
+      break;
+    case "resumed":
+      if (s.phase === "resuming" && event.generation === s.generation) becomeProtected(step);
       break;
     case "protection_failed":
       protectionFailed(step, event);
@@ -193,7 +203,7 @@ function start(step: Step): void {
     askArbiter(step);
     return;
   }
-  if (s.found === "running" && s.settings.configuredRole === "primary") {
+  if (hasVm(s) && s.settings.configuredRole === "primary") {
     runAlone(step);
     return;
   }
@@ -203,7 +213,7 @@ function start(step: Step): void {
 function startFrom(step: Step, record: VmRecord | undefined): void {
   const { s } = step;
   if (record === undefined) {
-    if (s.found === "running" && s.settings.configuredRole === "primary") {
+    if (hasVm(s) && s.settings.configuredRole === "primary") {
       pursue(step, "first");
       return;
     }
@@ -223,6 +233,10 @@ function startFrom(step: Step, record: VmRecord | undefined): void {
 /** Only a QEMU that has the VM may go on as the VM, and only one that has not may wait for it. */
 function startAsHolder(step: Step, record: VmRecord): void {
   const { s } = step;
+  if (s.found === "protected" && record.replicaValid && s.unsuitable === undefined) {
+    resume(step, record);
+    return;
+  }
   if (s.found !== "incoming") {
     // Written anew even if it says so already: a write of an earlier life may still be on its way, and must fail.
     pursue(step, "invalid");
@@ -241,6 +255,20 @@ function startAsHolder(step: Step, record: VmRecord): void {
   enter(step, "waiting", `the VM's QEMU on this host is gone; ${s.settings.peer} is to take it over`);
 }
 
+/**
+ * `resume protection`: an earlier life of this agent had protected the VM, and nobody has written anything since. Its replica's agent
+ * says whether it still stands by; only its answers prolong the lease, as before.
+ */
+function resume(step: Step, record: VmRecord): void {
+  const { s, now } = step;
+  s.term = record.term;
+  s.leaseFrom = "peer";
+  s.lastAnswerMs = now;
+  s.heardMs.control = now;
+  s.protecting = "answer";
+  enter(step, "resuming", "this host's agent was restarted");
+}
+
 function startAsOther(step: Step, reason: string): void {
   const { found, unsuitable } = step.s;
   if (found === "incoming" && unsuitable === undefined) {
@@ -252,7 +280,8 @@ function startAsOther(step: Step, reason: string): void {
     enter(step, "stopped", `${reason}, and this host can keep no replica: ${unsuitable}`);
     return;
   }
-  const has = found === "running" ? "a VM" : "the replica of an earlier protection";
+  if (found === "protected") step.actions.push({ type: "block" });
+  const has = hasVm(step.s) ? "a VM" : "the replica of an earlier protection";
   enter(step, "stopped", `${reason}, and this host's QEMU has ${has}; start it anew with -incoming`);
 }
 
@@ -289,7 +318,8 @@ function overdue(step: Step): void {
     return;
   }
   if (s.phase === "standby") {
-    if (s.claim === undefined && now - s.lastAnswerMs > settings.timeoutMs) claim(step, peerVerdict(s, now));
+    const silentSinceMs = Math.max(s.lastAnswerMs + settings.timeoutMs, s.peerBackByMs);
+    if (s.claim === undefined && now > silentSinceMs) claim(step, peerVerdict(s, now));
     else if (s.claim !== undefined) claimIfDue(step);
   }
   if (isFencing(s) && s.claim?.fence === "none" && now >= s.retryAtMs) fenceFirst(step, s.claim.reason);
@@ -341,7 +371,8 @@ function heartbeatAnswered(step: Step, event: Extract<Event, { type: "heartbeat_
   // From the time of sending: the secondary counts from its answer, which is later.
   actions.push({ type: "extend_lease", untilMs: event.sentMs + s.settings.leaseMs });
   if (s.protecting !== "answer" || s.goal !== undefined) return;
-  if (s.settings.arbiter) pursue(step, "valid");
+  if (s.phase === "resuming") pursue(step, "still_valid");
+  else if (s.settings.arbiter) pursue(step, "valid");
   else becomeProtected(step);
 }
 
@@ -370,7 +401,7 @@ function protectionFailed(step: Step, event: Extract<Event, { type: "protection_
 /** `go alone`: the replica is lost. First: is this host's QEMU alive? If not, the replica is the last copy and must not be invalidated. */
 function goAlone(step: Step, reason: string): void {
   const { s, actions } = step;
-  if (s.phase !== "protected" && s.phase !== "protecting" && s.phase !== "handing_over") return;
+  if (!isHolder(s) || s.phase === "alone" || s.phase === "going_alone") return;
   if (s.phase === "protecting" && s.protecting === "copying") {
     // Nothing depends on the replica yet; the procedure undoes itself and reports that.
     actions.push({ type: "end_protection", reason });
@@ -570,7 +601,8 @@ function controlClosed(step: Step): void {
     return;
   }
   // No need to wait for silence to add up; the lease is waited for all the same.
-  if (s.phase === "standby" && s.claim === undefined) claim(step, peerVerdict(s, now));
+  if (s.phase === "standby" && s.claim === undefined && now >= s.peerBackByMs)
+    claim(step, peerVerdict(s, now));
 }
 
 function primaryGaveUp(step: Step, event: Extract<Event, { type: "peer_gave_up" }>): void {
@@ -756,6 +788,7 @@ function write(step: Step): void {
       break;
     case "invalid":
     case "valid":
+    case "still_valid":
       if (record === undefined) {
         noRecord(step);
         return;
@@ -769,11 +802,16 @@ function write(step: Step): void {
         written(step);
         return;
       }
+      // Written anew even if it stands there: "invalid" of an earlier life may still be on its way, and must fail.
+      if (goal === "still_valid" && (!record.replicaValid || record.generation !== s.generation)) {
+        goAlone(step, "the agent's earlier life had given its replica up");
+        return;
+      }
       update = {
         term: record.term,
         generation: s.generation,
         holder: self,
-        replicaValid: goal === "valid",
+        replicaValid: goal !== "invalid",
       };
       break;
     case "take": {
@@ -842,6 +880,10 @@ function written(step: Step): void {
     case "valid":
       if (s.phase === "protecting") becomeProtected(step);
       return;
+    case "still_valid":
+      s.protecting = undefined;
+      step.actions.push({ type: "resume", generation: s.generation });
+      return;
     case "take":
       fenceFirst(step, s.claim?.reason ?? "");
       return;
@@ -877,10 +919,16 @@ function noRecord(step: Step): void {
 const HOLDER: ReadonlySet<Phase> = new Set([
   "alone",
   "protecting",
+  "resuming",
   "protected",
   "going_alone",
   "handing_over",
 ]);
+
+/** This host's QEMU has a VM, not a replica of one. */
+function hasVm({ found }: State): boolean {
+  return found === "running" || found === "protected";
+}
 
 /** Whether this agent's QEMU is the VM that the network sees. */
 export function isHolder(s: Pick<State, "phase">): boolean {

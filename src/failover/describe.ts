@@ -28,6 +28,8 @@ function sentenceNow(s: State, since: string, nowMs: number): string {
       return `${self} runs the VM, unprotected ${since}${pause(s, nowMs)}`;
     case "protecting":
       return `${self} runs the VM and makes a replica on ${peer}, ${since}`;
+    case "resuming":
+      return `${self} is the primary and makes sure of its replica on ${peer}, ${since}${waits}`;
     case "protected":
       return `${self} is the primary, protected by ${peer} ${since}`;
     case "going_alone":
@@ -62,6 +64,7 @@ function prospects(s: State): Omit<VmInWords, "now"> {
     ? `would take over ${leaseMs + marginMs} ms after the last heartbeat, with disk, memory and connections`
     : "would not take over by itself, since there is no arbiter; an administrator can promote it";
   switch (s.phase) {
+    case "resuming":
     case "protected":
     case "handing_over":
       return {

@@ -2,8 +2,9 @@
 import type { VmRecord, VmRecordUpdate } from "../arbiter/record.ts";
 
 /**
- * starting -> alone | waiting
+ * starting -> alone | resuming | waiting
  * holder:   alone -> protecting -> protected -> going_alone -> alone
+ *           resuming -> protected
  *           protected -> handing_over -> stopped
  * other:    waiting -> incoming -> standby -> taking_over -> alone
  * stopped: this agent does nothing more for the VM; its output is dropped in the kernel.
@@ -12,6 +13,7 @@ export type Phase =
   | "starting"
   | "alone"
   | "protecting"
+  | "resuming"
   | "protected"
   | "going_alone"
   | "handing_over"
@@ -38,6 +40,8 @@ export interface Settings {
   readonly arbiterRetryMs: number;
   /** Pause between attempts to protect. */
   readonly protectRetryMs: number;
+  /** An agent whose restart was announced counts as lost only after this time. */
+  readonly restartMs: number;
   /** Whether a takeover runs the fence command before the VM, and whether it must succeed. */
   readonly fence: "none" | "try" | "required";
 }
@@ -55,6 +59,8 @@ export type Goal =
   | "invalid"
   /** The replica of this generation may take over. */
   | "valid"
+  /** It still may, in the word of this life of the agent. */
+  | "still_valid"
   /** This agent is the holder now. */
   | "take";
 
@@ -90,8 +96,10 @@ export interface State {
   peerReady: boolean;
   ownUplink: boolean;
   peerUplink: boolean;
-  /** "copying": the procedure runs; "answer": waits for the first answered heartbeat. */
+  /** Protecting: "copying": the procedure runs. Protecting and resuming: "answer": waits for the first answered heartbeat. */
   protecting: "copying" | "answer" | undefined;
+  /** The peer's agent has said that it restarts: until then nothing of it need be heard. */
+  peerBackByMs: number;
   /** Handing over: when the secondary was told that it may take the VM. */
   retiredMs: number | undefined;
   /** The frames of a protection that ends may be held, so that going alone has to release them. */
@@ -116,8 +124,11 @@ export interface State {
   needsAdministrator: boolean;
 }
 
-/** What an agent finds in its QEMU: a VM that runs (or ran), nothing yet, or a replica that another life of the agent kept. */
-export type QemuHas = "running" | "incoming" | "replica";
+/**
+ * What an agent finds in its QEMU: a VM that runs (or ran), one that is the primary of a pair and whose output is still held, nothing
+ * yet, or a replica that another life of the agent kept.
+ */
+export type QemuHas = "running" | "protected" | "incoming" | "replica";
 
 export type ArbiterResult =
   | { kind: "record"; record: VmRecord | undefined }
@@ -126,7 +137,7 @@ export type ArbiterResult =
   | { kind: "unreachable"; reason: string };
 
 export type Event =
-  /** The agent has taken its QEMU and its tap over and keeps them blocked. */
+  /** The agent has taken its QEMU and its tap over and keeps them blocked, or held as they were ("protected"). */
   | { type: "started"; vm: QemuHas; unsuitable?: string | undefined }
   /** A round of the agent's main loop is complete: all its parts have answered. */
   | { type: "round" }
@@ -139,12 +150,16 @@ export type Event =
   /** What the peer said of itself along with a heartbeat or an answer. */
   | { type: "peer_seen"; path: Path; ready: boolean; uplink: boolean }
   | { type: "control_closed" }
+  /** The peer's agent is about to end and to begin again at once. */
+  | { type: "peer_restarts"; generation: number }
+  | { type: "peer_is_back"; generation: number }
   | { type: "peer_gave_up"; generation: number; reason: string }
   | { type: "replica_lost"; generation: number; reason: string }
   | { type: "abandoned"; generation: number; reason: string }
   /** Results of procedures. */
   | { type: "alone" }
   | { type: "primed"; generation: number }
+  | { type: "resumed"; generation: number }
   | { type: "protection_failed"; generation: number; entered: boolean; reason: string }
   | { type: "prepare"; generation: number }
   | { type: "prepare_failed"; reason: string }
@@ -188,6 +203,8 @@ export type Action =
   /** Ask QEMU for a sign of life, cutting connections it may hang on; ends in `qemu_answers`, `qemu_silent` or `qemu_gone`. */
   | { type: "probe_qemu" }
   | { type: "protect"; generation: number }
+  /** One checkpoint with the replica that an earlier life of the agent has made; ends in `resumed` or `pair_broken`. */
+  | { type: "resume"; generation: number }
   | { type: "begin_checkpoints" }
   /** Ends protection's procedures and checkpoints, whatever they are at. */
   | { type: "end_protection"; reason: string }
@@ -222,6 +239,7 @@ export function initialState(settings: Settings, nowMs: number): State {
     ownUplink: true,
     peerUplink: true,
     protecting: undefined,
+    peerBackByMs: Number.NEGATIVE_INFINITY,
     retiredMs: undefined,
     goingAlone: undefined,
     claim: undefined,

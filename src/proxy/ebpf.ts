@@ -30,7 +30,7 @@ export class EbpfProxy implements PacketProxy {
 
   private constructor(private readonly nics: readonly EbpfNic[]) {}
 
-  /** Opens all interfaces, closed for everything. On an error none stays open. */
+  /** Opens all interfaces, closed for everything, or all as they were (`keep`, {@link kept}). On an error none stays open. */
   static async open(options: readonly EbpfNicOptions[], events: ProxyEvents): Promise<EbpfProxy> {
     const nics: EbpfNic[] = [];
     try {
@@ -41,7 +41,10 @@ export class EbpfProxy implements PacketProxy {
         };
         nics.push(await EbpfNic.open(one, nicEvents));
       }
-      return new EbpfProxy(nics);
+      const proxy = new EbpfProxy(nics);
+      // An interface that was added since.
+      if (!proxy.kept) proxy.block();
+      return proxy;
     } catch (error) {
       for (const nic of nics) await nic.close();
       throw error;
@@ -91,6 +94,18 @@ export class EbpfProxy implements PacketProxy {
   }
 
   async replicaEntered(): Promise<void> {}
+
+  get kept(): boolean {
+    return this.nics.every(({ kept }) => kept);
+  }
+
+  async resume(epoch: number): Promise<void> {
+    for (const { dataPlane } of this.nics) {
+      dataPlane.state.divertInput = true;
+      dataPlane.state.epoch = epoch;
+    }
+    await this.#sum(({ dataPath }) => dataPath.resume());
+  }
 
   divertInput(): number[] {
     for (const { dataPlane } of this.nics) dataPlane.state.divertInput = true;

@@ -21,6 +21,8 @@ export interface EbpfNicOptions {
   ringBytes: number;
   connectionsMax: number;
   comparing: Pick<WorkerSetup, "maxWaitMs" | "rules" | "limits">;
+  /** If an earlier agent held a primary's output here, it stays held, its input mirrored and its lease what it is. */
+  keep: boolean;
 }
 
 /** Marks live in the skb only inside this host; the tunnel id keeps those of several interfaces apart. */
@@ -43,6 +45,8 @@ export class EbpfNic {
     readonly tap: string,
     readonly dataPlane: DataPlane,
     readonly dataPath: DataPath,
+    /** {@link EbpfNicOptions.keep} found something to keep. */
+    readonly kept: boolean,
   ) {
     this.#input = new TapQueue(tap, () => {
       const counters = dataPlane.counters();
@@ -50,18 +54,21 @@ export class EbpfNic {
     });
   }
 
-  /** Makes the devices, loads and attaches the programs, or takes over what an earlier agent left: closed, either way. */
+  /** Makes the devices, loads and attaches the programs, or takes over what an earlier agent left: closed, unless it is to be kept. */
   static async open(options: EbpfNicOptions, events: DataPathEvents): Promise<EbpfNic> {
     const { tap, tunnelId, peerAddress } = options;
     const devices = await ensureDevices({ tap, tunnelId, tunnelPort: options.tunnelPort, peerAddress });
     const dataPlane = loadDataPlane(options, devices);
     try {
-      // A state that an earlier agent left behind is closed before anything looks at it.
-      dataPlane.state.leaseDeadlineNs = 0n;
-      dataPlane.state.role = ROLE.BLOCKED;
+      const kept = options.keep && dataPlane.state.role === ROLE.PRIMARY;
+      if (!kept) {
+        // A state that an earlier agent left behind is closed before anything looks at it.
+        dataPlane.state.leaseDeadlineNs = 0n;
+        dataPlane.state.role = ROLE.BLOCKED;
+      }
       const dataPath = openDataPath(options, dataPlane, devices, events);
       await dataPath.ready();
-      return new EbpfNic(tap, dataPlane, dataPath);
+      return new EbpfNic(tap, dataPlane, dataPath, kept);
     } catch (error) {
       dataPlane.close();
       throw error;

@@ -14,7 +14,8 @@ import { TapGate } from "./tap_gate.ts";
 const PIN_ROOT = "/sys/fs/bpf/colo-agent";
 
 /**
- * Opens the data plane of a VM, closed for everything, whatever an earlier agent has left.
+ * Opens the data plane of a VM, closed for everything, whatever an earlier agent has left; or as that has left it (`keep`), where
+ * it can be kept.
  *
  * @param parts.objectPath the compiled BPF programs
  * @throws Error whose message says what to do
@@ -22,7 +23,7 @@ const PIN_ROOT = "/sys/fs/bpf/colo-agent";
 export async function openProxy(
   config: VmConfig,
   agent: Config,
-  parts: { objectPath: string; qmp: () => QmpClient; log: Logger },
+  parts: { objectPath: string; qmp: () => QmpClient; log: Logger; keep: boolean },
   events: ProxyEvents,
 ): Promise<PacketProxy> {
   const pinDirectory = `${PIN_ROOT}/${agent.agent.name}/${config.name}`;
@@ -39,7 +40,7 @@ export async function openProxy(
     }
     return proxy;
   }
-  const proxy = await openEbpfProxy(config, agent, pinDirectory, parts.objectPath, events);
+  const proxy = await openEbpfProxy(config, agent, pinDirectory, parts, events);
   await TapGate.remove(table);
   return proxy;
 }
@@ -79,7 +80,7 @@ function openEbpfProxy(
   config: VmConfig,
   agent: Config,
   pinDirectory: string,
-  objectPath: string,
+  { objectPath, keep }: { objectPath: string; keep: boolean },
   events: ProxyEvents,
 ): Promise<EbpfProxy> {
   const nics = config.nic.map((nic) => ({
@@ -92,6 +93,7 @@ function openEbpfProxy(
     workers: config.workers,
     ringBytes: config.ring_bytes,
     connectionsMax: config.connections_max,
+    keep,
     comparing: {
       maxWaitMs: config.checkpoint.max_wait_ms,
       rules: { passthrough: config.passthrough, ignore: config.ignore },

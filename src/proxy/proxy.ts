@@ -5,7 +5,7 @@
  * A VM has one epoch, one lease and one checkpoint for all its network interfaces, so everything here is about all of them.
  *
  *   alone      passAlone
- *   primary    hold ─▶ replicaEntered, then for each checkpoint: divertInput, drainInput, beginCheckpoint, releaseCheckpoint, replayInput
+ *   primary    hold ─▶ replicaEntered, or resume; then for each checkpoint: divertInput, drainInput, beginCheckpoint, releaseCheckpoint, replayInput
  *   secondary  discard, follow, then for each checkpoint: drainMirrored, stopped, loaded; succeed; takeOver ─▶ takenOver
  */
 import type { DataPathStats } from "../datapath/shared.ts";
@@ -66,6 +66,13 @@ export interface PacketProxy {
   hold(epoch: number): Promise<ProxyEntry>;
   /** The other host follows. Throws if the two data planes do not work together. */
   replicaEntered(): Promise<void>;
+  /** What an earlier agent held here is held still, as was asked for when this was opened. */
+  readonly kept: boolean;
+  /**
+   * Goes on where an earlier agent has left: everything stays held until the next {@link releaseCheckpoint}. Input is diverted
+   * until {@link replayInput}. `epoch` is the secondary's.
+   */
+  resume(epoch: number): Promise<void>;
   /** Input waits from now on. Returns how many frames each interface's mirror has sent. */
   divertInput(): number[];
   /** Waits until the VM has read what was put into its taps, at most `timeoutMs`; false when the time was up. */

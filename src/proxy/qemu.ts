@@ -54,6 +54,8 @@ export interface QemuProxyOptions {
 
 export class QemuProxy implements PacketProxy {
   readonly kind = "qemu";
+  /** What QEMU's comparison has told while no agent listened is lost. */
+  readonly kept = false;
   readonly epoch = 0;
   #notices: CompareNotices[] = [];
   #look: Timer | undefined;
@@ -144,6 +146,10 @@ export class QemuProxy implements PacketProxy {
     }
     this.#gated(() => this.gate.block());
     await addSecondaryFilters(this.#qmp, own, peerAddress);
+  }
+
+  async resume(): Promise<void> {
+    throw new Error("QEMU's proxy has nothing that another agent could go on with");
   }
 
   async drainMirrored(): Promise<boolean> {

@@ -102,6 +102,18 @@ export class ReplicaBitmaps {
     }
   }
 
+  /** Goes on with those that an earlier agent had added for this generation; they count as added in `epoch`. */
+  async resume(epoch: number): Promise<void> {
+    const [first, ...others] = this.quorumNodes;
+    if (first === undefined) return;
+    const onOthers = await Promise.all(others.map((node) => bitmapsOn(this.client, node)));
+    for (const { name, generation } of await bitmapsOn(this.client, first)) {
+      if (generation !== this.generation) continue;
+      if (!onOthers.every((bitmaps) => bitmaps.some((one) => one.name === name))) continue;
+      this.#added.push({ name, epoch, atMs: performance.now() });
+    }
+  }
+
   /** A checkpoint is complete, `epoch` has begun. Does not wait; errors are given to `onError`, and cost room only. */
   checkpointed(epoch: number, currentEpoch: () => number, onError: (message: string) => void): void {
     if (this.#turn !== undefined || this.#ended || this.quorumNodes.length === 0) return;

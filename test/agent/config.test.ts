@@ -36,6 +36,7 @@ describe("configuration", () => {
       timeout_ms: 1000,
       lease_ms: 1100,
       margin_ms: 200,
+      restart_ms: 10_000,
       clock_drift_ppm: 500,
     });
     expect(config.vm[0]).toMatchObject({

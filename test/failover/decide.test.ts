@@ -19,6 +19,7 @@ const settings: Settings = {
   marginMs: 200,
   arbiterRetryMs: 300,
   protectRetryMs: 1_000,
+  restartMs: 5_000,
   fence: "none",
 };
 const NOW = 10_000;

@@ -14,6 +14,7 @@ const proxy = await EbpfProxy.open(
     ringBytes: 1 << 20,
     connectionsMax: 1024,
     workers: 1,
+    keep: process.env.COLO_KEEP === "1",
     comparing: {
       maxWaitMs: 60_000,
       rules: { passthrough: [], ignore: [] },

@@ -81,6 +81,7 @@ export class World {
       marginMs: Math.ceil(leaseMs * ((1 + drift) / (1 - drift) - 1)) + 5,
       arbiterRetryMs: 300,
       protectRetryMs: 1_000,
+      restartMs: 3_000,
       fence: random.pick(["none", "none", "none", "none", "try", "required"]),
     };
   }

@@ -49,8 +49,11 @@
 
 mtype:phase = {
   starting, stopped,
-  /* The holder. It renews its lease itself in the first two; in the next three only the peer's answers do; then nothing. */
-  alone, protecting, primed, recording, protected, going_alone,
+  /*
+   * The holder. It renews its lease itself in the first two; in the next three only the peer's answers do, and in the two of an agent
+   * that goes on with its earlier life's replica; then nothing.
+   */
+  alone, protecting, primed, recording, protected, resuming, rerecording, going_alone,
   /* The other one. */
   waiting, standby, claiming, taking_over
 };
@@ -125,7 +128,8 @@ bool qemu_lost;
 #define OTHER(i) (1 - (i))
 
 /* Only heartbeats that the peer has answered prolong the lease. */
-#define leans_on_peer(i) (h[i].phase == primed || h[i].phase == recording || h[i].phase == protected)
+#define leans_on_peer(i) (h[i].phase == primed || h[i].phase == recording || h[i].phase == protected \
+  || h[i].phase == resuming || h[i].phase == rerecording)
 
 /* --- what must hold ------------------------------------------------------------------------------------------------------ */
 
@@ -334,6 +338,11 @@ inline hear_answer(i) {
   h[i].answer.age = 0;
   if
   :: h[i].phase == primed -> enter_phase(i, recording)
+#ifdef MUTATE_RESUME_UNRECORDED
+  :: h[i].phase == resuming -> enter_phase(i, protected)
+#else
+  :: h[i].phase == resuming -> enter_phase(i, rerecording)
+#endif
   :: else
   fi
 }
@@ -346,7 +355,19 @@ inline record_valid(i) {
   fi
 }
 
-#define may_be_protected(i) (h[i].phase == recording && h[i].outcome == swapped)
+/* Written even if it stands there: "invalid" of its earlier life fails only at a new revision. */
+#define may_record_again(i) (h[i].phase == rerecording && idle(i))
+inline record_again(i) {
+  if
+  :: record.holder != i -> stop(i)
+  :: record.holder == i && (!record.valid || record.generation != h[i].generation) ->
+     stop_waiting(i);
+     enter_phase(i, going_alone)
+  :: else -> send_write(i, to_valid, h[i].generation, record.term)
+  fi
+}
+
+#define may_be_protected(i) ((h[i].phase == recording || h[i].phase == rerecording) && h[i].outcome == swapped)
 inline be_protected(i) {
   h[i].outcome = unknown;
   enter_phase(i, protected)
@@ -521,12 +542,16 @@ inline be_useless(i) {
 /* --- an agent that starts ------------------------------------------------------------------------------------------------ */
 
 /*
- * It ends at any moment (and a frozen one lets the kernel's lease run down first), a new one blocks before anything else.
+ * It ends at any moment (and a frozen one lets the kernel's lease run down first). A new one blocks before anything else, unless it
+ * finds the primary of a pair: then the lease goes on as it is.
  * Its connections end with it: what was asked of it there, and what it has asked, is gone. Writes to the arbiter are not.
  */
 #define may_restart(i) (h[i].phase != starting)
 inline restart(i) {
-  stop(i);
+  if
+  :: (leans_on_peer(i) || h[i].phase == going_alone) && h[i].copy == vm -> stop_waiting(i)
+  :: else -> stop(i)
+  fi;
   enter_phase(i, starting);
   h[i].answer.generation = 0;
   h[i].answer.age = 0;
@@ -538,8 +563,25 @@ inline restart(i) {
 
 inline wait_for_holder(i) {
   stop_waiting(i);
+  h[i].lease = 0;
   h[i].copy = nothing;
   enter_phase(i, waiting)
+}
+
+#ifdef MUTATE_RESUME_AFTER_GIVE_UP
+#define has_given_up(i) false
+#else
+#define has_given_up(i) (h[i].gave_up == record.generation)
+#endif
+/* The replica of its earlier life: whoever stands by for it says whether it still does. */
+#define may_resume(i) (h[i].phase == starting && idle(i) && record.holder == i && h[i].copy == vm \
+  && record.valid && !has_given_up(i))
+inline resume(i) {
+  h[i].generation = record.generation;
+#ifdef MUTATE_RESUME_UNANSWERED
+  lets_out(i, LEASE);
+#endif
+  enter_phase(i, resuming)
 }
 
 #define may_start(i) (h[i].phase == starting && idle(i))
@@ -665,6 +707,7 @@ proctype host(bit i) {
   :: STEP(send_heartbeat)
   :: STEP(hear_answer)
   :: STEP(record_valid)
+  :: STEP(record_again)
   :: STEP(be_protected)
   :: STEP(lose_replica)
   :: STEP(record_alone)
@@ -685,6 +728,7 @@ proctype host(bit i) {
   :: STEP(be_useless)
 
   :: STEP(restart)
+  :: STEP(resume)
   :: STEP(start)
   :: STEP(have_started)
 
@@ -777,7 +821,7 @@ inline recover(i) {
     && (h[OTHER(i)].phase != waiting || h[i].enter != h[i].generation), fail_to_protect);
   DO(h[i].phase == protecting && replica_of(i) && h[OTHER(i)].copy != nothing, fail_to_protect);
   DO(may_prime(i), prime);
-  DO(leans_on_peer(i) && !replica_of(i), lose_replica);
+  DO(leans_on_peer(i) && (!replica_of(i) || h[i].phase == resuming || h[i].phase == rerecording), lose_replica);
   DO(leans_on_peer(i) && h[OTHER(i)].copy != replica, lose_replica);
   DO(may_send_heartbeat(i), send_heartbeat);
   DO(may_hear_answer(i), hear_answer);

@@ -129,7 +129,10 @@ export class PeerClient {
 
 export type RequestHandler = (type: string, body: unknown) => Promise<unknown> | unknown;
 
-/** Listens for the peer and answers its requests. Connections from any other address are closed. */
+/**
+ * Listens for the peer and answers its requests. Connections from any other address are closed, and so is the peer's last one when it
+ * dials anew: what an earlier life of it had asked for and is still on its way must not be done any more.
+ */
 export class PeerServer {
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
@@ -170,6 +173,7 @@ export class PeerServer {
       socket.destroy();
       return;
     }
+    for (const older of this.#sockets) older.destroy();
     this.#sockets.add(socket);
     socket.setNoDelay(true);
     const lines = new LineSplitter(LINE_BYTES_MAX);

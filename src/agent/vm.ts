@@ -96,6 +96,8 @@ export class VmAgent {
   #entry: ProxyEntry | undefined;
   #prepared: Promise<SecondaryAddresses> | undefined;
   #followed: Promise<void> = Promise.resolve();
+  /** The replica's output waits for this host to be the VM's. */
+  #succeeding = false;
   #lastCollectMs = performance.now();
   #closed = false;
   #qemuGone = false;
@@ -292,6 +294,9 @@ export class VmAgent {
     if (phase !== "standby" || generation !== own)
       throw new Error(`this host keeps no such replica of VM ${this.config.name}: it is ${phase}`);
     this.#tell({ type: "peer_is_back", generation });
+    // What it has sent since is held here, and nowhere else.
+    if (this.#succeeding)
+      throw new Error(`VM ${this.config.name} was being handed over, and this host's half of that is done`);
     return this.#secondary.settledEpoch();
   }
 
@@ -300,6 +305,7 @@ export class VmAgent {
     const { phase, generation: own } = this.#state;
     if (phase !== "standby" || generation !== own)
       throw new Error(`this host keeps no such replica of VM ${this.config.name}: it is ${phase}`);
+    this.#succeeding = true;
     this.#machine.proxy.succeed();
   }
 

@@ -60,7 +60,9 @@ export class EbpfNic {
     const devices = await ensureDevices({ tap, tunnelId, tunnelPort: options.tunnelPort, peerAddress });
     const dataPlane = loadDataPlane(options, devices);
     try {
-      const kept = options.keep && dataPlane.state.role === ROLE.PRIMARY;
+      // A lease of 0 was dropped on purpose: that agent had handed the VM over, or was about to.
+      const { role, leaseDeadlineNs } = dataPlane.state;
+      const kept = options.keep && role === ROLE.PRIMARY && leaseDeadlineNs !== 0n;
       if (!kept) {
         // A state that an earlier agent left behind is closed before anything looks at it.
         dataPlane.state.leaseDeadlineNs = 0n;

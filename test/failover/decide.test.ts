@@ -70,6 +70,9 @@ const taking = state({
   record: theirs,
 });
 const asked = state({ phase: "starting", record: undefined, term: undefined, call: 4 });
+const found = state({ ...asked, found: "protected" });
+const resuming = state({ phase: "resuming", leaseFrom: "peer", protecting: "answer" });
+const recordingAgain = state({ ...resuming, goal: "still_valid", call: 4 });
 
 function answer(record: State["record"], kind: "record" | "conflict" = "record"): Event {
   return { type: "arbiter", call: 4, result: { kind, record } };
@@ -108,6 +111,68 @@ const CASES: Case[] = [
     ["swap_record"],
   ],
   ["start: a fresh QEMU leaves the VM to its replica", asked, answer(own), "waiting", []],
+  ["resume: a replica that stands in the record", found, answer(own), "resuming", []],
+  ["resume: not without one", found, answer({ ...own, replicaValid: false }), "starting", ["swap_record"]],
+  [
+    "resume: not with a QEMU that can be no part of a pair",
+    { ...found, unsuitable: "too old" },
+    answer(own),
+    "starting",
+    ["swap_record"],
+  ],
+  ["resume: the peer has the VM", found, answer({ ...theirs, replicaValid: false }), "stopped", ["block"]],
+  ["resume: no lease by itself", resuming, round, "resuming", []],
+  [
+    "resume: the replica's agent answers",
+    resuming,
+    { type: "heartbeat_answered", path: "control", sentMs: NOW - 20, generation: 5, accepted: true },
+    "resuming",
+    ["extend_lease", "swap_record"],
+  ],
+  [
+    "resume: it refuses",
+    resuming,
+    { type: "heartbeat_answered", path: "control", sentMs: NOW - 20, generation: 5, accepted: false },
+    "going_alone",
+    ["end_protection", "probe_qemu"],
+  ],
+  [
+    "resume: it is silent",
+    { ...resuming, lastAnswerMs: NOW - 600 },
+    { type: "deadline" },
+    "going_alone",
+    ["end_protection", "probe_qemu"],
+  ],
+  ["resume: recorded anew", recordingAgain, swapped(own), "resuming", ["resume"]],
+  [
+    "resume: given up in the record meanwhile",
+    recordingAgain,
+    answer({ ...own, replicaValid: false }, "conflict"),
+    "going_alone",
+    ["end_protection", "probe_qemu"],
+  ],
+  [
+    "resume: taken by the peer meanwhile",
+    recordingAgain,
+    answer(theirs, "conflict"),
+    "stopped",
+    ["block", "end_protection"],
+  ],
+  [
+    "resume: done",
+    { ...resuming, protecting: undefined },
+    { type: "resumed", generation: 5 },
+    "protected",
+    ["begin_checkpoints"],
+  ],
+  ["resume: of another generation", resuming, { type: "resumed", generation: 4 }, "resuming", []],
+  [
+    "resume: the checkpoint fails",
+    resuming,
+    { type: "pair_broken", reason: "" },
+    "going_alone",
+    ["end_protection", "probe_qemu"],
+  ],
   ["start: a fresh QEMU is not the VM", asked, answer({ ...own, replicaValid: false }), "stopped", []],
   ["start: somebody else's", asked, answer({ ...theirs, replicaValid: false }), "waiting", []],
   ["start: renounce", asked, answer(theirs), "starting", ["swap_record"]],
@@ -574,4 +639,34 @@ test("a takeover is refused from whatever does not cover what was seen", () => {
   expect(takeoverRefusal(standby, { ...theirs, replicaValid: false })).toContain("out of date");
   expect(takeoverRefusal(standby, { ...theirs, generation: 4 })).toContain("generation 4");
   expect(takeoverRefusal(standby, own)).toContain("names this host");
+});
+
+describe("a primary's agent that is restarted as announced", () => {
+  const announced = decide(standby, { type: "peer_restarts", generation: 5 }, NOW).state;
+  const closed = decide(announced, { type: "control_closed" }, NOW + 10).state;
+
+  test("is waited for, for as long as is configured", () => {
+    expect(closed.claim).toBeUndefined();
+    const late = NOW + settings.restartMs;
+    expect(decide(closed, round, late).state.claim).toBeUndefined();
+    const { state: given, actions } = decide(closed, round, late + 1);
+    expect(given.claim).toBeDefined();
+    // Its lease ran out long ago.
+    expect(actions.map(({ type }) => type)).toEqual(["read_record"]);
+  });
+
+  test("is waited for no longer once it is back", () => {
+    const back = decide(closed, { type: "peer_is_back", generation: 5 }, NOW + 400).state;
+    expect(decide(back, { type: "control_closed" }, NOW + 500).state.claim).toBeDefined();
+  });
+
+  test("gets the VM taken over at once if it gives up", () => {
+    const { actions } = decide(closed, { type: "peer_gave_up", generation: 5, reason: "" }, NOW + 10);
+    expect(actions.map(({ type }) => type)).toEqual(["read_record"]);
+  });
+
+  test("says so of its own generation only", () => {
+    const other = decide(standby, { type: "peer_restarts", generation: 4 }, NOW).state;
+    expect(decide(other, { type: "control_closed" }, NOW + 10).state.claim).toBeDefined();
+  });
 });

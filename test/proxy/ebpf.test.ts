@@ -15,8 +15,8 @@ const PINS = "/sys/fs/bpf/colo-test/nics";
 let taps: Taps;
 let agent: Child;
 
-async function startAgent(): Promise<void> {
-  agent = new Child(NAMESPACE, "ebpf_process.ts", OBJECT, PINS, PEER_ADDRESS, ...VM_TAPS);
+async function startAgent(how: "close" | "keep" = "close"): Promise<void> {
+  agent = new Child(NAMESPACE, "ebpf_process.ts", OBJECT, PINS, PEER_ADDRESS, how, ...VM_TAPS);
   expect(await agent.hear()).toBe("open");
 }
 
@@ -38,7 +38,7 @@ afterAll(() => {
   rmSync(PINS, { recursive: true, force: true });
 });
 
-beforeEach(startAgent);
+beforeEach(() => startAgent());
 
 afterEach(() => agent.kill());
 
@@ -101,4 +101,33 @@ test("an agent that comes back finds the epoch, and both closed until it says ot
   await say("lease 60000");
   await say("alone");
   for (const tap of taps.vm) expect(await passes(tap, taps.network)).toBe(true);
+});
+
+test("one that is asked to keep what is held keeps it until a checkpoint, on both", async () => {
+  await say("lease 60000");
+  await say("hold 9");
+  await say("replay");
+  await agent.kill();
+  const sent = taps.vm.map(send); // nobody is there to read them
+  await startAgent("keep");
+  expect(await say("kept")).toBe(true);
+  await say("resume 12");
+  sent.push(...taps.vm.map(send));
+  expect(await arrive(sent.slice(0, 1), taps.network)).toBe(false);
+  expect(await say("release 13")).toBe(4);
+  expect(await arrive(sent, taps.network)).toBe(true);
+  expect(await say("epoch")).toBe(12);
+});
+
+test.each([
+  ["nothing was held", ["lease 60000", "alone"]],
+  ["the VM was being handed over", ["lease 60000", "hold 9", "drop"]],
+])("and closes both if %s", async (_, before) => {
+  for (const command of before) await say(command);
+  await agent.kill();
+  await startAgent("keep");
+  expect(await say("kept")).toBe(false);
+  await say("lease 60000");
+  for (const tap of taps.vm) expect(await passes(tap, taps.network)).toBe(false);
+  for (const tap of taps.vm) expect(await passes(taps.network, tap)).toBe(false);
 });

@@ -2,7 +2,13 @@
 import { bootMs } from "../../src/agent/clock.ts";
 import { EbpfProxy } from "../../src/proxy/ebpf.ts";
 
-const [objectPath, pinDirectory, peerAddress, ...taps] = process.argv.slice(2) as [string, string, string];
+const [objectPath, pinDirectory, peerAddress, how, ...taps] = process.argv.slice(2) as [
+  string,
+  string,
+  string,
+  string,
+];
+const keep = how === "keep";
 const proxy = await EbpfProxy.open(
   (taps as string[]).map((tap, index) => ({
     tap,
@@ -14,7 +20,7 @@ const proxy = await EbpfProxy.open(
     ringBytes: 1 << 20,
     connectionsMax: 1024,
     workers: 1,
-    keep: process.env.COLO_KEEP === "1",
+    keep,
     comparing: {
       maxWaitMs: 60_000,
       rules: { passthrough: [], ignore: [] },
@@ -39,6 +45,9 @@ const commands: Record<string, (argument: string) => unknown> = {
   replay: () => proxy.replayInput(),
   follow: (entry) => proxy.follow(JSON.parse(entry)),
   epoch: () => proxy.epoch,
+  kept: () => proxy.kept,
+  resume: (epoch) => proxy.resume(Number(epoch)),
+  release: (epoch) => proxy.releaseCheckpoint(BigInt(Date.now()) * 1_000_000n, Number(epoch)),
   held: () =>
     proxy.readings().map(({ tap, shared, counters }) => [tap, counters.held, shared.stat("held_frames")]),
 };

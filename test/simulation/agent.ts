@@ -39,6 +39,8 @@ interface Pending {
 export type RequestType =
   | "prepare_secondary"
   | "enter_secondary"
+  | "resume_secondary"
+  | "restarting"
   | "succeed"
   | "loaded"
   | "abandon"
@@ -48,6 +50,8 @@ export type RequestType =
 export interface RequestBody {
   generation: number;
   reason: string;
+  /** With "loaded": which one it is. */
+  loads?: number;
 }
 
 export class Agent {
@@ -58,7 +62,7 @@ export class Agent {
   following = false;
   /** Wakes the checkpoints' loop. */
   wake: (() => void) | undefined;
-  peerLoaded: (() => void) | undefined;
+  peerLoaded: ((loads: number) => void) | undefined;
   lastCheckpoint: { resolve: () => void; fail: (error: ProcedureError) => void } | undefined;
   /** After so many actions more, between two of them, this happens. */
   interrupt: { afterActions: number; run: () => void } | undefined;
@@ -158,10 +162,14 @@ export class Agent {
       this.die("process"); // "there is no QMP socket"
       return;
     }
-    host.block();
+    const { role, leaseUntilMs } = host.kernel;
+    const kept =
+      qemu.mode === "running" && qemu.pair !== undefined && role === "primary" && leaseUntilMs !== 0;
+    if (!kept) host.block();
     this.#started = true;
     this.#dial();
-    const vm = qemu.mode === "running" ? "running" : qemu.mode === "incoming" ? "incoming" : "replica";
+    const has = qemu.mode === "running" ? "running" : qemu.mode === "incoming" ? "incoming" : "replica";
+    const vm = kept ? "protected" : has;
     this.tell({ type: "started", vm });
     this.#round();
     world.coverage.count("agents started");
@@ -286,6 +294,9 @@ export class Agent {
       case "protect":
         this.#protect(action.generation);
         break;
+      case "resume":
+        this.#resume(action.generation);
+        break;
       case "begin_checkpoints":
         this.#beginCheckpoints();
         break;
@@ -372,6 +383,27 @@ export class Agent {
         });
       },
     );
+  }
+
+  #resume(generation: number): void {
+    this.#protection = run(
+      procedures.resume(this, generation),
+      () => {
+        this.world.coverage.count("protections that went on");
+        this.tell({ type: "resumed", generation });
+      },
+      (error) => this.tell({ type: "pair_broken", reason: error.message }),
+    );
+  }
+
+  /** What `colo-agent restart` does. */
+  restart(): void {
+    const { phase, generation, settings } = this.state;
+    const { host, world } = this;
+    if (phase === "alone") host.extendLease(host.clockMs + settings.restartMs);
+    const end = () => this.die("process");
+    if (phase === "protected") this.ask("restarting", { generation, reason: "" }, 500, end, end);
+    else world.after(1, () => this.post(end));
   }
 
   #beginCheckpoints(): void {
@@ -550,7 +582,7 @@ export class Agent {
 
   #serve(
     type: RequestType,
-    { generation, reason }: RequestBody,
+    { generation, reason, loads = 0 }: RequestBody,
     answer: (error?: ProcedureError) => void,
   ): void {
     switch (type) {
@@ -581,8 +613,24 @@ export class Agent {
         this.host.setRole("successor");
         break;
       }
+      case "resume_secondary": {
+        const { phase, generation: own } = this.state;
+        if (phase !== "standby" || own !== generation) {
+          answer(new ProcedureError("keeps no such replica"));
+          return;
+        }
+        this.tell({ type: "peer_is_back", generation });
+        if (this.host.kernel.role === "successor") {
+          answer(new ProcedureError("the VM was being handed over"));
+          return;
+        }
+        break;
+      }
+      case "restarting":
+        this.tell({ type: "peer_restarts", generation });
+        break;
       case "loaded":
-        this.peerLoaded?.();
+        this.peerLoaded?.(loads);
         break;
       case "abandon":
         this.tell({ type: "abandoned", generation, reason });

@@ -67,6 +67,9 @@ function hang(kind: "silent" | "slow"): Fault {
 export const FAULTS = {
   "agent crash": (_, host) => host.agent?.die("process"),
   "agent crash between actions": interruptBetweenActions((agent) => agent.die("process")),
+  "agent restart": (_, { agent }) => {
+    if (agent?.started && !agent.frozen) agent.post(() => agent.restart());
+  },
   "agent freeze": (_, host) => freeze(host.agent),
   "agent freeze between actions": interruptBetweenActions((agent) => freeze(agent)),
   "agent freeze after a heartbeat": freezeAfterHeartbeat,
@@ -140,6 +143,7 @@ export const PHASES: readonly Phase[] = [
   "starting",
   "alone",
   "protecting",
+  "resuming",
   "protected",
   "going_alone",
   "handing_over",
@@ -157,6 +161,7 @@ export const ACTIONS = [
   "probe_qemu",
   "run_alone",
   "protect",
+  "resume",
   "begin_checkpoints",
   "hand_over",
   "retire",

@@ -90,6 +90,12 @@ export const MUTATIONS: Record<string, Decide> = {
     (before, after) => before.phase === "starting" && after.goal === "invalid",
   ),
 
+  "a restarted holder renews its lease before its replica has answered": doing((actions, s, event, nowMs) =>
+    event.type === "round" && s.phase === "resuming"
+      ? [...actions, { type: "extend_lease", untilMs: nowMs + s.settings.leaseMs }]
+      : actions,
+  ),
+
   "writes do not compare": doing((actions) =>
     actions.map((action) =>
       action.type === "swap_record" ? { ...action, expectedRevision: BLIND } : action,

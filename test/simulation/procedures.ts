@@ -140,7 +140,9 @@ function* checkpoint(agent: Agent, pair: Pair): Procedure<void> {
     const timer = world.after(STEP_TIMEOUT_MS, () =>
       agent.post(() => fail(new ProcedureError("the secondary did not load the checkpoint in time"))),
     );
-    agent.peerLoaded = () => {
+    const before = pair.secondary.loads;
+    agent.peerLoaded = (loads) => {
+      if (loads <= before) return; // of a checkpoint that an earlier life had asked for
       world.queue.cancel(timer);
       agent.peerLoaded = undefined;
       resume();
@@ -151,7 +153,7 @@ function* checkpoint(agent: Agent, pair: Pair): Procedure<void> {
         if (secondary.following && secondary.host.qemu === pair.secondary)
           secondary.ask(
             "loaded",
-            { generation: secondary.state.generation, reason: "" },
+            { generation: secondary.state.generation, reason: "", loads: pair.secondary.loads },
             1_000,
             () => undefined,
             () => undefined,
@@ -166,6 +168,21 @@ function* checkpoint(agent: Agent, pair: Pair): Procedure<void> {
     if (waitedMs > STEP_TIMEOUT_MS) throw new ProcedureError("the primary does not resume");
     yield agent.sleep(5);
   }
+}
+
+/** What an earlier life of the agent had begun goes on with a checkpoint. */
+export function* resume(agent: Agent, generation: number): Procedure<void> {
+  const qemu = ownQemu(agent);
+  const { pair } = qemu;
+  yield agent.asks("resume_secondary", generation, STEP_TIMEOUT_MS);
+  if (pair === undefined) throw new ProcedureError("there is no pair");
+  for (let waitedMs = 0; qemu.paused; waitedMs += 5) {
+    if (!qemu.alive || pair.broken) throw new ProcedureError("QEMU has left COLO");
+    if (waitedMs > STEP_TIMEOUT_MS) throw new ProcedureError("the primary does not resume");
+    yield agent.sleep(5);
+  }
+  agent.pair = pair;
+  yield* checkpoint(agent, pair);
 }
 
 /** The loop of checkpoints while the VM is protected. */

@@ -16,7 +16,7 @@ import { Violation } from "./violation.ts";
 import { World } from "./world.ts";
 
 const LINES = Number(process.env.COLO_SIMULATION_LINES ?? 60);
-const MUTATION_SEEDS_MAX = 500;
+const MUTATION_SEEDS_MAX = 4_000;
 /** Copies of the VM may all be destroyed by faults; runs in which that happens show little else. */
 const LOST_SHARE_MAX = 0.1;
 const TIMEOUT_MS = 1_800_000;
@@ -103,6 +103,7 @@ function allRuns(): void {
         (name) => `action ${name}`,
       ),
       "takeovers",
+      "protections that went on",
       "conflicts",
       "lost answers",
       "fencing succeeded",

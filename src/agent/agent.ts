@@ -246,7 +246,12 @@ export class HostAgent {
       }
       case "restarting": {
         const { vm, generation } = raw as PeerRequests["restarting"][0];
-        this.#vm(vm).tell({ type: "peer_restarts", generation });
+        await this.#vm(vm).life.peerRestarts(generation);
+        return {};
+      }
+      case "back": {
+        const { vm, generation } = raw as PeerRequests["back"][0];
+        this.#vm(vm).life.peerIsBack(generation);
         return {};
       }
       case "drain_input": {

@@ -63,7 +63,8 @@ export class Checkpoints {
   /** Waits for the checkpoint after which there is to be none. */
   #last: { resolve: () => void; reject: (error: Error) => void } | undefined;
   #running: Promise<void> | undefined;
-  #paused = false;
+  /** Until it is resolved none begins. */
+  #paused: PromiseWithResolvers<void> | undefined;
   #underWay: Promise<unknown> | undefined;
 
   constructor(parts: CheckpointParts, epoch: number) {
@@ -99,10 +100,15 @@ export class Checkpoints {
     await promise;
   }
 
-  /** Makes no more; resolves when none is under way. */
+  /** Begins no other one until {@link goOn}; resolves when none is under way. */
   async pause(): Promise<void> {
-    this.#paused = true;
+    this.#paused ??= Promise.withResolvers<void>();
     await this.#underWay;
+  }
+
+  goOn(): void {
+    this.#paused?.resolve();
+    this.#paused = undefined;
   }
 
   /** The secondary's agent reports that its VM has loaded the state and runs in `epoch`. */
@@ -115,6 +121,7 @@ export class Checkpoints {
   async stop(): Promise<void> {
     this.#abort.abort(new Error("checkpoints were ended"));
     this.#last?.reject(new Error("checkpoints were ended"));
+    this.goOn();
     this.#wake?.();
     await this.#running?.catch(() => undefined);
   }
@@ -128,7 +135,8 @@ export class Checkpoints {
         const rest = this.#lastEndMs + config.min_interval_ms - performance.now();
         if (rest > 0) await Bun.sleep(rest);
         if (this.#abort.signal.aborted) return;
-        if (this.#paused) return;
+        await this.#paused?.promise;
+        if (this.#abort.signal.aborted) return;
         const last = this.#last;
         this.#underWay = this.#run(cause);
         await this.#underWay;

@@ -37,7 +37,7 @@ const QUIT_TIMEOUT_MS = 10_000;
 /** A peer that is to take the VM over has done so by then, or needs somebody's help. */
 const TAKEOVER_PATIENCE_MS = 10_000;
 
-type LifeParts = Omit<Parameters<typeof VmAgent.adopt>[2], "onPhase" | "tuning" | "marker">;
+type LifeParts = Omit<Parameters<typeof VmAgent.adopt>[2], "onPhase" | "tuning" | "marker" | "rest">;
 
 /** What is said while there is no life. */
 interface Between {
@@ -251,8 +251,9 @@ export class VmKeeper {
     };
   }
 
+  /** This agent is about to end, and to begin again at once: tells the peer, and remembers what that needs. */
   async announceRestart(): Promise<void> {
-    await this.#life?.announceRestart();
+    this.#memory.keep({ rest: await this.#life?.announceRestart() });
   }
 
   /** Ends the agent's part. QEMU goes on. */
@@ -386,8 +387,12 @@ export class VmKeeper {
   }
 
   async #adopt(): Promise<VmAgent> {
+    const { rest } = this.#memory.kept;
+    // Whatever becomes of it now, no later life may rely on it.
+    this.#memory.keep({ rest: undefined });
     const life = await VmAgent.adopt(this.config, this.agent, {
       ...this.parts,
+      rest,
       tuning: this.#tuning,
       marker: this.#marker,
       onPhase: (vm) => this.#phaseChanged(vm),

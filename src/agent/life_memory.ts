@@ -8,6 +8,15 @@ export interface LifeFactsKept {
   off?: string;
   recordSeen: boolean;
   lastRun: LastRun;
+  /** The replica that an agent has left in good order, to be followed again. */
+  rest?: ReplicaAtRest;
+}
+
+export interface ReplicaAtRest {
+  generation: number;
+  epoch: number;
+  /** By network interface: what the primary's count of mirrored frames is ahead of this host's count of delivered ones. */
+  mirrorBases: number[];
 }
 
 export class LifeMemory {
@@ -37,7 +46,12 @@ export class LifeMemory {
   }
 
   /** Writes what has changed; a crash leaves the old or the new. */
-  keep(changes: { off?: string | undefined; recordSeen?: boolean; lastRun?: LastRun }): void {
+  keep(changes: {
+    off?: string | undefined;
+    recordSeen?: boolean;
+    lastRun?: LastRun;
+    rest?: ReplicaAtRest | undefined;
+  }): void {
     const kept = { ...this.#kept, ...changes } as LifeFactsKept;
     if (JSON.stringify(kept) === JSON.stringify(this.#kept)) return;
     this.#kept = kept;

@@ -44,8 +44,10 @@ export interface PeerRequests {
   enter_secondary: [{ vm: string; generation: number; proxy: ProxyEntry }, Record<string, never>];
   /** Primary to secondary: my agent was restarted; which epoch does your VM run in? Answered when no checkpoint is under way there. */
   resume_secondary: [{ vm: string; generation: number }, { epoch: number }];
-  /** To the other agent of a protected VM: I end, and begin again at once. */
+  /** To the other agent of a protected VM: I end, and begin again at once. Answered when no checkpoint is under way. */
   restarting: [{ vm: string; generation: number }, Record<string, never>];
+  /** Secondary to primary: I am there again, and follow. */
+  back: [{ vm: string; generation: number }, Record<string, never>];
   /** Primary to secondary: this replica is of no use any more; forget it. */
   abandon: [{ vm: string; generation: number; reason: string }, Record<string, never>];
   /** Primary to secondary: hold what your VM sends from now on, the VM is about to be yours. */

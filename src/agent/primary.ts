@@ -218,9 +218,15 @@ export class Primary {
     this.#checkpoints?.begin();
   }
 
-  /** This agent is about to end, and another one to go on: no checkpoint is left under way. */
+  /** One of the two agents is about to end, and another one to go on: no checkpoint is left under way. */
   async pauseCheckpoints(): Promise<void> {
     await this.#checkpoints?.pause().catch(() => undefined); // reported as what has broken the pair
+  }
+
+  /** The secondary's agent is back. What it could not see meanwhile a checkpoint makes up for. */
+  catchUp(): void {
+    this.#checkpoints?.request("restart");
+    this.#checkpoints?.goOn();
   }
 
   /** Ends an attempt to protect and all checkpoints, whatever they are at. What is held stays held. */

@@ -5,12 +5,16 @@
 import type { ProxyEntry } from "../proxy/proxy.ts";
 import { announceSelf, endReplica, prepareSecondary, removeTls, secondaryFailover } from "../qmp/colo.ts";
 import { type OverlayVerdict, OverlayWatch, overlayFiles, readOverlays } from "../storage/overlay_watch.ts";
+import type { ReplicaAtRest } from "./life_memory.ts";
 import { imagesOf, type Machine } from "./machine.ts";
 import type { SecondaryAddresses } from "./peer_api.ts";
 
 const TELL_TIMEOUT_MS = 1_000;
 const OVERLAY_LOOK_MS = 200;
 const SETTLE_POLL_MS = 5;
+/** A primary that has been without its secondary's agent for a while is asked this often. */
+const BACK_ATTEMPTS = 20;
+const BACK_RETRY_MS = 100;
 /** Then the images hold all that the VM had written before its primary began to record what it writes (storage/dirty_bitmaps.ts). */
 const CHECKPOINTS_UNTIL_MARKED = 2;
 
@@ -83,15 +87,52 @@ export class Secondary {
 
   /** The primary has stopped for the switch-over: from now on the taps take its input only. */
   async follow(entry: ProxyEntry): Promise<void> {
-    const { proxy, qmp } = this.#machine;
     this.#epoch = entry.epoch;
     this.#firstEpoch = entry.epoch;
+    this.#followEvents();
+    await this.#machine.proxy.follow(entry);
+  }
+
+  /** Goes on following where an earlier agent has left off, and tells the primary. */
+  async followAgain(generation: number, { epoch, mirrorBases }: ReplicaAtRest): Promise<void> {
+    const { peer, config, proxy, qmp, log } = this.#machine;
+    this.#generation = generation;
+    this.#epoch = epoch;
+    // The images have been marked, or lack something.
+    this.#firstEpoch = Number.NEGATIVE_INFINITY;
+    this.#followEvents();
+    proxy.followAgain(mirrorBases);
+    this.#overlays = await overlayFiles(qmp);
+    log.info("the replica is followed again", { generation, epoch });
+    for (let left = BACK_ATTEMPTS; ; left--) {
+      try {
+        await peer.ask("back", { vm: config.name, generation }, TELL_TIMEOUT_MS);
+        return;
+      } catch (error) {
+        if (left === 0) throw error;
+        await Bun.sleep(BACK_RETRY_MS);
+      }
+    }
+  }
+
+  /** What the next agent needs to know; undefined if it could not go on from here. */
+  get atRest(): ReplicaAtRest | undefined {
+    if (this.#unlisten.length === 0 || this.#inCheckpoint || this.#machine.proxy.kind !== "ebpf")
+      return undefined;
+    return {
+      generation: this.#generation,
+      epoch: this.#epoch,
+      mirrorBases: this.#machine.proxy.mirrorBases,
+    };
+  }
+
+  #followEvents(): void {
+    const { proxy, qmp } = this.#machine;
     this.#lostFrames = proxy.lostFrames("secondary");
     this.#unlisten.push(
       qmp.on("STOP", () => this.#onStop()),
       qmp.on("RESUME", () => void this.#onResume()),
     );
-    await proxy.follow(entry);
   }
 
   /** The epoch that the VM runs in, when no checkpoint is under way here. */

@@ -15,6 +15,7 @@ import {
   type State,
 } from "../failover/state.ts";
 import { isRunning } from "../ffi/interface_flags.ts";
+import { ROLE } from "../ffi/layout.ts";
 import { openProxy } from "../proxy/open.ts";
 import { countersOf, type PacketProxy, type ProxyEntry, type ProxyKind } from "../proxy/proxy.ts";
 import { inspectQemu } from "../qmp/check.ts";
@@ -24,6 +25,7 @@ import type { ResyncReading } from "../storage/resync_progress.ts";
 import { bootMs } from "./clock.ts";
 import type { Config, VmConfig } from "./config.ts";
 import { runFence } from "./fence.ts";
+import type { ReplicaAtRest } from "./life_memory.ts";
 import type { Logger } from "./log.ts";
 import type { Machine } from "./machine.ts";
 import { type AgentMetrics, roleOf } from "./metrics.ts";
@@ -96,6 +98,7 @@ export class VmAgent {
   #entry: ProxyEntry | undefined;
   #prepared: Promise<SecondaryAddresses> | undefined;
   #followed: Promise<void> = Promise.resolve();
+  #rest: ReplicaAtRest | undefined;
   /** The replica's output waits for this host to be the VM's. */
   #succeeding = false;
   #lastCollectMs = performance.now();
@@ -131,6 +134,8 @@ export class VmAgent {
       tuning: Tuning;
       /** Of a managed VM. */
       marker: ReplicaMarker | undefined;
+      /** The replica that this agent's last life has left in good order. */
+      rest: ReplicaAtRest | undefined;
       /** The phase has changed. */
       onPhase(vm: VmAgent): void;
     },
@@ -142,11 +147,14 @@ export class VmAgent {
     try {
       const facts = await inspectQemu(qmp);
       const found = await whatQemuHas(qmp, facts);
+      const { rest } = parts;
+      const follows = found === "replica" && rest !== undefined && facts.runState === "running";
+      const keep = found === "protected" ? ROLE.PRIMARY : follows ? ROLE.SECONDARY : undefined;
       log.info("QEMU", { version: facts.version, verdict: facts.verdict.sentence, found });
       proxy = await openProxy(
         config,
         agent,
-        { objectPath: parts.objectPath, qmp: () => vm.#machine.qmp, log, keep: found === "protected" },
+        { objectPath: parts.objectPath, qmp: () => vm.#machine.qmp, log, keep },
         {
           diverged: (divergence, epoch) => vm.#primary.diverged(divergence, epoch),
           differed: (tap) => vm.#primary.differed(tap),
@@ -172,8 +180,16 @@ export class VmAgent {
       vm.#qemuWatch = new QemuWatch(qmp, config, (event) => vm.#tell(event));
       if (facts.unsuitable !== undefined)
         log.error("this VM cannot be protected; it is left to run alone", { reason: facts.unsuitable });
-      const has = found === "protected" && !proxy.kept ? "running" : found;
-      vm.#tell({ type: "started", vm: has, unsuitable: facts.unsuitable });
+      vm.#rest = rest;
+      const { unsuitable } = facts;
+      if (follows && proxy.kept)
+        vm.#tell({ type: "started", vm: "following", generation: rest.generation, unsuitable });
+      else
+        vm.#tell({
+          type: "started",
+          vm: found === "protected" && !proxy.kept ? "running" : found,
+          unsuitable,
+        });
       return vm;
     } catch (error) {
       qmp.close();
@@ -282,10 +298,28 @@ export class VmAgent {
     );
   }
 
-  tell(
-    event: Extract<Event, { type: "replica_lost" | "abandoned" | "peer_gave_up" | "peer_restarts" }>,
-  ): void {
+  tell(event: Extract<Event, { type: "replica_lost" | "abandoned" | "peer_gave_up" }>): void {
     this.#tell(event);
+  }
+
+  /** The peer's agent is about to end, and to begin again at once. Resolves when no checkpoint is under way. */
+  async peerRestarts(generation: number): Promise<void> {
+    const { phase, generation: own } = this.#state;
+    if ((phase !== "standby" && phase !== "protected") || generation !== own)
+      throw new Error(
+        `VM ${this.config.name} is not protected in generation ${generation}: this host is ${phase}`,
+      );
+    if (phase === "protected") await this.#primary.pauseCheckpoints();
+    this.#tell({ type: "peer_restarts", generation });
+  }
+
+  /** The secondary's agent has begun again and follows. */
+  peerIsBack(generation: number): void {
+    if (!isHolder(this.#state) || generation !== this.#state.generation)
+      throw new Error(
+        `VM ${this.config.name} needs no such replica any more: this host is ${this.#state.phase}`,
+      );
+    this.#tell({ type: "peer_is_back", generation });
   }
 
   /** The primary's request: its agent was restarted. Resolves with the epoch that the replica runs in. */
@@ -384,19 +418,28 @@ export class VmAgent {
   }
 
   /**
-   * This agent is about to end, and another one to begin at once. The peer waits for that if this host is the primary; a VM without
-   * a replica goes on sending meanwhile.
+   * This agent is about to end, and another one to begin at once. The peer of a protected VM waits for that; a VM without a replica
+   * goes on sending meanwhile. Resolves with what the next agent needs to know of a replica here, if there is one.
    */
-  async announceRestart(): Promise<void> {
+  async announceRestart(): Promise<ReplicaAtRest | undefined> {
     const { config, peer, proxy, log } = this.#machine;
     const { phase, generation } = this.#state;
+    const { restart_ms: restartMs } = this.agent.heartbeat;
     // Nobody may take over what has no replica, so nobody waits for this lease to run out.
-    if (phase === "alone") proxy.extendLease(bootMs() + this.agent.heartbeat.restart_ms);
-    if (phase !== "protected") return;
-    await this.#primary.pauseCheckpoints();
-    await peer
-      .ask("restarting", { vm: config.name, generation }, TELL_TIMEOUT_MS)
-      .catch((error) => log.warn("could not tell the peer of the restart", { error }));
+    if (phase === "alone") proxy.extendLease(bootMs() + restartMs);
+    if (phase !== "protected" && phase !== "standby") return undefined;
+    if (phase === "protected") await this.#primary.pauseCheckpoints();
+    try {
+      // The primary's agent answers when a checkpoint that is under way is over.
+      await peer.ask("restarting", { vm: config.name, generation }, restartMs);
+    } catch (error) {
+      log.warn("could not tell the peer of the restart", { error });
+      return undefined;
+    }
+    const { phase: now, claim, goal, givenUp } = this.#state;
+    const rests =
+      now === "standby" && claim === undefined && goal === undefined && !givenUp && !this.#succeeding;
+    return rests ? this.#secondary.atRest : undefined;
   }
 
   /** Ends the agent's part; filters stay, so that nothing unverified leaves without it. */
@@ -519,6 +562,9 @@ export class VmAgent {
       case "begin_checkpoints":
         this.#primary.beginCheckpoints();
         break;
+      case "catch_up":
+        this.#primary.catchUp();
+        break;
       case "end_protection":
         this.#primary.endProtection(action.reason);
         break;
@@ -543,6 +589,9 @@ export class VmAgent {
           this.#followed.catch(() => undefined); // enterReplica tells the primary
         }
         this.#entry = undefined;
+        break;
+      case "follow_again":
+        this.#followAgain();
         break;
       case "promote":
         log.warn("this host takes the VM over", { reason: action.reason });
@@ -615,6 +664,18 @@ export class VmAgent {
     disableDelayedAck(this.agent.peer.control.host).catch((error) =>
       this.#machine.log.warn("the route to the peer keeps delayed ACKs: checkpoints take 30 ms longer", {
         error,
+      }),
+    );
+  }
+
+  #followAgain(): void {
+    const { generation } = this.#state;
+    const following = this.#secondary.followAgain(generation, this.#rest!);
+    this.#remember(following);
+    following.catch((error: Error) =>
+      this.#tell({
+        type: "follow_failed",
+        reason: `the replica could not be followed again: ${error.message}`,
       }),
     );
   }

@@ -46,7 +46,8 @@ export function nextDeadlineMs(s: State): number {
     next = Math.min(next, s.retiredMs + s.settings.timeoutMs);
   }
   if (s.leaseFrom === "peer") {
-    next = Math.min(next, Math.min(s.lastAnswerMs, s.heardMs.control) + s.settings.timeoutMs);
+    const silentMs = Math.min(s.lastAnswerMs, s.heardMs.control) + s.settings.timeoutMs;
+    next = Math.min(next, Math.max(silentMs, s.peerBackByMs));
   }
   return next;
 }
@@ -65,6 +66,7 @@ function apply(step: Step, event: Event): void {
     case "started":
       s.found = event.vm;
       s.unsuitable = event.unsuitable;
+      if (event.generation !== undefined) s.generation = event.generation;
       start(step);
       break;
     case "round":
@@ -92,11 +94,11 @@ function apply(step: Step, event: Event): void {
       controlClosed(step);
       break;
     case "peer_restarts":
-      if (s.phase === "standby" && event.generation === s.generation)
+      if ((s.phase === "standby" || s.phase === "protected") && event.generation === s.generation)
         s.peerBackByMs = now + s.settings.restartMs;
       break;
     case "peer_is_back":
-      if (event.generation === s.generation) s.peerBackByMs = Number.NEGATIVE_INFINITY;
+      peerIsBack(step, event.generation);
       break;
     case "peer_gave_up":
       primaryGaveUp(step, event);
@@ -127,6 +129,9 @@ function apply(step: Step, event: Event): void {
       break;
     case "prepare_failed":
       if (s.phase === "incoming") replicaUseless(step, event.reason);
+      break;
+    case "follow_failed":
+      if (s.phase === "standby") replicaUseless(step, event.reason);
       break;
     case "entered":
       replicaEntered(step, event.generation);
@@ -220,9 +225,14 @@ function startFrom(step: Step, record: VmRecord | undefined): void {
     startAsOther(step, "nobody has held this VM yet");
     return;
   }
+  const own = record.generation === s.generation;
   s.generation = record.generation;
   if (record.holder === s.settings.self) {
     startAsHolder(step, record);
+    return;
+  }
+  if (s.found === "following" && own && record.replicaValid && s.unsuitable === undefined) {
+    followAgain(step);
     return;
   }
   // A takeover that an earlier life has written may still be on its way; its replica is gone, so it must fail.
@@ -269,6 +279,18 @@ function resume(step: Step, record: VmRecord): void {
   enter(step, "resuming", "this host's agent was restarted");
 }
 
+/**
+ * `follow again`: the last life of this agent had ended as announced, with no takeover begun, and the primary has made no checkpoint
+ * since. Nobody may have answered the primary later than now.
+ */
+function followAgain(step: Step): void {
+  const { s, now, actions } = step;
+  s.lastAnswerMs = now;
+  s.heardMs.control = now;
+  enter(step, "standby");
+  actions.push({ type: "follow_again" });
+}
+
 function startAsOther(step: Step, reason: string): void {
   const { found, unsuitable } = step.s;
   if (found === "incoming" && unsuitable === undefined) {
@@ -280,7 +302,7 @@ function startAsOther(step: Step, reason: string): void {
     enter(step, "stopped", `${reason}, and this host can keep no replica: ${unsuitable}`);
     return;
   }
-  if (found === "protected") step.actions.push({ type: "block" });
+  if (found === "protected" || found === "following") step.actions.push({ type: "block" });
   const has = hasVm(step.s) ? "a VM" : "the replica of an earlier protection";
   enter(step, "stopped", `${reason}, and this host's QEMU has ${has}; start it anew with -incoming`);
 }
@@ -301,7 +323,7 @@ function overdue(step: Step): void {
   if (asksArbiter(s) && s.call === undefined && now >= s.retryAtMs) askArbiter(step);
   // Answers on the clients' network keep the lease up, but no replica: that needs the replication link.
   const heardMs = Math.min(s.lastAnswerMs, s.heardMs.control);
-  if (s.leaseFrom === "peer" && now - heardMs > settings.timeoutMs) {
+  if (s.leaseFrom === "peer" && now - heardMs > settings.timeoutMs && now > s.peerBackByMs) {
     goAlone(step, peerVerdict(s, now));
     return;
   }
@@ -358,12 +380,13 @@ function primed(step: Step, generation: number): void {
 }
 
 function heartbeatAnswered(step: Step, event: Extract<Event, { type: "heartbeat_answered" }>): void {
-  const { s, actions } = step;
+  const { s, now, actions } = step;
   if (s.leaseFrom !== "peer" || event.generation !== s.generation) return;
   // Overtaken by a newer answer, or asked before the replica was complete: then the lease that this agent had given itself may last
   // longer than the secondary would wait after that answer.
   if (event.sentMs < s.lastAnswerMs) return;
   if (!event.accepted) {
+    if (now < s.peerBackByMs) return; // it has only begun
     goAlone(step, "the secondary's agent says that it is not this VM's replica");
     return;
   }
@@ -398,6 +421,18 @@ function protectionFailed(step: Step, event: Extract<Event, { type: "protection_
   enter(step, "alone", event.reason);
 }
 
+/** The peer's agent goes on where it had left off, earlier than it had to. What it has not heard meanwhile counts from now. */
+function peerIsBack(step: Step, generation: number): void {
+  const { s, now, actions } = step;
+  if (generation !== s.generation) return;
+  s.peerBackByMs = Number.NEGATIVE_INFINITY;
+  if (s.leaseFrom !== "peer") return;
+  s.lastAnswerMs = now;
+  s.heardMs.control = now;
+  s.controlClosed = false;
+  actions.push({ type: "catch_up" });
+}
+
 /** `go alone`: the replica is lost. First: is this host's QEMU alive? If not, the replica is the last copy and must not be invalidated. */
 function goAlone(step: Step, reason: string): void {
   const { s, actions } = step;
@@ -410,6 +445,7 @@ function goAlone(step: Step, reason: string): void {
   // No answer prolongs the lease any more: what is left of it runs out unless the record lets this agent renew it.
   s.leaseFrom = "none";
   s.protecting = undefined;
+  s.peerBackByMs = Number.NEGATIVE_INFINITY;
   s.goal = undefined;
   s.call = undefined;
   s.goingAlone = "probing";
@@ -589,7 +625,7 @@ function controlClosed(step: Step): void {
   s.controlClosed = true;
   s.peerReady = false;
   if (s.leaseFrom === "peer") {
-    goAlone(step, peerVerdict(s, now));
+    if (now >= s.peerBackByMs) goAlone(step, peerVerdict(s, now));
     return;
   }
   if (s.phase === "protecting" || s.phase === "handing_over") {
@@ -872,7 +908,7 @@ function written(step: Step): void {
       startFrom(step, s.record);
       return;
     case "invalid":
-      if (s.phase === "starting" && s.found === "replica")
+      if (s.phase === "starting" && (s.found === "replica" || s.found === "following"))
         fenceFirst(step, "an earlier life of this agent had taken the VM over");
       else if (s.phase === "starting") runAlone(step);
       else if (s.goingAlone === "recording") leaveReplica(step);

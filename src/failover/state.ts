@@ -125,10 +125,10 @@ export interface State {
 }
 
 /**
- * What an agent finds in its QEMU: a VM that runs (or ran), one that is the primary of a pair and whose output is still held, nothing
- * yet, or a replica that another life of the agent kept.
+ * What an agent finds in its QEMU: a VM that runs (or ran); one that is the primary of a pair and whose output is still held; nothing
+ * yet; a replica that another life of the agent kept; or one that its last life had left in good order, to be back at once.
  */
-export type QemuHas = "running" | "protected" | "incoming" | "replica";
+export type QemuHas = "running" | "protected" | "incoming" | "replica" | "following";
 
 export type ArbiterResult =
   | { kind: "record"; record: VmRecord | undefined }
@@ -137,8 +137,14 @@ export type ArbiterResult =
   | { kind: "unreachable"; reason: string };
 
 export type Event =
-  /** The agent has taken its QEMU and its tap over and keeps them blocked, or held as they were ("protected"). */
-  | { type: "started"; vm: QemuHas; unsuitable?: string | undefined }
+  /** The agent has taken its QEMU and its tap over and keeps them blocked, or as they were ("protected", "following"). */
+  | {
+      type: "started";
+      vm: QemuHas;
+      /** "following": of which generation the replica is. */
+      generation?: number | undefined;
+      unsuitable?: string | undefined;
+    }
   /** A round of the agent's main loop is complete: all its parts have answered. */
   | { type: "round" }
   /** The moment that nextDeadlineMs() named has come, between two rounds. */
@@ -163,6 +169,7 @@ export type Event =
   | { type: "protection_failed"; generation: number; entered: boolean; reason: string }
   | { type: "prepare"; generation: number }
   | { type: "prepare_failed"; reason: string }
+  | { type: "follow_failed"; reason: string }
   | { type: "entered"; generation: number }
   | { type: "promoted" }
   | { type: "promotion_failed"; reason: string }
@@ -206,11 +213,15 @@ export type Action =
   /** One checkpoint with the replica that an earlier life of the agent has made; ends in `resumed` or `pair_broken`. */
   | { type: "resume"; generation: number }
   | { type: "begin_checkpoints" }
+  /** The replica's agent is back: a checkpoint, and further ones as before. */
+  | { type: "catch_up" }
   /** Ends protection's procedures and checkpoints, whatever they are at. */
   | { type: "end_protection"; reason: string }
   | { type: "hand_over" }
   | { type: "prepare_replica" }
   | { type: "follow" }
+  /** Go on following where an earlier life has left off, and tell the primary; may end in `follow_failed`. */
+  | { type: "follow_again" }
   | { type: "fence" }
   | { type: "promote"; reason: string }
   | { type: "tell_peer"; what: "give_up" | "replica_lost" | "abandon"; generation: number; reason: string };

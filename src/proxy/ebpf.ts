@@ -165,6 +165,16 @@ export class EbpfProxy implements PacketProxy {
     });
   }
 
+  get mirrorBases(): number[] {
+    return this.nics.map(({ mirrorBase }) => mirrorBase);
+  }
+
+  followAgain(mirrorBases: readonly number[]): void {
+    this.nics.forEach((nic, index) => {
+      nic.followAgain(mirrorBases[index] ?? 0);
+    });
+  }
+
   drainMirrored(mirroredFrames: readonly number[], timeoutMs: number): Promise<boolean> {
     return all(this.nics.map((nic, index) => nic.drainMirrored(mirroredFrames[index] ?? 0, timeoutMs)));
   }

@@ -21,8 +21,11 @@ export interface EbpfNicOptions {
   ringBytes: number;
   connectionsMax: number;
   comparing: Pick<WorkerSetup, "maxWaitMs" | "rules" | "limits">;
-  /** If an earlier agent held a primary's output here, it stays held, its input mirrored and its lease what it is. */
-  keep: boolean;
+  /**
+   * If an earlier agent has left the tap in this role, it stays in it: a primary's output held, its input mirrored and its lease what
+   * it is; a secondary's output forwarded.
+   */
+  keep: typeof ROLE.PRIMARY | typeof ROLE.SECONDARY | undefined;
 }
 
 /** Marks live in the skb only inside this host; the tunnel id keeps those of several interfaces apart. */
@@ -60,9 +63,9 @@ export class EbpfNic {
     const devices = await ensureDevices({ tap, tunnelId, tunnelPort: options.tunnelPort, peerAddress });
     const dataPlane = loadDataPlane(options, devices);
     try {
-      // A lease of 0 was dropped on purpose: that agent had handed the VM over, or was about to.
+      // A primary's lease of 0 was dropped on purpose: that agent had handed the VM over, or was about to.
       const { role, leaseDeadlineNs } = dataPlane.state;
-      const kept = options.keep && role === ROLE.PRIMARY && leaseDeadlineNs !== 0n;
+      const kept = role === options.keep && (role === ROLE.SECONDARY || leaseDeadlineNs !== 0n);
       if (!kept) {
         // A state that an earlier agent left behind is closed before anything looks at it.
         dataPlane.state.leaseDeadlineNs = 0n;
@@ -84,11 +87,19 @@ export class EbpfNic {
   /** From now on the tap takes mirrored frames only. */
   follow(mirroredFrames: number): void {
     const { dataPlane } = this;
-    const delivered = () => dataPlane.counters().delivered;
-    this.#mirrored = new TapQueue(this.tap, delivered);
-    this.#mirrorBase = mirroredFrames - delivered();
+    this.followAgain(mirroredFrames - dataPlane.counters().delivered);
     dataPlane.state.leaseDeadlineNs = 0n;
     dataPlane.state.role = ROLE.SECONDARY;
+  }
+
+  /** As it does already, if that was kept. */
+  followAgain(mirrorBase: number): void {
+    this.#mirrored = new TapQueue(this.tap, () => this.dataPlane.counters().delivered);
+    this.#mirrorBase = mirrorBase;
+  }
+
+  get mirrorBase(): number {
+    return this.#mirrorBase;
   }
 
   async drainMirrored(mirroredFrames: number, timeoutMs: number): Promise<boolean> {

@@ -7,6 +7,7 @@ import { checkTap } from "../agent/netdev.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import { EbpfProxy } from "./ebpf.ts";
+import type { EbpfNicOptions } from "./ebpf_nic.ts";
 import type { PacketProxy, ProxyEvents } from "./proxy.ts";
 import { QemuProxy } from "./qemu.ts";
 import { TapGate } from "./tap_gate.ts";
@@ -23,7 +24,7 @@ const PIN_ROOT = "/sys/fs/bpf/colo-agent";
 export async function openProxy(
   config: VmConfig,
   agent: Config,
-  parts: { objectPath: string; qmp: () => QmpClient; log: Logger; keep: boolean },
+  parts: { objectPath: string; qmp: () => QmpClient; log: Logger; keep: EbpfNicOptions["keep"] },
   events: ProxyEvents,
 ): Promise<PacketProxy> {
   const pinDirectory = `${PIN_ROOT}/${agent.agent.name}/${config.name}`;
@@ -80,7 +81,7 @@ function openEbpfProxy(
   config: VmConfig,
   agent: Config,
   pinDirectory: string,
-  { objectPath, keep }: { objectPath: string; keep: boolean },
+  { objectPath, keep }: Pick<EbpfNicOptions, "objectPath" | "keep">,
   events: ProxyEvents,
 ): Promise<EbpfProxy> {
   const nics = config.nic.map((nic) => ({

@@ -66,7 +66,7 @@ export interface PacketProxy {
   hold(epoch: number): Promise<ProxyEntry>;
   /** The other host follows. Throws if the two data planes do not work together. */
   replicaEntered(): Promise<void>;
-  /** What an earlier agent held here is held still, as was asked for when this was opened. */
+  /** What an earlier agent held or followed here is held or followed still, as was asked for when this was opened. */
   readonly kept: boolean;
   /**
    * Goes on where an earlier agent has left: everything stays held until the next {@link releaseCheckpoint}. Input is diverted
@@ -95,6 +95,10 @@ export interface PacketProxy {
   discard(): Promise<number>;
   /** The primary has stopped for the switch-over: from now on the taps take the primary's input only. */
   follow(entry: ProxyEntry): Promise<void>;
+  /** By interface: what the primary's count of mirrored frames is ahead of this host's count of delivered ones. */
+  readonly mirrorBases: number[];
+  /** Goes on following where an earlier agent has left. */
+  followAgain(mirrorBases: readonly number[]): void;
   /** Waits until the VM has read what the primary's mirrors had sent ({@link divertInput}); false when the time was up. */
   drainMirrored(mirroredFrames: readonly number[], timeoutMs: number): Promise<boolean>;
   /** The VM has stopped for a checkpoint: what it sends afterwards is of `epoch`, and no rewriting holds any more. */

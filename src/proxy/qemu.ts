@@ -148,6 +148,12 @@ export class QemuProxy implements PacketProxy {
     await addSecondaryFilters(this.#qmp, own, peerAddress);
   }
 
+  readonly mirrorBases = [];
+
+  followAgain(): void {
+    throw new Error("QEMU's proxy has nothing that another agent could go on with");
+  }
+
   async resume(): Promise<void> {
     throw new Error("QEMU's proxy has nothing that another agent could go on with");
   }

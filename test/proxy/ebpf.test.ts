@@ -15,7 +15,7 @@ const PINS = "/sys/fs/bpf/colo-test/nics";
 let taps: Taps;
 let agent: Child;
 
-async function startAgent(how: "close" | "keep" = "close"): Promise<void> {
+async function startAgent(how: "close" | "primary" | "secondary" = "close"): Promise<void> {
   agent = new Child(NAMESPACE, "ebpf_process.ts", OBJECT, PINS, PEER_ADDRESS, how, ...VM_TAPS);
   expect(await agent.hear()).toBe("open");
 }
@@ -109,7 +109,7 @@ test("one that is asked to keep what is held keeps it until a checkpoint, on bot
   await say("replay");
   await agent.kill();
   const sent = taps.vm.map(send); // nobody is there to read them
-  await startAgent("keep");
+  await startAgent("primary");
   expect(await say("kept")).toBe(true);
   await say("resume 12");
   sent.push(...taps.vm.map(send));
@@ -125,7 +125,7 @@ test.each([
 ])("and closes both if %s", async (_, before) => {
   for (const command of before) await say(command);
   await agent.kill();
-  await startAgent("keep");
+  await startAgent("primary");
   expect(await say("kept")).toBe(false);
   await say("lease 60000");
   for (const tap of taps.vm) expect(await passes(tap, taps.network)).toBe(false);

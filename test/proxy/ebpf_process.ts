@@ -1,5 +1,6 @@
 /** Runs the data plane of a VM with two interfaces as an agent does; see child.ts. */
 import { bootMs } from "../../src/agent/clock.ts";
+import { ROLE } from "../../src/ffi/layout.ts";
 import { EbpfProxy } from "../../src/proxy/ebpf.ts";
 
 const [objectPath, pinDirectory, peerAddress, how, ...taps] = process.argv.slice(2) as [
@@ -8,7 +9,7 @@ const [objectPath, pinDirectory, peerAddress, how, ...taps] = process.argv.slice
   string,
   string,
 ];
-const keep = how === "keep";
+const keep = how === "primary" ? ROLE.PRIMARY : how === "secondary" ? ROLE.SECONDARY : undefined;
 const proxy = await EbpfProxy.open(
   (taps as string[]).map((tap, index) => ({
     tap,

@@ -54,8 +54,8 @@ mtype:phase = {
    * that goes on with its earlier life's replica; then nothing.
    */
   alone, protecting, primed, recording, protected, resuming, rerecording, going_alone,
-  /* The other one. */
-  waiting, standby, claiming, taking_over
+  /* The other one. Resting: its agent ends, and begins again at once. */
+  waiting, standby, resting, claiming, taking_over
 };
 
 /* What a host's QEMU has: `replica` covers all output that any client has seen, `stale` does not any more. */
@@ -561,6 +561,25 @@ inline restart(i) {
 #endif
 }
 
+/* As announced: nothing of a takeover is under way, and the primary makes no checkpoint that it would not hear of. */
+#define may_rest(i) (h[i].phase == standby && h[i].since < DUE)
+inline rest(i) {
+  enter_phase(i, resting)
+}
+
+/* It counts from now: nothing was answered later. */
+#define may_follow_again(i) (h[i].phase == resting)
+inline follow_again(i) {
+  if
+  :: record.holder == OTHER(i) && record.valid && record.generation == h[i].generation ->
+     enter_phase(i, standby);
+#ifdef MUTATE_REST_COUNTS
+     h[i].since = DUE
+#endif
+  :: else -> stop(i)
+  fi
+}
+
 inline wait_for_holder(i) {
   stop_waiting(i);
   h[i].lease = 0;
@@ -727,6 +746,8 @@ proctype host(bit i) {
   :: STEP(be_promoted)
   :: STEP(be_useless)
 
+  :: STEP(rest)
+  :: STEP(follow_again)
   :: STEP(restart)
   :: STEP(resume)
   :: STEP(start)
@@ -782,7 +803,8 @@ inline begin_host(i, p, c, ticks) {
  */
 #define ROUNDS 60
 
-#define replica_phase(i) (h[i].phase == standby || h[i].phase == claiming || h[i].phase == taking_over)
+#define replica_phase(i) (h[i].phase == standby || h[i].phase == resting || h[i].phase == claiming \
+  || h[i].phase == taking_over)
 #define replica_of(i) (replica_phase(OTHER(i)) && h[OTHER(i)].phase != taking_over \
   && h[OTHER(i)].generation == h[i].generation)
 #define all_is_well(i) (h[i].phase == protected && h[i].copy == vm && h[i].lease > 0 \
@@ -811,6 +833,7 @@ inline recover(i) {
   DO(may_have_started(i), have_started);
   DO(may_try_again(i), try_again);
   DO(h[i].phase == stopped, restart);
+  DO(may_follow_again(i), follow_again);
   DO(may_start(i), start);
   DO(may_record_alone(i), record_alone);
   DO(may_take_again(i), take_again);

@@ -418,8 +418,8 @@ export class VmAgent {
   }
 
   /**
-   * This agent is about to end, and another one to begin at once. The peer of a protected VM waits for that; a VM without a replica
-   * goes on sending meanwhile. Resolves with what the next agent needs to know of a replica here, if there is one.
+   * This agent is about to end, and another one to begin at once. The peer of a protected VM waits for that if the next agent can go
+   * on from here; a VM without a replica goes on sending meanwhile. Resolves with what the next agent needs to know of a replica here, if there is one.
    */
   async announceRestart(): Promise<ReplicaAtRest | undefined> {
     const { config, peer, proxy, log } = this.#machine;
@@ -427,7 +427,9 @@ export class VmAgent {
     const { restart_ms: restartMs } = this.agent.heartbeat;
     // Nobody may take over what has no replica, so nobody waits for this lease to run out.
     if (phase === "alone") proxy.extendLease(bootMs() + restartMs);
-    if (phase !== "protected" && phase !== "standby") return undefined;
+    const goesOn =
+      phase === "protected" ? proxy.kind === "ebpf" : phase === "standby" && this.#secondary.atRest;
+    if (!goesOn) return undefined;
     if (phase === "protected") await this.#primary.pauseCheckpoints();
     try {
       // The primary's agent answers when a checkpoint that is under way is over.

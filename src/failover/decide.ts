@@ -303,6 +303,9 @@ function startAsOther(step: Step, reason: string): void {
     return;
   }
   if (found === "protected" || found === "following") step.actions.push({ type: "block" });
+  // The primary waits for this agent.
+  if (found === "following")
+    step.actions.push({ type: "tell_peer", what: "replica_lost", generation: step.s.generation, reason });
   const has = hasVm(step.s) ? "a VM" : "the replica of an earlier protection";
   enter(step, "stopped", `${reason}, and this host's QEMU has ${has}; start it anew with -incoming`);
 }

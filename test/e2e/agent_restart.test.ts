@@ -8,50 +8,71 @@ import { LabTraffic } from "../../src/lab/traffic.ts";
 import { isAlive } from "../../src/qemu/process.ts";
 import { labUnderTest, operate } from "./lab_under_test.ts";
 
+const RESTART_MS = 3_000;
+
 const logOf = (lab: Lab, host: HostLetter) => readFileSync(join(lab.directory, host, "agent.log"), "utf8");
 const phasesOf = (log: string) => [...log.matchAll(/"from":"(\w+)","to":"(\w+)"/g)].map(([, , to]) => to);
 
-/** Has the agent end, and starts it again. Returns what both agents have logged since. */
-async function restart(lab: Lab, host: HostLetter): Promise<{ a: string; b: string }> {
-  const before = { a: logOf(lab, "a").length, b: logOf(lab, "b").length };
-  const old = lab.host(host).agent!;
+/** Has the agent end as announced; resolves when it has. */
+async function end(lab: Lab, host: HostLetter): Promise<void> {
+  const agent = lab.host(host).agent!;
   const { out, exitCode } = await operate(lab, host, "restart");
   expect({ out, exitCode }).toEqual({
     out: expect.stringContaining("goes on if it begins again"),
     exitCode: 0,
   });
-  for (const deadline = performance.now() + 10_000; isAlive(old); await Bun.sleep(10)) {
+  for (const deadline = performance.now() + 10_000; isAlive(agent); await Bun.sleep(10)) {
     expect(performance.now()).toBeLessThan(deadline);
   }
+}
+
+/** Has the agent end, and starts it again. Returns what both agents have logged since. */
+async function restart(lab: Lab, host: HostLetter): Promise<{ a: string; b: string }> {
+  const before = { a: logOf(lab, "a").length, b: logOf(lab, "b").length };
+  await end(lab, host);
   lab.startAgent(host);
-  await lab.waitFor("protected", ({ a, b }) => a?.protected === true && b !== undefined, 60_000);
+  await lab.waitFor("protected", ({ a, b }) => a?.protected === true && b?.phase === "standby", 60_000);
   return { a: logOf(lab, "a").slice(before.a), b: logOf(lab, "b").slice(before.b) };
 }
 
-describe("the primary's agent", () => {
-  const lab = labUnderTest("restart");
+const causesOf = (log: string) => [...log.matchAll(/"cause":"(\w+)"/g)].map(([, cause]) => cause);
 
-  test("finds everything as it was, and goes on after one checkpoint", async () => {
-    using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
-    using datagrams = new LabTraffic(lab(), "udp", { host: GUEST_IPV4, pauseMs: 20 });
-    await connection.until("traffic", (report) => report.received > 100_000, 30_000);
-    for (let round = 0; round < 3; round++) {
-      const { generation } = (await lab().agentStatus("a"))!;
-      const logs = await restart(lab(), "a");
-      expect(phasesOf(logs.a)).toEqual(["resuming", "protected"]);
-      expect(phasesOf(logs.b)).toEqual([]);
-      expect(logs.a.match(/"cause":"\w+"/)?.[0]).toBe('"cause":"restart"');
-      expect((await lab().agentStatus("a"))!.generation).toBe(generation);
-      const { received } = connection.last!;
-      await connection.until("traffic", (report) => report.received > received + 100_000, 30_000);
-    }
-    // Held and diverted meanwhile, not dropped.
-    expect((await datagrams.finish()).lost).toBe(0);
-    const ended = await connection.finish();
-    expect(ended.received).toBe(ended.sent);
-  }, 180_000);
+describe("a restart that was announced", () => {
+  const lab = labUnderTest("restart", {
+    agentConfig: `[heartbeat]\nrestart_ms = ${RESTART_MS}`,
+    // No other checkpoint than those of the restarts.
+    vmConfig: "checkpoint = { period_ms = 600000 }",
+  });
 
-  test("knows still what the replica's disks lack, should it be lost", async () => {
+  test.each([
+    ["a", { a: ["resuming", "protected"], b: [] }],
+    ["b", { a: [], b: ["standby"] }],
+  ] as const)(
+    "of %s's agent costs one checkpoint",
+    async (host, phases) => {
+      using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
+      using datagrams = new LabTraffic(lab(), "udp", { host: GUEST_IPV4, pauseMs: 20 });
+      await connection.until("traffic", (report) => report.received > 100_000, 30_000);
+      for (let round = 0; round < 3; round++) {
+        const { generation, epoch } = (await lab().agentStatus("a"))!;
+        const logs = await restart(lab(), host);
+        expect({ a: phasesOf(logs.a), b: phasesOf(logs.b) }).toEqual(phases as never);
+        await lab().waitFor("the checkpoint", ({ a }) => a!.epoch > epoch, 30_000);
+        expect((await lab().agentStatus("a"))!).toMatchObject({ generation, epoch: epoch + 1 });
+        const { received } = connection.last!;
+        await connection.until("traffic", (report) => report.received > received + 100_000, 30_000);
+        expect((await lab().agentStatus("a"))!.epoch).toBe(epoch + 1);
+      }
+      // Held and diverted meanwhile, not dropped.
+      expect((await datagrams.finish()).lost).toBe(0);
+      const ended = await connection.finish();
+      expect(ended.received).toBe(ended.sent);
+      expect(new Set(causesOf(logOf(lab(), "a")).slice(-3))).toEqual(new Set(["restart"]));
+    },
+    180_000,
+  );
+
+  test("leaves the primary with what it knows of the replica's disks, should that be lost", async () => {
     await restart(lab(), "a");
     const before = logOf(lab(), "a").length;
     await lab().kill("b", "both");
@@ -61,10 +82,29 @@ describe("the primary's agent", () => {
     expect(logOf(lab(), "a").slice(before)).toMatch(/"disks":1,"wholeDisks":0/);
   }, 180_000);
 
-  test("keeps a replica that takes over when its host is lost", async () => {
+  test("of the secondary's agent, which does not come back: the primary goes on alone, and not before", async () => {
+    using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
+    await connection.until("traffic", (report) => report.received > 100_000, 30_000);
+    await end(lab(), "b");
+    const begun = performance.now();
+    await lab().waitFor("a goes on alone", ({ a }) => a?.phase === "alone", 60_000);
+    expect(performance.now() - begun).toBeGreaterThan(RESTART_MS / 2);
+    const { received } = connection.last!;
+    await connection.until("traffic", (report) => report.received > received + 100_000, 30_000);
+    // What it had left in order is not what the VM is any more.
+    const before = logOf(lab(), "b").length;
+    lab().startAgent("b");
+    await lab().waitFor("protected", ({ a }) => a?.protected === true, 60_000);
+    expect(phasesOf(logOf(lab(), "b").slice(before))).toEqual(["stopped", "waiting", "incoming", "standby"]);
+    const ended = await connection.finish();
+    expect(ended.received).toBe(ended.sent);
+  }, 180_000);
+
+  test("of both agents leaves a replica that takes over when the primary's host is lost", async () => {
     using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
     await connection.until("traffic", (report) => report.received > 100_000, 30_000);
     await restart(lab(), "a");
+    await restart(lab(), "b");
     await lab().kill("a", "both");
     await lab().waitFor("b has the VM", ({ b }) => b?.role === "primary", 30_000);
     const { received } = connection.last!;

@@ -70,6 +70,7 @@ const taking = state({
   record: theirs,
 });
 const asked = state({ phase: "starting", record: undefined, term: undefined, call: 4 });
+const left = state({ ...asked, found: "following", generation: 5 });
 const found = state({ ...asked, found: "protected" });
 const resuming = state({ phase: "resuming", leaseFrom: "peer", protecting: "answer" });
 const recordingAgain = state({ ...resuming, goal: "still_valid", call: 4 });
@@ -111,6 +112,28 @@ const CASES: Case[] = [
     ["swap_record"],
   ],
   ["start: a fresh QEMU leaves the VM to its replica", asked, answer(own), "waiting", []],
+  ["follow again", left, answer(theirs), "standby", ["follow_again"]],
+  [
+    "follow again: not what the record says no more",
+    left,
+    answer({ ...theirs, replicaValid: false }),
+    "stopped",
+    ["block", "tell_peer replica_lost"],
+  ],
+  [
+    "follow again: not another generation",
+    left,
+    answer({ ...theirs, generation: 6 }),
+    "starting",
+    ["swap_record"],
+  ],
+  [
+    "follow again: the primary needs it no more",
+    standby,
+    { type: "follow_failed", reason: "" },
+    "stopped",
+    ["block", "tell_peer replica_lost"],
+  ],
   ["resume: a replica that stands in the record", found, answer(own), "resuming", []],
   ["resume: not without one", found, answer({ ...own, replicaValid: false }), "starting", ["swap_record"]],
   [
@@ -639,6 +662,45 @@ test("a takeover is refused from whatever does not cover what was seen", () => {
   expect(takeoverRefusal(standby, { ...theirs, replicaValid: false })).toContain("out of date");
   expect(takeoverRefusal(standby, { ...theirs, generation: 4 })).toContain("generation 4");
   expect(takeoverRefusal(standby, own)).toContain("names this host");
+});
+
+describe("a secondary's agent that is restarted as announced", () => {
+  const announced = decide(held, { type: "peer_restarts", generation: 5 }, NOW).state;
+  const closed = decide(announced, { type: "control_closed" }, NOW + 10);
+  const refused: Event = {
+    type: "heartbeat_answered",
+    path: "control",
+    sentMs: NOW + 300,
+    generation: 5,
+    accepted: false,
+  };
+
+  test("is waited for, for as long as is configured, and prolongs no lease meanwhile", () => {
+    expect(closed).toMatchObject({ state: { phase: "protected" }, actions: [] });
+    expect(decide(closed.state, refused, NOW + 400)).toMatchObject({
+      state: { phase: "protected" },
+      actions: [],
+    });
+    const late = NOW + settings.restartMs;
+    expect(nextDeadlineMs(closed.state)).toBe(late);
+    expect(decide(closed.state, round, late).state.phase).toBe("protected");
+    expect(decide(closed.state, round, late + 1).state.phase).toBe("going_alone");
+  });
+
+  test("goes on when it is back, and counts as heard", () => {
+    const back = decide(closed.state, { type: "peer_is_back", generation: 5 }, NOW + 2_000);
+    expect(back.actions.map(({ type }) => type)).toEqual(["catch_up"]);
+    expect(decide(back.state, round, NOW + 2_010).state.phase).toBe("protected");
+    expect(decide(back.state, { ...refused, sentMs: NOW + 2_020 }, NOW + 2_030).state.phase).toBe(
+      "going_alone",
+    );
+  });
+
+  test("is not waited for by a VM whose replica is lost otherwise", () => {
+    const broken = decide(closed.state, { type: "pair_broken", reason: "" }, NOW + 20).state;
+    expect(broken.phase).toBe("going_alone");
+    expect(broken.peerBackByMs).toBe(Number.NEGATIVE_INFINITY);
+  });
 });
 
 describe("a primary's agent that is restarted as announced", () => {

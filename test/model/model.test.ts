@@ -23,6 +23,7 @@ const MUTATIONS: Record<string, string[]> = {
   "a restarted holder that goes on writes the record anew too": ["MUTATE_RESUME_UNRECORDED", "RECOVERY"],
   "nobody goes on who has given up": ["MUTATE_RESUME_AFTER_GIVE_UP"],
   "a restarted holder has no lease before its replica has answered": ["MUTATE_RESUME_UNANSWERED"],
+  "a secondary's agent that is back counts from then": ["MUTATE_REST_COUNTS"],
   "a restarted secondary disowns its replica": ["MUTATE_RESTART_UNDISOWNED"],
   "a QEMU started afresh is not taken for the VM": ["MUTATE_FRESH_QEMU_ADOPTED"],
   "a request dies with the agent it was sent to": ["MUTATE_ENTER_TWICE"],

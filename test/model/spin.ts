@@ -7,7 +7,7 @@ export const MODEL = join(import.meta.dir, "../../model/failover.pml");
 
 /** The deepest search of a bound used here is about 11 000 steps. */
 const MAX_DEPTH = 100_000;
-const MEMORY_LIMIT_MIB = 1000;
+const MEMORY_LIMIT_MIB = 1500;
 
 export interface Search {
   /** pan's own words. */

@@ -41,6 +41,7 @@ export type RequestType =
   | "enter_secondary"
   | "resume_secondary"
   | "restarting"
+  | "back"
   | "succeed"
   | "loaded"
   | "abandon"
@@ -58,6 +59,9 @@ export class Agent {
   alive = true;
   state: State;
   pair: Pair | undefined;
+  /** No checkpoint is begun: the secondary's agent is being restarted. */
+  paused = false;
+  inCheckpoint = false;
   /** The SVM's events are followed. */
   following = false;
   /** Wakes the checkpoints' loop. */
@@ -147,7 +151,12 @@ export class Agent {
     if (this.host.agent === this) this.host.agent = undefined;
     const { qemu } = this.host;
     // A restarted agent does not know what its replica is worth.
-    if (qemu !== undefined && qemu.mode !== "running" && qemu.mode !== "incoming")
+    if (
+      qemu !== undefined &&
+      qemu.mode !== "running" &&
+      qemu.mode !== "incoming" &&
+      this.host.rest === undefined
+    )
       qemu.hurt ??= "its agent ended";
     if (what === "process") {
       this.#connection?.died(this);
@@ -165,12 +174,15 @@ export class Agent {
     const { role, leaseUntilMs } = host.kernel;
     const kept =
       qemu.mode === "running" && qemu.pair !== undefined && role === "primary" && leaseUntilMs !== 0;
-    if (!kept) host.block();
+    const { rest } = host;
+    host.rest = undefined;
+    const follows = rest !== undefined && qemu.mode === "secondary" && role === "secondary";
+    if (!kept && !follows) host.block();
     this.#started = true;
     this.#dial();
     const has = qemu.mode === "running" ? "running" : qemu.mode === "incoming" ? "incoming" : "replica";
-    const vm = kept ? "protected" : has;
-    this.tell({ type: "started", vm });
+    if (follows) this.tell({ type: "started", vm: "following", generation: rest.generation });
+    else this.tell({ type: "started", vm: kept ? "protected" : has });
     this.#round();
     world.coverage.count("agents started");
   }
@@ -300,6 +312,10 @@ export class Agent {
       case "begin_checkpoints":
         this.#beginCheckpoints();
         break;
+      case "catch_up":
+        this.paused = false;
+        this.wake?.();
+        break;
       case "end_protection":
         this.endProtection(action.reason);
         break;
@@ -319,6 +335,15 @@ export class Agent {
         host.kernel.leaseUntilMs = 0;
         host.setRole("secondary");
         this.following = true;
+        break;
+      case "follow_again":
+        this.#follows = this.state.generation;
+        this.following = true;
+        this.#run(
+          procedures.comeBack(this, this.state.generation),
+          () => undefined,
+          (reason) => ({ type: "follow_failed", reason }),
+        );
         break;
       case "fence":
         world.fence(this, (ok, output) => this.tell({ type: "fenced", ok, output }));
@@ -360,10 +385,17 @@ export class Agent {
 
   // --- procedures --------------------------------------------------------------------------------------------------------
 
-  #run(procedure: Procedure<unknown>, done: () => Event, failed: (reason: string) => Event): void {
+  #run(
+    procedure: Procedure<unknown>,
+    done: () => Event | undefined,
+    failed: (reason: string) => Event,
+  ): void {
     run(
       procedure,
-      () => this.tell(done()),
+      () => {
+        const event = done();
+        if (event !== undefined) this.tell(event);
+      },
       (error) => this.tell(failed(error.message)),
     );
   }
@@ -396,17 +428,33 @@ export class Agent {
     );
   }
 
+  /** When no checkpoint is under way. */
+  #whenSettled(action: () => void): void {
+    if (!this.inCheckpoint) action();
+    else this.world.after(5, () => this.post(() => this.#whenSettled(action)));
+  }
+
   /** What `colo-agent restart` does. */
   restart(): void {
     const { phase, generation, settings } = this.state;
     const { host, world } = this;
     if (phase === "alone") host.extendLease(host.clockMs + settings.restartMs);
     const end = () => this.die("process");
-    if (phase === "protected") this.ask("restarting", { generation, reason: "" }, 500, end, end);
-    else world.after(1, () => this.post(end));
+    const rest = () => {
+      const { phase: now, claim, goal, givenUp } = this.state;
+      const inOrder = now === "standby" && claim === undefined && goal === undefined && !givenUp;
+      if (inOrder && host.kernel.role === "secondary") host.rest = { generation };
+      end();
+    };
+    if (phase === "protected" || phase === "standby") {
+      this.paused = phase === "protected";
+      this.ask("restarting", { generation, reason: "" }, settings.restartMs, rest, end);
+    } else world.after(1, () => this.post(end));
   }
 
   #beginCheckpoints(): void {
+    this.paused = false;
+    this.inCheckpoint = false;
     const mine: { running: Running | undefined } = { running: undefined };
     this.#checkpoints = mine;
     mine.running = run(
@@ -626,8 +674,26 @@ export class Agent {
         }
         break;
       }
-      case "restarting":
-        this.tell({ type: "peer_restarts", generation });
+      case "restarting": {
+        const { phase, generation: own } = this.state;
+        if ((phase !== "standby" && phase !== "protected") || own !== generation) {
+          answer(new ProcedureError("it is not protected in this generation"));
+          return;
+        }
+        this.paused = phase === "protected";
+        this.#whenSettled(() => {
+          this.tell({ type: "peer_restarts", generation });
+          answer();
+        });
+        return;
+      }
+      case "back":
+        if (!this.holds || this.state.generation !== generation) {
+          answer(new ProcedureError("needs no such replica"));
+          return;
+        }
+        this.world.coverage.count("replicas that were followed again");
+        this.tell({ type: "peer_is_back", generation });
         break;
       case "loaded":
         this.peerLoaded?.(loads);

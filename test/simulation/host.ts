@@ -24,6 +24,8 @@ export class Host {
   /** Its port on the replication link is dead. */
   cutOff = false;
   readonly kernel: { role: Role; leaseUntilMs: number } = { role: "blocked", leaseUntilMs: 0 };
+  /** The replica that its agent has left in good order, on its disk. */
+  rest: { generation: number } | undefined;
   #offsetMs = 0;
 
   constructor(

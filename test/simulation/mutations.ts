@@ -96,6 +96,13 @@ export const MUTATIONS: Record<string, Decide> = {
       : actions,
   ),
 
+  "a secondary whose agent is back takes over without waiting for the lease": (s, event, nowMs) => {
+    const decision = decide(s, event, nowMs);
+    if (s.phase === "starting" && decision.state.phase === "standby")
+      decision.state.lastAnswerMs = nowMs - 100_000;
+    return decision;
+  },
+
   "writes do not compare": doing((actions) =>
     actions.map((action) =>
       action.type === "swap_record" ? { ...action, expectedRevision: BLIND } : action,

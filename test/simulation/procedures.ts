@@ -185,6 +185,19 @@ export function* resume(agent: Agent, generation: number): Procedure<void> {
   yield* checkpoint(agent, pair);
 }
 
+/** Tells the primary that its replica is followed again. */
+export function* comeBack(agent: Agent, generation: number): Procedure<void> {
+  for (let left = 20; ; left--) {
+    try {
+      yield agent.asks("back", generation, 1_000);
+      return;
+    } catch (error) {
+      if (!(error instanceof ProcedureError) || left === 0) throw error;
+      yield agent.sleep(100);
+    }
+  }
+}
+
 /** The loop of checkpoints while the VM is protected. */
 export function* checkpoints(agent: Agent): Procedure<void> {
   const { world } = agent;
@@ -201,9 +214,15 @@ export function* checkpoints(agent: Agent): Procedure<void> {
         };
       };
     }
+    while (agent.paused) yield agent.sleep(5);
     if (pair.broken) throw new ProcedureError("QEMU has left COLO");
     const last = agent.lastCheckpoint;
-    yield* checkpoint(agent, pair);
+    agent.inCheckpoint = true;
+    try {
+      yield* checkpoint(agent, pair);
+    } finally {
+      agent.inCheckpoint = false;
+    }
     if (last === undefined) continue;
     agent.lastCheckpoint = undefined;
     last.resolve();

@@ -104,6 +104,7 @@ function allRuns(): void {
       ),
       "takeovers",
       "protections that went on",
+      "replicas that were followed again",
       "conflicts",
       "lost answers",
       "fencing succeeded",

@@ -212,11 +212,18 @@ function start(step: Step): void {
     runAlone(step);
     return;
   }
+  dropReplica(step);
   startAsOther(step, "there is no arbiter, so only the configured primary runs the VM");
 }
 
 function startFrom(step: Step, record: VmRecord | undefined): void {
   const { s } = step;
+  const follows = s.found === "following" && s.unsuitable === undefined;
+  if (follows && record !== undefined && takeoverRefusal(s, record) === undefined) {
+    followAgain(step);
+    return;
+  }
+  dropReplica(step);
   if (record === undefined) {
     if (hasVm(s) && s.settings.configuredRole === "primary") {
       pursue(step, "first");
@@ -225,14 +232,9 @@ function startFrom(step: Step, record: VmRecord | undefined): void {
     startAsOther(step, "nobody has held this VM yet");
     return;
   }
-  const own = record.generation === s.generation;
   s.generation = record.generation;
   if (record.holder === s.settings.self) {
     startAsHolder(step, record);
-    return;
-  }
-  if (s.found === "following" && own && record.replicaValid && s.unsuitable === undefined) {
-    followAgain(step);
     return;
   }
   // A takeover that an earlier life has written may still be on its way; its replica is gone, so it must fail.
@@ -291,6 +293,19 @@ function followAgain(step: Step): void {
   actions.push({ type: "follow_again" });
 }
 
+/** The replica that an earlier life has left in good order is not what the record calls valid: it is one like any other. */
+function dropReplica(step: Step): void {
+  const { s, actions } = step;
+  if (s.found !== "following") return;
+  s.found = "replica";
+  const reason = "it is not the replica that the record calls valid";
+  // The primary may be waiting for this agent.
+  actions.push(
+    { type: "block" },
+    { type: "tell_peer", what: "replica_lost", generation: s.generation, reason },
+  );
+}
+
 function startAsOther(step: Step, reason: string): void {
   const { found, unsuitable } = step.s;
   if (found === "incoming" && unsuitable === undefined) {
@@ -302,10 +317,7 @@ function startAsOther(step: Step, reason: string): void {
     enter(step, "stopped", `${reason}, and this host can keep no replica: ${unsuitable}`);
     return;
   }
-  if (found === "protected" || found === "following") step.actions.push({ type: "block" });
-  // The primary waits for this agent.
-  if (found === "following")
-    step.actions.push({ type: "tell_peer", what: "replica_lost", generation: step.s.generation, reason });
+  if (found === "protected") step.actions.push({ type: "block" });
   const has = hasVm(step.s) ? "a VM" : "the replica of an earlier protection";
   enter(step, "stopped", `${reason}, and this host's QEMU has ${has}; start it anew with -incoming`);
 }
@@ -334,6 +346,9 @@ function overdue(step: Step): void {
     goAlone(step, peerVerdict(s, now));
     return;
   }
+  // It answers, so it has not ended after all.
+  if (s.leaseFrom === "peer" && Number.isFinite(s.peerBackByMs) && now > s.peerBackByMs)
+    peerIsBack(step, s.generation);
   if (s.phase === "handing_over" && s.retiredMs !== undefined && now - s.retiredMs > settings.timeoutMs) {
     goAlone(step, "the peer was handed the VM and has had time to take it");
     return;
@@ -911,7 +926,7 @@ function written(step: Step): void {
       startFrom(step, s.record);
       return;
     case "invalid":
-      if (s.phase === "starting" && (s.found === "replica" || s.found === "following"))
+      if (s.phase === "starting" && s.found === "replica")
         fenceFirst(step, "an earlier life of this agent had taken the VM over");
       else if (s.phase === "starting") runAlone(step);
       else if (s.goingAlone === "recording") leaveReplica(step);

@@ -31,7 +31,7 @@ function sentenceNow(s: State, since: string, nowMs: number): string {
     case "resuming":
       return `${self} is the primary and makes sure of its replica on ${peer}, ${since}${waits}`;
     case "protected":
-      return `${self} is the primary, protected by ${peer} ${since}`;
+      return `${self} is the primary, protected by ${peer} ${since}${restart(s, nowMs)}`;
     case "going_alone":
       return `${self} runs the VM and is giving its replica up, ${since}; its output waits for that${waits}`;
     case "handing_over":
@@ -42,13 +42,17 @@ function sentenceNow(s: State, since: string, nowMs: number): string {
       return `${self} is receiving a replica from ${peer}, ${since}`;
     case "standby":
       return s.claim === undefined
-        ? `${self} is the secondary and follows ${peer}, ${since}; the peer is ${judgePeer(s, nowMs).replace("_", " ")}`
+        ? `${self} is the secondary and follows ${peer}, ${since}; the peer is ${judgePeer(s, nowMs).replace("_", " ")}${restart(s, nowMs)}`
         : `${self} is the secondary and waits until ${peer}'s lease has run out`;
     case "taking_over":
       return `${self} is taking the VM over from ${peer}, ${since}${waits}`;
     case "stopped":
       return `${self} does nothing for the VM and lets nothing of it pass, ${since}`;
   }
+}
+
+function restart(s: State, nowMs: number): string {
+  return s.peerBackByMs > nowMs ? `; ${s.settings.peer}'s agent is being restarted` : "";
 }
 
 function pause(s: State, nowMs: number): string {

@@ -125,7 +125,7 @@ const CASES: Case[] = [
     left,
     answer({ ...theirs, generation: 6 }),
     "starting",
-    ["swap_record"],
+    ["block", "tell_peer replica_lost", "swap_record"],
   ],
   [
     "follow again: the primary needs it no more",
@@ -694,6 +694,15 @@ describe("a secondary's agent that is restarted as announced", () => {
     expect(decide(back.state, { ...refused, sentMs: NOW + 2_020 }, NOW + 2_030).state.phase).toBe(
       "going_alone",
     );
+  });
+
+  test("that does not end after all is not waited for any longer", () => {
+    const answered: Event = { ...refused, sentMs: NOW + settings.restartMs, accepted: true };
+    const { state: heard } = decide(announced, answered, NOW + settings.restartMs);
+    const later = { ...heard, heardMs: { ...heard.heardMs, control: NOW + settings.restartMs } };
+    const { state: on, actions } = decide(later, round, NOW + settings.restartMs + 1);
+    expect(on.phase).toBe("protected");
+    expect(actions.map(({ type }) => type)).toEqual(["catch_up"]);
   });
 
   test("is not waited for by a VM whose replica is lost otherwise", () => {

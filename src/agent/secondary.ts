@@ -12,8 +12,6 @@ import type { SecondaryAddresses } from "./peer_api.ts";
 const TELL_TIMEOUT_MS = 1_000;
 const OVERLAY_LOOK_MS = 200;
 const SETTLE_POLL_MS = 5;
-/** A primary that has been without its secondary's agent for a while is asked this often. */
-const BACK_ATTEMPTS = 20;
 const BACK_RETRY_MS = 100;
 /** Then the images hold all that the VM had written before its primary began to record what it writes (storage/dirty_bitmaps.ts). */
 const CHECKPOINTS_UNTIL_MARKED = 2;
@@ -104,12 +102,13 @@ export class Secondary {
     proxy.followAgain(mirrorBases);
     this.#overlays = await overlayFiles(qmp);
     log.info("the replica is followed again", { generation, epoch });
-    for (let left = BACK_ATTEMPTS; ; left--) {
+    // A primary that is gone, or does not need this replica any more, is noticed by its silence, as ever.
+    while (this.#unlisten.length > 0) {
       try {
         await peer.ask("back", { vm: config.name, generation }, TELL_TIMEOUT_MS);
         return;
       } catch (error) {
-        if (left === 0) throw error;
+        log.debug("the primary does not hear that its replica is followed again", { error });
         await Bun.sleep(BACK_RETRY_MS);
       }
     }

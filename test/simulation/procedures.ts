@@ -187,12 +187,12 @@ export function* resume(agent: Agent, generation: number): Procedure<void> {
 
 /** Tells the primary that its replica is followed again. */
 export function* comeBack(agent: Agent, generation: number): Procedure<void> {
-  for (let left = 20; ; left--) {
+  while (agent.following) {
     try {
       yield agent.asks("back", generation, 1_000);
       return;
     } catch (error) {
-      if (!(error instanceof ProcedureError) || left === 0) throw error;
+      if (!(error instanceof ProcedureError)) throw error;
       yield agent.sleep(100);
     }
   }

@@ -52,10 +52,12 @@ export class HostAgent {
     );
     this.#client = new PeerClient(config.peer.control, config.agent.control.host, log, {
       // Each time: a link that was down has lost its routes.
-      up: () =>
-        void disableDelayedAck(config.peer.control.host).catch((error) =>
+      up: () => {
+        this.#client.begin();
+        disableDelayedAck(config.peer.control.host).catch((error) =>
           log.warn("the route to the peer keeps delayed ACKs: checkpoints take 30 ms longer", { error }),
-        ),
+        );
+      },
       down: () => {
         for (const vm of this.#vms.values()) vm.controlClosed();
       },

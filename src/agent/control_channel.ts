@@ -12,6 +12,8 @@ import type { Logger } from "./log.ts";
 const LINE_BYTES_MAX = 16 << 20;
 const REDIAL_MS = 200;
 const DIAL_TIMEOUT_MS = 1_000;
+/** The first request of an agent on a connection. */
+const BEGIN = "begin";
 
 /** The peer could not be asked, or did not answer in time. */
 export class PeerUnreachableError extends Error {
@@ -75,6 +77,11 @@ export class PeerClient {
     });
   }
 
+  /** Says that this connection is the agent's, and any other one an earlier life's. To be called when the connection is up. */
+  begin(): void {
+    this.request(BEGIN, {}, DIAL_TIMEOUT_MS).catch((error) => this.log.debug("control channel", { error }));
+  }
+
   close(): void {
     this.#closed = true;
     this.#socket?.destroy();
@@ -130,8 +137,8 @@ export class PeerClient {
 export type RequestHandler = (type: string, body: unknown) => Promise<unknown> | unknown;
 
 /**
- * Listens for the peer and answers its requests. Connections from any other address are closed, and so is the peer's last one when it
- * dials anew: what an earlier life of it had asked for and is still on its way must not be done any more.
+ * Listens for the peer and answers its requests. Connections from any other address are closed, and so are its other ones when it
+ * asks to {@link BEGIN}: what an earlier life of it had asked for and is still on its way must not be done any more.
  */
 export class PeerServer {
   readonly #server: Server;
@@ -173,7 +180,6 @@ export class PeerServer {
       socket.destroy();
       return;
     }
-    for (const older of this.#sockets) older.destroy();
     this.#sockets.add(socket);
     socket.setNoDelay(true);
     const lines = new LineSplitter(LINE_BYTES_MAX);
@@ -193,6 +199,11 @@ export class PeerServer {
     try {
       const request = JSON.parse(line) as { id: number; type: string; body: unknown };
       id = request.id;
+      if (request.type === BEGIN) {
+        for (const other of this.#sockets) if (other !== socket) other.destroy();
+        socket.write(`${JSON.stringify({ id, ok: true, body: {} })}\n`);
+        return;
+      }
       const body = await this.handler(request.type, request.body);
       socket.write(`${JSON.stringify({ id, ok: true, body })}\n`);
     } catch (error) {

@@ -448,6 +448,16 @@ export class Lab {
     this.#save();
   }
 
+  /** Has an agent end as `colo-agent restart` does, and starts it again. */
+  async restartAgent(letter: HostLetter): Promise<void> {
+    const { agent, socket } = this.state.hosts[letter];
+    const response = await fetch("http://agent/v1/restart", { method: "POST", unix: socket });
+    if (!response.ok)
+      throw new Error(`the agent of host ${letter} does not restart: ${await response.text()}`);
+    while (isAlive(agent!)) await Bun.sleep(10);
+    this.startAgent(letter);
+  }
+
   async #waitForAgent(letter: HostLetter): Promise<void> {
     const deadline = performance.now() + START_TIMEOUT_MS;
     const log = join(this.directory, letter, "agent.log");

@@ -39,12 +39,16 @@ test("what an earlier life of the peer asks for is not done once a later one is 
   earlier.write('{"id":1,"type":"first","body":{}}\n');
   await answer(earlier);
   const closed = new Promise((resolve) => earlier.once("close", resolve));
+  // Somebody who only looks whether an agent is there ends nothing.
+  const looking = await dial();
+  looking.write('{"id":1,"type":"look","body":{}}\n');
+  await answer(looking);
   const later = await dial();
-  later.write('{"id":1,"type":"second","body":{}}\n');
+  later.write('{"id":0,"type":"begin","body":{}}\n{"id":1,"type":"second","body":{}}\n');
   await answer(later);
   earlier.write('{"id":2,"type":"too late","body":{}}\n');
   await closed;
   later.write('{"id":2,"type":"third","body":{}}\n');
   await answer(later);
-  expect(asked).toEqual(["first", "second", "third"]);
+  expect(asked).toEqual(["first", "look", "second", "third"]);
 });

@@ -112,4 +112,19 @@ describe("a restart that was announced", () => {
     const ended = await connection.finish();
     expect(ended.received).toBe(ended.sent);
   }, 180_000);
+
+  test("of the secondary's agent, while which the primary's host is lost, ends in a takeover", async () => {
+    await lab().bringBack("a");
+    await lab().waitFor("b is protected", ({ b }) => b?.protected === true, 60_000);
+    using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
+    await connection.until("traffic", (report) => report.received > 100_000, 30_000);
+    await end(lab(), "a");
+    await lab().kill("b", "both");
+    lab().startAgent("a");
+    await lab().waitFor("a has the VM", ({ a }) => a?.role === "primary", 30_000);
+    const { received } = connection.last!;
+    await connection.until("traffic", (report) => report.received > received + 200_000, 30_000);
+    const ended = await connection.finish();
+    expect(ended.received).toBe(ended.sent);
+  }, 180_000);
 });

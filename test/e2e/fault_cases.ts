@@ -10,6 +10,7 @@ export interface FaultScene {
   secondary: HostLetter;
   random: Random;
   startAgent(letter: HostLetter): void;
+  restartAgent(letter: HostLetter): Promise<void>;
   startWitness(): void;
   /** Waits for an event of a host's QEMU. */
   nextEvent(letter: HostLetter, name: "STOP" | "RESUME"): Promise<void>;
@@ -94,9 +95,17 @@ const checkpointCase = (
   },
 });
 
+/** As announced. */
+const upgradeCase = (whose: "primary" | "secondary"): FaultCase => ({
+  name: `${whose}-agent-restarts-as-announced`,
+  outcome: "stays",
+  inject: (scene) => scene.restartAgent(scene[whose]),
+});
+
+/** A primary's agent that is back in time goes on with its replica. */
 const restartCase = (whose: "primary" | "secondary"): FaultCase => ({
   name: `${whose}-agent-restarts`,
-  outcome: whose === "primary" ? "either" : "primary",
+  outcome: whose === "primary" ? "any" : "primary",
   inject: async (scene) => {
     await scene.faults.kill(`agent-${scene[whose]}`);
     scene.startAgent(scene[whose]);
@@ -186,6 +195,8 @@ export const FAULT_CASES: readonly FaultCase[] = [
   lapseCase("secondary", "both"),
   restartCase("primary"),
   restartCase("secondary"),
+  upgradeCase("primary"),
+  upgradeCase("secondary"),
 
   bothCut,
   cut("replication-silent-from-primary", "either", (faults, p) => [faults.loseReplicationFrom(p)]),

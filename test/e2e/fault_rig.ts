@@ -253,6 +253,7 @@ export class FaultRig {
       secondary,
       random,
       startAgent: (letter) => lab.startAgent(letter),
+      restartAgent: (letter) => lab.restartAgent(letter),
       startWitness: () => lab.startWitness(),
       nextEvent: (letter, name) => nextEvent(lab, letter, name),
     };

@@ -248,8 +248,8 @@ export interface PrimaryFailover {
 }
 
 /**
- * Lets the primary VM run alone: dead, hung and healthy secondaries are all cut off. Call it only after the arbiter has said
- * so. Can be called again, and on a VM that is not protected any more.
+ * Lets the primary VM run alone: dead, hung and healthy secondaries are all cut off, and a migration that has not got as far as COLO is
+ * given up. Call it only after the arbiter has said so. Can be called again, and on a VM that is not protected any more.
  *
  * Order: the connections are cut out of band first, since QEMU's main loop may hang on the secondary's disk, or would do so
  * in the next step; then the disk, then COLO itself.
@@ -267,8 +267,9 @@ export async function primaryFailover(
     const wasStopped = !(await runStatus(client)).running;
     step = "Detaching the disk replication";
     for (const disk of disks) await detachReplication(client, disk, timeoutMs);
+    // An agent that died between the migration's last pass and COLO has left it there, with the VM stopped.
     step = "Leaving COLO";
-    await leaveColo(client, timeoutMs);
+    await endMigration(client, timeoutMs);
     step = "Resuming the VM";
     await ensureRunning(client);
     const leftovers = await removeTraces(client, disks, timeoutMs);

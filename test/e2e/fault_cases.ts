@@ -156,7 +156,7 @@ const healing = (fault: FaultCase): FaultCase => ({ ...fault, heal: (scene) => s
 const whileProtecting = (fault: FaultCase): FaultCase => ({
   ...fault,
   name: `while-protecting-${fault.name}`,
-  outcome: "primary",
+  outcome: fault.outcome === "any" ? "any" : "primary",
   whileProtecting: true,
 });
 

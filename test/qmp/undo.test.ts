@@ -7,7 +7,14 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { createServer, type Server } from "node:net";
 import { LAB_NODES } from "../../src/lab/qemu.ts";
-import { type ColoProcedureError, primaryFailover, startProtection } from "../../src/qmp/colo.ts";
+import { QmpClient } from "../../src/qmp/client.ts";
+import {
+  type ColoProcedureError,
+  clearProtection,
+  primaryFailover,
+  startProtection,
+} from "../../src/qmp/colo.ts";
+import { MIGRATION_ENDED, migrationStatus } from "../../src/qmp/vm.ts";
 import {
   checkpoint,
   freePorts,
@@ -134,6 +141,35 @@ describe.each(["kill", "hang"] as const)("a secondary that is lost (%s) while CO
         off();
         await secondary.kill();
       }
+    },
+    30_000,
+  );
+});
+
+describe("an agent that is lost", () => {
+  test.each(STEPS)(
+    "at: %s; the next one gets the VM to run alone",
+    async (at) => {
+      const secondary = await startSide("secondary");
+      const doomed = primary.client;
+      const attempt = protect(primary, secondary, {
+        hooks: {
+          onStep: (step) => {
+            if (step === at) doomed.close();
+          },
+        },
+      });
+      await expect(attempt).rejects.toThrow();
+      primary.client = await QmpClient.connect(primary.qmp);
+      const disks = [primaryDisk(await freePorts())];
+      const { status } = await migrationStatus(primary.client);
+      // As Primary.runAlone() of src/agent.
+      const leftovers = MIGRATION_ENDED.has(status)
+        ? await clearProtection(primary.client, disks)
+        : (await primaryFailover(primary.client, { disks })).leftovers;
+      expect(leftovers).toEqual([]);
+      await expectUntouched();
+      await secondary.kill();
     },
     30_000,
   );

@@ -140,7 +140,13 @@ export class HostAgent {
   }
 
   async #announceRestart(): Promise<string> {
-    await Promise.all([...this.#vms.values()].map((vm) => vm.announceRestart()));
+    const vms = [...this.#vms.values()];
+    const announced = await Promise.allSettled(vms.map((vm) => vm.announceRestart()));
+    const refusal = announced.find((one) => one.status === "rejected");
+    if (refusal !== undefined) {
+      await Promise.all(vms.map((vm) => vm.cancelRestart()));
+      throw refusal.reason;
+    }
     this.#restart.resolve();
     const { restart_ms } = this.config.heartbeat;
     return `${this.config.agent.name}'s agent ends; what it protects goes on if it begins again within ${restart_ms / 1000} s`;

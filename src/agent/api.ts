@@ -6,7 +6,7 @@ export interface ApiSources {
   divergences(url: URL): Response | undefined;
   /** Carries an administrator's command out and returns the VM's state in words; throws an Error that says why not. */
   command?(vm: string, command: string, numbers: CommandNumbers): string;
-  /** Gets the agent ready to end and to be started again. Returns a sentence. */
+  /** Gets the agent ready to end and to be started again. Returns a sentence, or throws an Error that says why it does not end. */
   restart?(): Promise<string>;
 }
 
@@ -19,8 +19,13 @@ export interface CommandNumbers {
 
 /** POST /v1/restart and /v1/vm/NAME/COMMAND?NUMBER=N, on the unix socket only, which is root's. */
 async function command(url: URL, sources: ApiSources): Promise<Response> {
-  if (sources.restart !== undefined && url.pathname === "/v1/restart")
-    return Response.json({ now: await sources.restart() });
+  if (sources.restart !== undefined && url.pathname === "/v1/restart") {
+    try {
+      return Response.json({ now: await sources.restart() });
+    } catch (error) {
+      return Response.json({ error: (error as Error).message }, { status: 409 });
+    }
+  }
   const [, name, word] = /^\/v1\/vm\/([^/]+)\/([^/]+)$/.exec(url.pathname) ?? [];
   if (sources.command === undefined || name === undefined || word === undefined) {
     return Response.json(

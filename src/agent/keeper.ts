@@ -251,9 +251,18 @@ export class VmKeeper {
     };
   }
 
-  /** This agent is about to end, and to begin again at once: tells the peer, and remembers what that needs. */
+  /**
+   * This agent is about to end, and to begin again at once: tells the peer, and remembers what that needs. Throws an Error that says why
+   * the VM's protection could not go on.
+   */
   async announceRestart(): Promise<void> {
     this.#memory.keep({ rest: await this.#life?.announceRestart() });
+  }
+
+  /** It does not end after all. */
+  async cancelRestart(): Promise<void> {
+    this.#memory.keep({ rest: undefined });
+    await this.#life?.cancelRestart();
   }
 
   /** Ends the agent's part. QEMU goes on. */

@@ -47,6 +47,8 @@ const PROCEDURES_END_MS = 5_000;
 /** By then the network has learnt from the VM's own frames where it is now. */
 const RETIRE_MS = 1_000;
 const COLLECT_INTERVAL_MS = 10_000;
+/** Phases that a new agent finds as they are, with nothing under way that it would have to begin again. */
+const SETTLED: ReadonlySet<Phase> = new Set(["starting", "alone", "waiting", "stopped"]);
 
 export interface VmStatus {
   name: string;
@@ -99,6 +101,8 @@ export class VmAgent {
   #prepared: Promise<SecondaryAddresses> | undefined;
   #followed: Promise<void> = Promise.resolve();
   #rest: ReplicaAtRest | undefined;
+  /** This agent is about to end. */
+  #restarting = false;
   /** The replica's output waits for this host to be the VM's. */
   #succeeding = false;
   #lastCollectMs = performance.now();
@@ -309,6 +313,7 @@ export class VmAgent {
       throw new Error(
         `VM ${this.config.name} is not protected in generation ${generation}: this host is ${phase}`,
       );
+    if (this.#restarting) throw new Error("it is about to be restarted itself");
     if (phase === "protected") await this.#primary.pauseCheckpoints();
     this.#tell({ type: "peer_restarts", generation });
   }
@@ -418,8 +423,8 @@ export class VmAgent {
   }
 
   /**
-   * This agent is about to end, and another one to begin at once. The peer of a protected VM waits for that if the next agent can go
-   * on from here; a VM without a replica goes on sending meanwhile. Resolves with what the next agent needs to know of a replica here, if there is one.
+   * This agent is about to end, and another one to begin at once. The peer of a protected VM waits for that, or this throws an Error that
+   * says why it does not; a VM without a replica goes on sending meanwhile. Resolves with what the next agent needs to know of a replica here, if there is one.
    */
   async announceRestart(): Promise<ReplicaAtRest | undefined> {
     const { config, peer, proxy, log } = this.#machine;
@@ -427,21 +432,44 @@ export class VmAgent {
     const { restart_ms: restartMs } = this.agent.heartbeat;
     // Nobody may take over what has no replica, so nobody waits for this lease to run out.
     if (phase === "alone") proxy.extendLease(bootMs() + restartMs);
-    const goesOn =
-      phase === "protected" ? proxy.kind === "ebpf" : phase === "standby" && this.#secondary.atRest;
-    if (!goesOn) return undefined;
+    // With QEMU's proxy nothing can be gone on with.
+    if (proxy.kind !== "ebpf" || SETTLED.has(phase)) return undefined;
+    if (phase !== "protected" && phase !== "standby")
+      throw new Error(`VM ${config.name} is ${phase} on this host: ask for the restart when that is over`);
+    this.#restarting = true;
     if (phase === "protected") await this.#primary.pauseCheckpoints();
     try {
       // The primary's agent answers when a checkpoint that is under way is over.
       await peer.ask("restarting", { vm: config.name, generation }, restartMs);
     } catch (error) {
-      log.warn("could not tell the peer of the restart", { error });
-      return undefined;
+      log.info("the peer does not know of the restart", { error });
+      throw new Error(
+        `VM ${config.name} would have to be protected anew, since the peer's agent cannot wait for this one (${(error as Error).message}): ask for the restart when it is protected, or end the agent with SIGTERM`,
+        { cause: error },
+      );
     }
+    if (phase === "protected") return undefined;
     const { phase: now, claim, goal, givenUp } = this.#state;
-    const rests =
+    const inOrder =
       now === "standby" && claim === undefined && goal === undefined && !givenUp && !this.#succeeding;
-    return rests ? this.#secondary.atRest : undefined;
+    const rest = inOrder ? this.#secondary.atRest : undefined;
+    if (rest === undefined)
+      throw new Error(
+        `the replica of VM ${config.name} is ${now} on this host: ask for the restart when that is over`,
+      );
+    return rest;
+  }
+
+  /** It does not end after all. */
+  async cancelRestart(): Promise<void> {
+    this.#restarting = false;
+    const { config, peer } = this.#machine;
+    const { phase, generation, peerBackByMs } = this.#state;
+    // While the peer is away for the same reason, its return ends the pause.
+    if (phase === "protected" && peerBackByMs < bootMs()) this.#primary.catchUp();
+    // If it does not hear of it, it waits in vain, for no longer than it would have.
+    if (phase === "standby")
+      await peer.ask("back", { vm: config.name, generation }, TELL_TIMEOUT_MS).catch(() => undefined);
   }
 
   /** Ends the agent's part; filters stay, so that nothing unverified leaves without it. */

@@ -2,6 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import type { VmStatus } from "../../src/agent/vm.ts";
 import type { Lab } from "../../src/lab/lab.ts";
 import { GUEST_IPV4, type HostLetter } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
@@ -71,6 +72,26 @@ describe("a restart that was announced", () => {
     },
     180_000,
   );
+
+  test("is refused while the other agent is away, and nothing is changed by that", async () => {
+    const { generation } = (await lab().agentStatus("a"))!;
+    for (const [host, other] of [
+      ["b", "a"],
+      ["a", "b"],
+    ] as const) {
+      await end(lab(), other);
+      const refused = await operate(lab(), host, "restart");
+      expect(refused).toMatchObject({ exitCode: 1, out: "" });
+      expect(refused.error).toContain("ask for the restart when it is protected");
+      lab().startAgent(other);
+      const protectedAgain = ({ a, b }: { a?: VmStatus | undefined; b?: VmStatus | undefined }) =>
+        a?.protected === true && b?.phase === "standby";
+      await lab().waitFor("protected", protectedAgain, 60_000);
+      // Both are there for it again.
+      await restart(lab(), host);
+    }
+    expect((await lab().agentStatus("a"))!.generation).toBe(generation);
+  }, 180_000);
 
   test("leaves the primary with what it knows of the replica's disks, should that be lost", async () => {
     await restart(lab(), "a");

@@ -18,16 +18,11 @@ export interface CommandNumbers {
 }
 
 /** POST /v1/restart and /v1/vm/NAME/COMMAND?NUMBER=N, on the unix socket only, which is root's. */
-async function command(url: URL, sources: ApiSources): Promise<Response> {
-  if (sources.restart !== undefined && url.pathname === "/v1/restart") {
-    try {
-      return Response.json({ now: await sources.restart() });
-    } catch (error) {
-      return Response.json({ error: (error as Error).message }, { status: 409 });
-    }
-  }
+async function carryOut(url: URL, sources: ApiSources): Promise<Response> {
+  const { command, restart } = sources;
+  if (restart !== undefined && url.pathname === "/v1/restart") return answer(restart);
   const [, name, word] = /^\/v1\/vm\/([^/]+)\/([^/]+)$/.exec(url.pathname) ?? [];
-  if (sources.command === undefined || name === undefined || word === undefined) {
+  if (command === undefined || name === undefined || word === undefined) {
     return Response.json(
       { error: "GET only; commands are taken on the agent's unix socket" },
       { status: 405 },
@@ -36,8 +31,13 @@ async function command(url: URL, sources: ApiSources): Promise<Response> {
   const numbers: CommandNumbers = Object.fromEntries(
     [...url.searchParams].map(([key, value]) => [key, Number(value)]),
   );
+  return answer(() => command(name, word, numbers));
+}
+
+/** The VM's or the agent's state in words, after `action`; or why that is not done. */
+async function answer(action: () => string | Promise<string>): Promise<Response> {
   try {
-    return Response.json({ now: sources.command(name, word, numbers) });
+    return Response.json({ now: await action() });
   } catch (error) {
     return Response.json({ error: (error as Error).message }, { status: 409 });
   }
@@ -49,7 +49,7 @@ export function serveApi(endpoint: { host: string; port: number } | { socket: st
     ...("socket" in endpoint ? { unix: endpoint.socket } : { hostname: endpoint.host, port: endpoint.port }),
     async fetch(request: Request) {
       const url = new URL(request.url);
-      if (request.method === "POST") return command(url, sources);
+      if (request.method === "POST") return carryOut(url, sources);
       if (request.method !== "GET") return new Response("GET only\n", { status: 405 });
       switch (url.pathname) {
         case "/metrics":

@@ -134,7 +134,6 @@ export class Checkpoints {
         if (this.#abort.signal.aborted) return;
         const rest = this.#lastEndMs + config.min_interval_ms - performance.now();
         if (rest > 0) await Bun.sleep(rest);
-        if (this.#abort.signal.aborted) return;
         await this.#paused?.promise;
         if (this.#abort.signal.aborted) return;
         const last = this.#last;

@@ -199,15 +199,16 @@ export class PeerServer {
     try {
       const request = JSON.parse(line) as { id: number; type: string; body: unknown };
       id = request.id;
-      if (request.type === BEGIN) {
-        for (const other of this.#sockets) if (other !== socket) other.destroy();
-        socket.write(`${JSON.stringify({ id, ok: true, body: {} })}\n`);
-        return;
-      }
-      const body = await this.handler(request.type, request.body);
+      const { type } = request;
+      const body = type === BEGIN ? this.#begin(socket) : await this.handler(type, request.body);
       socket.write(`${JSON.stringify({ id, ok: true, body })}\n`);
     } catch (error) {
       socket.write(`${JSON.stringify({ id, ok: false, error: (error as Error).message })}\n`);
     }
+  }
+
+  #begin(socket: Socket): object {
+    for (const other of this.#sockets) if (other !== socket) other.destroy();
+    return {};
   }
 }

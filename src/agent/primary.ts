@@ -11,7 +11,7 @@ import {
   secondaryFailover,
   startProtection,
 } from "../qmp/colo.ts";
-import { coloMode, MIGRATION_ENDED, migrationStatus, orAborted, yank } from "../qmp/vm.ts";
+import { coloMode, MIGRATION_ENDED, migrationStatus, orAborted, runStatus, yank } from "../qmp/vm.ts";
 import { coveringBitmap, ReplicaBitmaps } from "../storage/dirty_bitmaps.ts";
 import { ResyncProgress, type ResyncReading } from "../storage/resync_progress.ts";
 import { type CheckpointCause, Checkpoints } from "./checkpoint.ts";
@@ -153,15 +153,10 @@ export class Primary {
         },
       );
       this.#resync = undefined;
-      const quorumNodes = disks.map(({ quorumNode }) => quorumNode);
       const wholeDisks = disks.filter(({ bitmap }) => bitmap === undefined).length;
       log.info("the disks are the same on both hosts", { diskBytes, disks: disks.length, wholeDisks });
-      this.#epoch = epoch;
-      this.#listen();
-      const checkpoints = this.#newCheckpoints(epoch);
-      this.#checkpoints = checkpoints;
-      this.#bitmaps = new ReplicaBitmaps(qmp, quorumNodes, generation);
-      await this.#bitmaps.begin(epoch);
+      const { checkpoints, bitmaps } = this.#enter(epoch, generation);
+      await bitmaps.begin(epoch);
       for (let i = 0; i < PRIMING_CHECKPOINTS; i++) await checkpoints.runOnce("prime");
       signal.throwIfAborted();
     } catch (error) {
@@ -186,23 +181,15 @@ export class Primary {
       signal,
     );
     // A checkpoint that the earlier agent had asked for is over there; here RESUME comes last.
-    while ((await qmp.execute<{ status: string }>("query-status")).status !== "running") {
+    while (!(await runStatus(qmp)).running) {
       if (performance.now() - begun > limitMs)
         throw new Error("the VM does not get to the end of a checkpoint");
       await Bun.sleep(RUNS_POLL_MS);
     }
     signal.throwIfAborted();
     await proxy.resume(epoch);
-    this.#epoch = epoch;
-    this.#listen();
-    const checkpoints = this.#newCheckpoints(epoch);
-    this.#checkpoints = checkpoints;
-    this.#bitmaps = new ReplicaBitmaps(
-      qmp,
-      disksOf(config).map(({ quorumNode }) => quorumNode),
-      generation,
-    );
-    await this.#bitmaps.resume(epoch);
+    const { checkpoints, bitmaps } = this.#enter(epoch, generation);
+    await bitmaps.resume(epoch);
     signal.throwIfAborted();
     const { epoch: now } = await checkpoints.runOnce("restart");
     log.info("the protection goes on", { generation, epoch: now, tookMs: performance.now() - begun });
@@ -313,6 +300,19 @@ export class Primary {
 
   peerLoaded(epoch: number): void {
     this.#checkpoints?.peerLoaded(epoch);
+  }
+
+  /** The VM is the primary of a pair in COLO. */
+  #enter(epoch: number, generation: number): { checkpoints: Checkpoints; bitmaps: ReplicaBitmaps } {
+    const { config, qmp } = this.#machine;
+    const quorumNodes = disksOf(config).map(({ quorumNode }) => quorumNode);
+    const checkpoints = this.#newCheckpoints(epoch);
+    const bitmaps = new ReplicaBitmaps(qmp, quorumNodes, generation);
+    this.#epoch = epoch;
+    this.#listen();
+    this.#checkpoints = checkpoints;
+    this.#bitmaps = bitmaps;
+    return { checkpoints, bitmaps };
   }
 
   #newCheckpoints(epoch: number): Checkpoints {

@@ -6,10 +6,12 @@ import type { QmpClient } from "../qmp/client.ts";
 /**
  * A QEMU that has loaded a replica, or part of one, can become nothing else any more: it is told from one that waits untouched, and
  * from one that has the VM (migration/colo.c: the mode says on which side of COLO a QEMU is).
+ *
+ * @param leftInOrder the agent's last life has left a replica to be followed again
  */
-export async function whatQemuHas(qmp: QmpClient, facts: QemuFacts): Promise<QemuHas> {
+export async function whatQemuHas(qmp: QmpClient, facts: QemuFacts, leftInOrder: boolean): Promise<QemuHas> {
   if (facts.runState === "inmigrate") return facts.migrationStatus === "none" ? "incoming" : "replica";
   const { mode } = await qmp.execute<{ mode: "none" | "primary" | "secondary" }>("query-colo-status");
-  if (mode === "secondary") return "replica";
+  if (mode === "secondary") return leftInOrder && facts.runState === "running" ? "following" : "replica";
   return mode === "primary" && facts.migrationStatus === "colo" ? "protected" : "running";
 }

@@ -116,8 +116,7 @@ export class Secondary {
 
   /** What the next agent needs to know; undefined if it could not go on from here. */
   get atRest(): ReplicaAtRest | undefined {
-    if (this.#unlisten.length === 0 || this.#inCheckpoint || this.#machine.proxy.kind !== "ebpf")
-      return undefined;
+    if (this.#unlisten.length === 0 || this.#inCheckpoint) return undefined;
     return {
       generation: this.#generation,
       epoch: this.#epoch,
@@ -136,12 +135,9 @@ export class Secondary {
 
   /** The epoch that the VM runs in, when no checkpoint is under way here. */
   async settledEpoch(): Promise<number> {
-    const { config, qmp } = this.#machine;
+    const { config } = this.#machine;
     const deadline = performance.now() + config.checkpoint.load_timeout_ms;
-    // Its answer comes behind every event until now.
-    await qmp
-      .execute("query-status", undefined, { timeoutMs: config.qemu_timeout_ms })
-      .catch(() => undefined);
+    await this.#eventsUntilNow(config.qemu_timeout_ms);
     while (this.#inCheckpoint) {
       if (performance.now() > deadline)
         throw new Error("the replica does not get to the end of a checkpoint");
@@ -153,9 +149,9 @@ export class Secondary {
   /** Makes the replica the VM; the record must name this agent already, and the lease be kept up meanwhile. */
   async promote(): Promise<void> {
     const { proxy, qmp, config, tls, log } = this.#machine;
-    // Its answer comes behind every event until now, a STOP for a last checkpoint among them. Not waited for long: QEMU holds
-    // its main loop while it loads a checkpoint that may never be complete.
-    await qmp.execute("query-status", undefined, { timeoutMs: 500 }).catch(() => undefined);
+    // A STOP for a last checkpoint may be among them. Not waited for long: QEMU holds its main loop while it loads a checkpoint that
+    // may never be complete.
+    await this.#eventsUntilNow(500);
     this.stop();
     // QEMU is about to write the overlays into the images.
     this.#machine.marker?.remove();
@@ -165,6 +161,11 @@ export class Secondary {
     await announceSelf(qmp);
     if (tls !== undefined)
       await removeTls(qmp).catch((error) => log.warn("TLS is still set up in QEMU", { error }));
+  }
+
+  /** Waits until QEMU's events until now have been seen, at most `timeoutMs`: an answer comes behind them. */
+  async #eventsUntilNow(timeoutMs: number): Promise<void> {
+    await this.#machine.qmp.execute("query-status", undefined, { timeoutMs }).catch(() => undefined);
   }
 
   /** Follows no checkpoint any more. */

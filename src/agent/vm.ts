@@ -11,6 +11,7 @@ import {
   initialState,
   type Path,
   type Phase,
+  type QemuHas,
   type Settings,
   type State,
 } from "../failover/state.ts";
@@ -47,6 +48,8 @@ const PROCEDURES_END_MS = 5_000;
 /** By then the network has learnt from the VM's own frames where it is now. */
 const RETIRE_MS = 1_000;
 const COLLECT_INTERVAL_MS = 10_000;
+/** What a QEMU has where the data plane could not be kept as an earlier agent has left it. */
+const WITHOUT_DATA_PLANE: Partial<Record<QemuHas, QemuHas>> = { protected: "running", following: "replica" };
 /** Phases that a new agent finds as they are, with nothing under way that it would have to begin again. */
 const SETTLED: ReadonlySet<Phase> = new Set(["starting", "alone", "waiting", "stopped"]);
 
@@ -150,10 +153,9 @@ export class VmAgent {
     let proxy: PacketProxy | undefined;
     try {
       const facts = await inspectQemu(qmp);
-      const found = await whatQemuHas(qmp, facts);
       const { rest } = parts;
-      const follows = found === "replica" && rest !== undefined && facts.runState === "running";
-      const keep = found === "protected" ? ROLE.PRIMARY : follows ? ROLE.SECONDARY : undefined;
+      const found = await whatQemuHas(qmp, facts, rest !== undefined);
+      const keep = found === "protected" ? ROLE.PRIMARY : found === "following" ? ROLE.SECONDARY : undefined;
       log.info("QEMU", { version: facts.version, verdict: facts.verdict.sentence, found });
       proxy = await openProxy(
         config,
@@ -185,15 +187,9 @@ export class VmAgent {
       if (facts.unsuitable !== undefined)
         log.error("this VM cannot be protected; it is left to run alone", { reason: facts.unsuitable });
       vm.#rest = rest;
-      const { unsuitable } = facts;
-      if (follows && proxy.kept)
-        vm.#tell({ type: "started", vm: "following", generation: rest.generation, unsuitable });
-      else
-        vm.#tell({
-          type: "started",
-          vm: found === "protected" && !proxy.kept ? "running" : found,
-          unsuitable,
-        });
+      const has = proxy.kept ? found : (WITHOUT_DATA_PLANE[found] ?? found);
+      const generation = has === "following" ? rest?.generation : undefined;
+      vm.#tell({ type: "started", vm: has, generation, unsuitable: facts.unsuitable });
       return vm;
     } catch (error) {
       qmp.close();
@@ -329,9 +325,7 @@ export class VmAgent {
 
   /** The primary's request: its agent was restarted. Resolves with the epoch that the replica runs in. */
   resumeReplica(generation: number): Promise<number> {
-    const { phase, generation: own } = this.#state;
-    if (phase !== "standby" || generation !== own)
-      throw new Error(`this host keeps no such replica of VM ${this.config.name}: it is ${phase}`);
+    this.#checkReplica(generation);
     this.#tell({ type: "peer_is_back", generation });
     // What it has sent since is held here, and nowhere else.
     if (this.#succeeding)
@@ -341,11 +335,15 @@ export class VmAgent {
 
   /** The primary's request: hold what the replica sends, it is about to be the VM. */
   succeed(generation: number): void {
+    this.#checkReplica(generation);
+    this.#succeeding = true;
+    this.#machine.proxy.succeed();
+  }
+
+  #checkReplica(generation: number): void {
     const { phase, generation: own } = this.#state;
     if (phase !== "standby" || generation !== own)
       throw new Error(`this host keeps no such replica of VM ${this.config.name}: it is ${phase}`);
-    this.#succeeding = true;
-    this.#machine.proxy.succeed();
   }
 
   /** The primary's request: has the VM read what was mirrored to it? */
@@ -424,7 +422,8 @@ export class VmAgent {
 
   /**
    * This agent is about to end, and another one to begin at once. The peer of a protected VM waits for that, or this throws an Error that
-   * says why it does not; a VM without a replica goes on sending meanwhile. Resolves with what the next agent needs to know of a replica here, if there is one.
+   * says why it does not; a VM without a replica goes on sending meanwhile. Resolves with what the next agent needs to know of a
+   * replica here, if there is one.
    */
   async announceRestart(): Promise<ReplicaAtRest | undefined> {
     const { config, peer, proxy, log } = this.#machine;

@@ -2,7 +2,6 @@
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import type { VmStatus } from "../../src/agent/vm.ts";
 import type { Lab } from "../../src/lab/lab.ts";
 import { GUEST_IPV4, type HostLetter } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
@@ -27,12 +26,27 @@ async function end(lab: Lab, host: HostLetter): Promise<void> {
   }
 }
 
+const protectedOnA = (lab: Lab) =>
+  lab.waitFor("protected", ({ a, b }) => a?.protected === true && b?.phase === "standby", 60_000);
+
+/** A connection and all its bytes live through `loss`, after which `survivor` has the VM. */
+async function takesOver(lab: Lab, survivor: HostLetter, loss: () => Promise<void>): Promise<void> {
+  using connection = new LabTraffic(lab, "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
+  await connection.until("traffic", (report) => report.received > 100_000, 30_000);
+  await loss();
+  await lab.waitFor(`${survivor} has the VM`, (status) => status[survivor]?.role === "primary", 30_000);
+  const { received } = connection.last!;
+  await connection.until("traffic", (report) => report.received > received + 200_000, 30_000);
+  const ended = await connection.finish();
+  expect(ended.received).toBe(ended.sent);
+}
+
 /** Has the agent end, and starts it again. Returns what both agents have logged since. */
 async function restart(lab: Lab, host: HostLetter): Promise<{ a: string; b: string }> {
   const before = { a: logOf(lab, "a").length, b: logOf(lab, "b").length };
   await end(lab, host);
   lab.startAgent(host);
-  await lab.waitFor("protected", ({ a, b }) => a?.protected === true && b?.phase === "standby", 60_000);
+  await protectedOnA(lab);
   return { a: logOf(lab, "a").slice(before.a), b: logOf(lab, "b").slice(before.b) };
 }
 
@@ -84,9 +98,7 @@ describe("a restart that was announced", () => {
       expect(refused).toMatchObject({ exitCode: 1, out: "" });
       expect(refused.error).toContain("ask for the restart when it is protected");
       lab().startAgent(other);
-      const protectedAgain = ({ a, b }: { a?: VmStatus | undefined; b?: VmStatus | undefined }) =>
-        a?.protected === true && b?.phase === "standby";
-      await lab().waitFor("protected", protectedAgain, 60_000);
+      await protectedOnA(lab());
       // Both are there for it again.
       await restart(lab(), host);
     }
@@ -122,30 +134,20 @@ describe("a restart that was announced", () => {
   }, 180_000);
 
   test("of both agents leaves a replica that takes over when the primary's host is lost", async () => {
-    using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
-    await connection.until("traffic", (report) => report.received > 100_000, 30_000);
-    await restart(lab(), "a");
-    await restart(lab(), "b");
-    await lab().kill("a", "both");
-    await lab().waitFor("b has the VM", ({ b }) => b?.role === "primary", 30_000);
-    const { received } = connection.last!;
-    await connection.until("traffic", (report) => report.received > received + 200_000, 30_000);
-    const ended = await connection.finish();
-    expect(ended.received).toBe(ended.sent);
+    await takesOver(lab(), "b", async () => {
+      await restart(lab(), "a");
+      await restart(lab(), "b");
+      await lab().kill("a", "both");
+    });
   }, 180_000);
 
   test("of the secondary's agent, while which the primary's host is lost, ends in a takeover", async () => {
     await lab().bringBack("a");
     await lab().waitFor("b is protected", ({ b }) => b?.protected === true, 60_000);
-    using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
-    await connection.until("traffic", (report) => report.received > 100_000, 30_000);
-    await end(lab(), "a");
-    await lab().kill("b", "both");
-    lab().startAgent("a");
-    await lab().waitFor("a has the VM", ({ a }) => a?.role === "primary", 30_000);
-    const { received } = connection.last!;
-    await connection.until("traffic", (report) => report.received > received + 200_000, 30_000);
-    const ended = await connection.finish();
-    expect(ended.received).toBe(ended.sent);
+    await takesOver(lab(), "a", async () => {
+      await end(lab(), "a");
+      await lab().kill("b", "both");
+      lab().startAgent("a");
+    });
   }, 180_000);
 });

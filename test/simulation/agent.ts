@@ -428,6 +428,10 @@ export class Agent {
     );
   }
 
+  #keepsReplica(generation: number): boolean {
+    return this.state.phase === "standby" && this.state.generation === generation;
+  }
+
   /** When no checkpoint is under way. */
   #whenSettled(action: () => void): void {
     if (!this.inCheckpoint) action();
@@ -652,18 +656,15 @@ export class Agent {
           this.#entering = false;
         });
         return;
-      case "succeed": {
-        const { phase, generation: own } = this.state;
-        if (phase !== "standby" || own !== generation) {
+      case "succeed":
+        if (!this.#keepsReplica(generation)) {
           answer(new ProcedureError("keeps no such replica"));
           return;
         }
         this.host.setRole("successor");
         break;
-      }
-      case "resume_secondary": {
-        const { phase, generation: own } = this.state;
-        if (phase !== "standby" || own !== generation) {
+      case "resume_secondary":
+        if (!this.#keepsReplica(generation)) {
           answer(new ProcedureError("keeps no such replica"));
           return;
         }
@@ -673,7 +674,6 @@ export class Agent {
           return;
         }
         break;
-      }
       case "restarting": {
         const { phase, generation: own } = this.state;
         if ((phase !== "standby" && phase !== "protected") || own !== generation) {

@@ -2,20 +2,22 @@
 import { chmodSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Server } from "bun";
+import { type CommandNumbers, serveApi } from "../api/serve.ts";
 import { openArbiter } from "../arbiter/index.ts";
+import { checkStreamTls } from "../certificates/qemu_files.ts";
 import { divergenceRoutes } from "../divergence/routes.ts";
 import { DivergenceStore } from "../divergence/store.ts";
 import type { Path } from "../failover/state.ts";
-import { type CommandNumbers, serveApi } from "./api.ts";
+import { bootMs } from "../host/clock.ts";
+import { disableDelayedAck } from "../host/links.ts";
+import type { Logger } from "../host/log.ts";
+import { VERSION } from "../host/version.ts";
 import { ClientPath } from "./client_path.ts";
-import { bootMs } from "./clock.ts";
-import type { Config } from "./config.ts";
+import { agentPair, type Config } from "./config.ts";
 import { PeerClient, PeerServer, PeerUnreachableError } from "./control_channel.ts";
 import { checkFence } from "./fence.ts";
 import { VmKeeper } from "./keeper.ts";
-import type { Logger } from "./log.ts";
 import { AgentMetrics } from "./metrics.ts";
-import { disableDelayedAck } from "./netdev.ts";
 import {
   type HeartbeatAnswer,
   type HeartbeatRequest,
@@ -23,8 +25,6 @@ import {
   type PeerRequests,
   type PeerRequestType,
 } from "./peer_api.ts";
-import { checkStreamTls } from "./stream_tls.ts";
-import { VERSION } from "./version.ts";
 import { openWatchdog, type Watchdog } from "./watchdog.ts";
 
 export class HostAgent {
@@ -73,7 +73,7 @@ export class HostAgent {
   static async start(config: Config, log: Logger, objectPath: string): Promise<HostAgent> {
     const agent = new HostAgent(config, log);
     try {
-      const arbiter = await openArbiter(config, log);
+      const arbiter = await openArbiter(config.arbiter, agentPair(config), log);
       if (config.fence !== undefined) checkFence(config.fence);
       if (config.tls !== undefined) checkStreamTls(config.tls.directory, config.agent.name);
       await agent.#server.listen();

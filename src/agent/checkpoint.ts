@@ -7,11 +7,12 @@
  * Which primary frames a checkpoint covers is decided by their own time stamp against the STOP event's, never by when
  * the agent got round to them: between STOP and RESUME the VM sends nothing, so the boundary has slack.
  */
+
+import { requestCheckpoint } from "../colo/index.ts";
+import type { Logger } from "../host/log.ts";
 import type { PacketProxy } from "../proxy/proxy.ts";
 import type { QmpClient } from "../qmp/client.ts";
-import { requestCheckpoint } from "../qmp/colo.ts";
 import type { VmConfig } from "./config.ts";
-import type { Logger } from "./log.ts";
 import type { Tuning } from "./tuning.ts";
 
 export type CheckpointCause =

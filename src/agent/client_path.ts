@@ -8,7 +8,7 @@
 import { createHmac, randomUUID, timingSafeEqual } from "node:crypto";
 import { createSocket, type Socket } from "node:dgram";
 import { readFileSync, statSync } from "node:fs";
-import type { Logger } from "./log.ts";
+import type { Logger } from "../host/log.ts";
 import type { HeartbeatAnswer, HeartbeatRequest } from "./peer_api.ts";
 
 const SIGNATURE_BYTES = 32;

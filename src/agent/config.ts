@@ -289,6 +289,11 @@ export type DiskConfig = VmConfig["disk"][number];
 export type HeartbeatConfig = Config["heartbeat"];
 
 /** The file cannot be used; the message says where and why, one line per mistake. */
+/** Who asks the arbiter, and with whom it shares its VMs. */
+export function agentPair({ agent, peer }: Pick<Config, "agent" | "peer">): { name: string; peer: string } {
+  return { name: agent.name, peer: peer.name };
+}
+
 export class ConfigError extends Error {
   override name = "ConfigError";
 }

@@ -5,8 +5,8 @@
  * on it. A line is {id, type, body} or {id, ok, body | error}.
  */
 import { connect, createServer, type Server, type Socket } from "node:net";
+import type { Logger } from "../host/log.ts";
 import { LineSplitter } from "../qmp/lines.ts";
-import type { Logger } from "./log.ts";
 
 /** The longest is the list of rewritten connections: 65 536 of 72 bytes in base64 are 6.3 MB. */
 const LINE_BYTES_MAX = 16 << 20;

@@ -6,23 +6,24 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import type { CommandNumbers } from "../api/serve.ts";
+import { isOperatorCommand, type VmStatus } from "../api/status.ts";
 import { isHolder } from "../failover/decide.ts";
 import type { Path, Phase } from "../failover/state.ts";
+import { bootMs } from "../host/clock.ts";
+import { checkTap } from "../host/links.ts";
 import { commitOverlays, removeOverlays } from "../qemu/images.ts";
 import { endQemu, findQemu, startQemu } from "../qemu/instance.ts";
 import { QmpConnectError } from "../qmp/errors.ts";
 import { blockNodes } from "../qmp/vm.ts";
 import { overlayPaths, secondaryNodes } from "../storage/disk_graph.ts";
 import { ReplicaMarker } from "../storage/replica_marker.ts";
-import type { CommandNumbers } from "./api.ts";
-import { bootMs } from "./clock.ts";
 import type { Config, VmConfig } from "./config.ts";
 import { LifeMemory } from "./life_memory.ts";
 import { roleOf } from "./metrics.ts";
-import { checkTap } from "./netdev.ts";
 import { type LastRun, nextLife } from "./next_life.ts";
 import { Tuning } from "./tuning.ts";
-import { isOperatorCommand, VmAgent, type VmStatus } from "./vm.ts";
+import { VmAgent } from "./vm.ts";
 
 /** A QEMU that ends sooner than that makes the next one wait. */
 const SHORT_LIFE_MS = 5_000;

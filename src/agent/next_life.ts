@@ -5,7 +5,7 @@
  * or QEMU is gone, the next life begins here. The record is checked again by decide.ts, with a compare-and-swap, before anything of a
  * booted VM leaves the host; so what is decided here on an old record costs time only.
  */
-import type { VmRecord } from "../arbiter/record.ts";
+import type { VmRecord } from "../failover/vm_record.ts";
 
 /** How the VM last ran on this host; kept on disk, since without an arbiter nobody else knows. */
 export type LastRun = "never" | "alone" | "with_replica" | "as_replica";

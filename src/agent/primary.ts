@@ -2,7 +2,7 @@
  * What the holder of a VM does: let it run alone, protect it, make its checkpoints, hand it over. When, is decided by
  * src/failover/decide.ts; nothing here changes who may send.
  */
-import type { ReportedDivergence } from "../divergence/recorder.ts";
+
 import {
   announceSelf,
   clearProtection,
@@ -10,7 +10,8 @@ import {
   primaryFailover,
   secondaryFailover,
   startProtection,
-} from "../qmp/colo.ts";
+} from "../colo/index.ts";
+import type { ReportedDivergence } from "../divergence/recorder.ts";
 import { coloMode, MIGRATION_ENDED, migrationStatus, orAborted, runStatus, yank } from "../qmp/vm.ts";
 import { coveringBitmap, ReplicaBitmaps } from "../storage/dirty_bitmaps.ts";
 import { ResyncProgress, type ResyncReading } from "../storage/resync_progress.ts";

@@ -1,6 +1,7 @@
 /** What an agent that starts finds in its QEMU, which may have run under an earlier life of the agent. */
+
+import type { QemuFacts } from "../colo/check.ts";
 import type { QemuHas } from "../failover/state.ts";
-import type { QemuFacts } from "../qmp/check.ts";
 import type { QmpClient } from "../qmp/client.ts";
 
 /**

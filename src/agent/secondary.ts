@@ -2,8 +2,9 @@
  * What the keeper of a VM's replica does: get it ready, follow its checkpoints, make it the VM. When, is decided by
  * src/failover/decide.ts.
  */
+
+import { announceSelf, endReplica, prepareSecondary, removeTls, secondaryFailover } from "../colo/index.ts";
 import type { ProxyEntry } from "../proxy/proxy.ts";
-import { announceSelf, endReplica, prepareSecondary, removeTls, secondaryFailover } from "../qmp/colo.ts";
 import { type OverlayVerdict, OverlayWatch, overlayFiles, readOverlays } from "../storage/overlay_watch.ts";
 import type { ReplicaAtRest } from "./life_memory.ts";
 import { imagesOf, type Machine } from "./machine.ts";

@@ -1,12 +1,6 @@
 /** What an administrator can change of a VM while the agent runs (`colo-agent tune`); it begins as configured, and ends with the agent. */
+import type { TuningValues } from "../api/status.ts";
 import type { VmConfig } from "./config.ts";
-
-export interface TuningValues {
-  /** Longest time between two checkpoints. */
-  periodMs: number;
-  /** Of the copies of all disks together; 0: no limit. */
-  resyncBytesPerSecond: number;
-}
 
 const LIMITS = {
   periodMs: { name: "the period", min: 100, max: 3_600_000, unit: "ms" },

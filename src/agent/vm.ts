@@ -1,9 +1,11 @@
 /** One VM on this host: tells src/failover/decide.ts what happens and carries out what it decides. */
+import type { OperatorCommand, VmStatus } from "../api/status.ts";
 import type { Arbiter } from "../arbiter/index.ts";
+import { inspectQemu } from "../colo/check.ts";
 import { DivergenceRecorder } from "../divergence/recorder.ts";
 import type { DivergenceStore } from "../divergence/store.ts";
 import { decide, heartbeatGeneration, isHolder, nextDeadlineMs } from "../failover/decide.ts";
-import { describe, type VmInWords } from "../failover/describe.ts";
+import { describe } from "../failover/describe.ts";
 import {
   type Action,
   type ArbiterResult,
@@ -17,27 +19,25 @@ import {
 } from "../failover/state.ts";
 import { isRunning } from "../ffi/interface_flags.ts";
 import { ROLE } from "../ffi/layout.ts";
-import { openProxy } from "../proxy/open.ts";
+import { bootMs } from "../host/clock.ts";
+import { disableDelayedAck } from "../host/links.ts";
+import type { Logger } from "../host/log.ts";
 import { countersOf, type PacketProxy, type ProxyEntry, type ProxyKind } from "../proxy/proxy.ts";
-import { inspectQemu } from "../qmp/check.ts";
 import { QmpClient } from "../qmp/client.ts";
 import type { ReplicaMarker } from "../storage/replica_marker.ts";
-import type { ResyncReading } from "../storage/resync_progress.ts";
-import { bootMs } from "./clock.ts";
 import type { Config, VmConfig } from "./config.ts";
 import { runFence } from "./fence.ts";
 import type { ReplicaAtRest } from "./life_memory.ts";
-import type { Logger } from "./log.ts";
 import type { Machine } from "./machine.ts";
 import { type AgentMetrics, roleOf } from "./metrics.ts";
-import { disableDelayedAck } from "./netdev.ts";
+import { openProxy } from "./open_proxy.ts";
 import type { Peer, SecondaryAddresses } from "./peer_api.ts";
 import { Primary, type ProtectionError } from "./primary.ts";
 import { whatQemuHas } from "./qemu_found.ts";
 import { QemuWatch } from "./qemu_watch.ts";
 import { Secondary } from "./secondary.ts";
 import { streamTls } from "./stream_tls.ts";
-import type { Tuning, TuningValues } from "./tuning.ts";
+import type { Tuning } from "./tuning.ts";
 
 const ARBITER_RETRY_MS = 300;
 /** Pause between attempts to protect a VM that runs alone while the peer offers a replica. */
@@ -52,39 +52,6 @@ const COLLECT_INTERVAL_MS = 10_000;
 const WITHOUT_DATA_PLANE: Partial<Record<QemuHas, QemuHas>> = { protected: "running", following: "replica" };
 /** Phases that a new agent finds as they are, with nothing under way that it would have to begin again. */
 const SETTLED: ReadonlySet<Phase> = new Set(["starting", "alone", "waiting", "stopped"]);
-
-export interface VmStatus {
-  name: string;
-  phase: Phase;
-  role: string;
-  protected: boolean;
-  reason: string | undefined;
-  /** Sentences for people: who is primary, since when, why, and what would happen if either side died now. */
-  words: VmInWords;
-  epoch: number;
-  term: number | undefined;
-  generation: number;
-  proxy: ProxyKind;
-  taps: string[];
-  qmp: string;
-  /** The VM is off on this host and stays so, and nothing of it is under way any more. */
-  off: boolean;
-  /** Of a QEMU that the agent has started. */
-  qemuPid?: number | undefined;
-  heartbeatAgeMs: number | undefined;
-  /** The disks are being copied to the replica. */
-  resync: ResyncReading | undefined;
-  tuning: TuningValues;
-  framesHeld: number;
-  counters: Record<string, number>;
-}
-
-const OPERATOR_COMMANDS = ["failover", "unprotect", "pause", "protect", "promote"] as const;
-export type OperatorCommand = (typeof OPERATOR_COMMANDS)[number];
-
-export function isOperatorCommand(word: string): word is OperatorCommand {
-  return (OPERATOR_COMMANDS as readonly string[]).includes(word);
-}
 
 export class VmAgent {
   #machine!: Machine;

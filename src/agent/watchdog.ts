@@ -11,7 +11,7 @@ import {
   watchdogSupport,
   watchdogTimeout,
 } from "../ffi/watchdog.ts";
-import type { Logger } from "./log.ts";
+import type { Logger } from "../host/log.ts";
 
 export const watchdogConfig = z.strictObject({
   device: z.string().startsWith("/", "must be an absolute path").default("/dev/watchdog"),

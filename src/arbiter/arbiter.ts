@@ -1,5 +1,5 @@
 /** What the agents need of an arbiter: one linearizable compare-and-swap register per VM. */
-import type { VmRecord, VmRecordUpdate } from "./record.ts";
+import type { VmRecord, VmRecordUpdate } from "../failover/vm_record.ts";
 
 /**
  * The arbiter's answer did not arrive. Nothing is known: a write may have happened, may happen later, or never. Read

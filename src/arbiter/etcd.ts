@@ -9,6 +9,8 @@
  * numbers as strings and bytes in base64.
  */
 import { z } from "zod";
+import type { TlsFiles } from "../certificates/read.ts";
+import { identifier, type VmRecord, type VmRecordUpdate, vmRecordUpdate } from "../failover/vm_record.ts";
 import {
   type AgentPair,
   type Arbiter,
@@ -19,8 +21,6 @@ import {
   samePair,
 } from "./arbiter.ts";
 import { exchange, parseJson } from "./http.ts";
-import { identifier, type VmRecord, type VmRecordUpdate, vmRecordUpdate } from "./record.ts";
-import type { TlsFiles } from "./tls.ts";
 
 export interface EtcdOptions {
   endpoints: readonly string[];

@@ -1,6 +1,7 @@
 /** One HTTP exchange with an arbiter, over a connection that stays open: usually one round trip. */
+
+import type { TlsFiles } from "../certificates/read.ts";
 import { ArbiterUnreachableError } from "./arbiter.ts";
-import type { TlsFiles } from "./tls.ts";
 
 export interface Exchange {
   method: "GET" | "PUT" | "POST";

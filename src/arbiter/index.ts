@@ -1,20 +1,14 @@
 /** The arbiter that the configuration names. */
 import { readFileSync } from "node:fs";
-import type { Config } from "../agent/config.ts";
-import type { Logger } from "../agent/log.ts";
+import { readAuthority, readTls, type TlsFiles } from "../certificates/read.ts";
+import type { Logger } from "../host/log.ts";
 import type { Arbiter } from "./arbiter.ts";
 import type { ArbiterConfig, EtcdConfig } from "./config.ts";
 import { EtcdArbiter } from "./etcd.ts";
-import { readAuthority, readTls, type TlsFiles } from "./tls.ts";
 import { WitnessClient } from "./witness_client.ts";
 
-export {
-  type Arbiter,
-  ArbiterRefusedError,
-  ArbiterUnreachableError,
-  type SwapResult,
-} from "./arbiter.ts";
-export type { VmRecord, VmRecordUpdate } from "./record.ts";
+export type { VmRecord, VmRecordUpdate } from "../failover/vm_record.ts";
+export { type Arbiter, ArbiterRefusedError, ArbiterUnreachableError, type SwapResult } from "./arbiter.ts";
 
 const EXPIRY_WARNING_MS = 30 * 86_400_000;
 
@@ -22,8 +16,11 @@ const EXPIRY_WARNING_MS = 30 * 86_400_000;
  * Opens the arbiter, without asking it anything yet; undefined with type "none". Throws an Error when certificates do
  * not fit.
  */
-export async function openArbiter(config: Config, log: Logger): Promise<Arbiter | undefined> {
-  const { arbiter } = config;
+export async function openArbiter(
+  arbiter: ArbiterConfig,
+  { name, peer }: { name: string; peer: string },
+  log: Logger,
+): Promise<Arbiter | undefined> {
   if (arbiter.type === "none") {
     log.warn(
       'there is no arbiter ([arbiter] type = "none"): NO AUTOMATIC PROMOTION. When the primary is lost, this host ' +
@@ -31,8 +28,8 @@ export async function openArbiter(config: Config, log: Logger): Promise<Arbiter 
     );
     return undefined;
   }
-  const agents = [config.agent.name, config.peer.name] as const;
-  const owner = arbiter.type === "witness" ? config.agent.name : undefined;
+  const agents = [name, peer] as const;
+  const owner = arbiter.type === "witness" ? name : undefined;
   const tls = tlsOf(arbiter, owner, log);
   if (tls === undefined) {
     log.warn("the arbiter is asked over plain HTTP: whoever reaches it can take the VMs over", {

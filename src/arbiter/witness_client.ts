@@ -1,4 +1,7 @@
 /** The agents' side of the embedded witness (witness_server.ts). */
+
+import type { TlsFiles } from "../certificates/read.ts";
+import type { VmRecord, VmRecordUpdate } from "../failover/vm_record.ts";
 import {
   type AgentPair,
   type Arbiter,
@@ -9,8 +12,6 @@ import {
   samePair,
 } from "./arbiter.ts";
 import { exchange, parseJson } from "./http.ts";
-import type { VmRecord, VmRecordUpdate } from "./record.ts";
-import type { TlsFiles } from "./tls.ts";
 import { type CasRequest, refusal, type StoredRecord, storedRecord } from "./witness_protocol.ts";
 
 export interface WitnessClientOptions {

@@ -11,7 +11,7 @@
  * to the one that it has carried out already.
  */
 import { z } from "zod";
-import { identifier, vmRecord, vmRecordUpdate } from "./record.ts";
+import { identifier, vmRecord, vmRecordUpdate } from "../failover/vm_record.ts";
 
 const agents = z
   .tuple([identifier, identifier])

@@ -7,8 +7,8 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { createServer as createTlsServer, type TLSSocket } from "node:tls";
-import type { Logger } from "../agent/log.ts";
-import type { TlsFiles } from "./tls.ts";
+import type { TlsFiles } from "../certificates/read.ts";
+import type { Logger } from "../host/log.ts";
 import { casRequest } from "./witness_protocol.ts";
 import { WitnessStore } from "./witness_store.ts";
 

@@ -16,8 +16,8 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
+import { identifier } from "../failover/vm_record.ts";
 import { foreignRecord, samePair } from "./arbiter.ts";
-import { identifier } from "./record.ts";
 import type { CasRequest, StoredRecord } from "./witness_protocol.ts";
 
 /** "COLO": tells our file from any other SQLite database. */

@@ -4,7 +4,7 @@
  * the same namespaces. Both let the VM run for as long in between, so that about as much memory has been changed each time.
  */
 import { readFileSync } from "node:fs";
-import { requireRoot } from "../cli/root.ts";
+import { requireRoot } from "../host/root.ts";
 import { Lab } from "../lab/lab.ts";
 import { GUEST_IPV4, inNamespace, type LabNamespaces } from "../lab/network.ts";
 import { PATIENT_AGENTS, PATIENT_CHECKPOINTS, withLabs } from "./labs.ts";

@@ -1,7 +1,7 @@
 /** What the figures were measured on: without it they mean nothing. */
 import { readFileSync } from "node:fs";
 import { cpus, loadavg, release } from "node:os";
-import { qemuArgv, qemuEnvironment } from "../lab/assets.ts";
+import { qemuArgv, qemuEnvironment } from "../host/installed.ts";
 
 export interface BenchMachine {
   cpu: string;

@@ -3,7 +3,7 @@ import { existsSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { DataPlane, type DataPlaneOptions } from "../ffi/data_plane.ts";
 import { inNamespace } from "../ffi/netns.ts";
-import { bpfObject } from "../lab/assets.ts";
+import { bpfObject } from "../host/installed.ts";
 import { onExit } from "./on_exit.ts";
 
 const PREFIX = "colo-bench-";

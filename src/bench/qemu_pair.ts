@@ -4,15 +4,9 @@
  */
 import { existsSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import {
-  guestCommandLine,
-  guestInitrd,
-  guestKernel,
-  guestReadyPattern,
-  qemuArgv,
-  qemuEnvironment,
-  qemuImgArgv,
-} from "../lab/assets.ts";
+import { prepareSecondary } from "../colo/index.ts";
+import { guestKernel, qemuArgv, qemuEnvironment, qemuImgArgv } from "../host/installed.ts";
+import { guestCommandLine, guestInitrd, guestReadyPattern } from "../lab/assets.ts";
 import {
   createNetwork,
   GUEST_IPV4,
@@ -28,9 +22,8 @@ import {
 import { LAB_NODES, type LabQemu, labDisk, startLabQemu } from "../lab/qemu.ts";
 import { endProcess, identify, isAlive, type ProcessIdentity } from "../qemu/process.ts";
 import { QmpClient } from "../qmp/client.ts";
-import { prepareSecondary } from "../qmp/colo.ts";
-import { addNbdNode, attachReplication, type PrimaryDisk } from "../qmp/primary_disk.ts";
 import { COLO_CAPABILITIES, MIGRATION_ENDED, migrationStatus, setCapabilities } from "../qmp/vm.ts";
+import { addNbdNode, attachReplication, type PrimaryDisk } from "../storage/mirror.ts";
 import { primaryProxyArguments, secondaryProxyArguments } from "./qemu_proxy.ts";
 
 const ROOT = "/run/colo-agent-bench";

@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { VNET_BYTES } from "../ffi/layout.ts";
 import { StreamSocket } from "../ffi/stream_socket.ts";
-import { qemuArgv, qemuEnvironment } from "../lab/assets.ts";
+import { qemuArgv, qemuEnvironment } from "../host/installed.ts";
 import { onExit } from "./on_exit.ts";
 
 export const QEMU_FRAMING_BYTES = 8;

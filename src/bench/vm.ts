@@ -4,7 +4,7 @@
  * that keeps them in step); QEMU's own proxy; the agents. Each repetition starts each way once and sends all traffic.
  */
 import { readFileSync } from "node:fs";
-import { requireRoot } from "../cli/root.ts";
+import { requireRoot } from "../host/root.ts";
 import type { ClientKind, ClientOptions, ClientReport } from "../lab/client.ts";
 import { GUEST_IPV4 } from "../lab/network.ts";
 import { LabTraffic } from "../lab/traffic.ts";

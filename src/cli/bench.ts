@@ -5,7 +5,7 @@ import { BENCHES } from "../bench/benches.ts";
 import { benchMachine, machineLine } from "../bench/machine.ts";
 import type { BenchContext, BenchName, BenchResult, BenchSkipped } from "../bench/result.ts";
 import { renderResults } from "../bench/table.ts";
-import { requireRoot } from "./root.ts";
+import { requireRoot } from "../host/root.ts";
 
 const RUNS_DEFAULT = 5;
 const RUNS_QUICK = 2;

@@ -1,10 +1,6 @@
 /** `colo-agent certificates`: the site's CA and a certificate for each agent and witness. */
 import { Command, InvalidArgumentError } from "commander";
-import {
-  type CertificateOptions,
-  makeCertificates,
-  parseCertificateRequest,
-} from "../arbiter/certificates.ts";
+import { type CertificateOptions, makeCertificates, parseCertificateRequest } from "../certificates/make.ts";
 
 function days(text: string): number {
   const number = Number(text);

@@ -3,9 +3,9 @@ import Table from "cli-table3";
 import { Command, Option } from "commander";
 import { Listr, type ListrTask, PRESET_TIMER } from "listr2";
 import pc from "picocolors";
+import { requireRoot } from "../host/root.ts";
 import { Lab } from "../lab/lab.ts";
 import { LOSSES, type LossName, type LossResult, runLoss } from "../lab/scenario.ts";
-import { requireRoot } from "./root.ts";
 
 const LAB_NAME = "demo";
 

@@ -2,10 +2,10 @@
 import { Command, InvalidArgumentError } from "commander";
 import pc from "picocolors";
 import { loadConfig } from "../agent/config.ts";
-import { VERSION } from "../agent/version.ts";
 import { examine, GROUPS } from "../doctor/doctor.ts";
 import { count, renderResults } from "../doctor/render.ts";
-import { requireRoot } from "./root.ts";
+import { requireRoot } from "../host/root.ts";
+import { VERSION } from "../host/version.ts";
 
 interface DoctorCommandOptions {
   config?: string;

@@ -2,8 +2,8 @@
 import Table from "cli-table3";
 import { Command, InvalidArgumentError } from "commander";
 import pc from "picocolors";
+import { requireRoot } from "../host/root.ts";
 import { Lab, type LabReport } from "../lab/lab.ts";
-import { requireRoot } from "./root.ts";
 
 interface UpOptions {
   name: string;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bun
 /** The command line of colo-agent. Each command is a file beside this one. */
 import { Command } from "commander";
-import { VERSION } from "../agent/version.ts";
+import { VERSION } from "../host/version.ts";
 import { benchCommand } from "./bench.ts";
 import { certificatesCommand } from "./certificates.ts";
 import { compareCommand } from "./compare.ts";

@@ -1,6 +1,6 @@
 /** `colo-agent failover | unprotect | pause | protect | promote | start | stop | tune | restart`: what an administrator can ask of a running agent. */
 import { Command, InvalidArgumentError } from "commander";
-import type { OperatorCommand, VmStatus } from "../agent/vm.ts";
+import type { OperatorCommand, VmStatus } from "../api/status.ts";
 
 const SOCKET = "/run/colo-agent.sock";
 const SOCKET_HELP = "the agent's socket (agent.socket in its configuration)";

@@ -1,13 +1,13 @@
 /** `colo-agent run`: the agent of this host, until it is told to end. */
 import { Command } from "commander";
 import { HostAgent } from "../agent/agent.ts";
-import { loadConfig } from "../agent/config.ts";
+import { agentPair, loadConfig } from "../agent/config.ts";
 import { checkFence } from "../agent/fence.ts";
-import { createLogger } from "../agent/log.ts";
-import { checkStreamTls } from "../agent/stream_tls.ts";
 import { openArbiter } from "../arbiter/index.ts";
-import { bpfObject } from "../lab/assets.ts";
-import { requireRoot } from "./root.ts";
+import { checkStreamTls } from "../certificates/qemu_files.ts";
+import { bpfObject } from "../host/installed.ts";
+import { createLogger } from "../host/log.ts";
+import { requireRoot } from "../host/root.ts";
 
 const ANSWER_MS = 50;
 
@@ -19,7 +19,7 @@ export function runCommand(): Command {
     .action(async (options: { config: string; check?: boolean }) => {
       const config = await loadConfig(options.config);
       if (options.check) {
-        await openArbiter(config, createLogger("warn"));
+        await openArbiter(config.arbiter, agentPair(config), createLogger("warn"));
         if (config.fence !== undefined) checkFence(config.fence);
         if (config.tls !== undefined) checkStreamTls(config.tls.directory, config.agent.name);
         process.stdout.write(`${options.config}: good; ${config.vm.length} VM(s)\n`);

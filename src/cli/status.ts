@@ -1,7 +1,7 @@
 /** `colo-agent status`: what an agent says of its VMs. */
 import Table from "cli-table3";
 import { Command } from "commander";
-import type { VmStatus } from "../agent/vm.ts";
+import type { VmStatus } from "../api/status.ts";
 import type { ResyncReading } from "../storage/resync_progress.ts";
 
 interface AgentStatus {

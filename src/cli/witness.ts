@@ -1,9 +1,9 @@
 /** `colo-agent witness`: the arbiter on a third host. */
 import { Command } from "commander";
-import { createLogger } from "../agent/log.ts";
-import { readTls } from "../arbiter/tls.ts";
 import { loadWitnessSettings, type WitnessFlags } from "../arbiter/witness_config.ts";
 import { serveWitness } from "../arbiter/witness_server.ts";
+import { readTls } from "../certificates/read.ts";
+import { createLogger } from "../host/log.ts";
 
 export function witnessCommand(): Command {
   return new Command("witness")

@@ -5,7 +5,7 @@
  * Source of the format: draft-ietf-opsawg-pcapng, sections 4.1 (section header), 4.2 (interface description),
  * 4.3 (enhanced packet). Written in little-endian order; readers tell it from the byte-order magic.
  */
-import { VERSION } from "../agent/version.ts";
+import { VERSION } from "../host/version.ts";
 import {
   describeCut,
   frameBytesOf,

@@ -12,7 +12,7 @@
 import { Database } from "bun:sqlite";
 import { closeSync, existsSync, mkdirSync, openSync, renameSync, rmSync } from "node:fs";
 import { dirname } from "node:path";
-import type { Logger } from "../agent/log.ts";
+import type { Logger } from "../host/log.ts";
 import { keepFrame } from "./kept_frame.ts";
 import { DivergenceReader } from "./reader.ts";
 import type {

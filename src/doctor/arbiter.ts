@@ -1,6 +1,8 @@
 /** The arbiter, by reading from it as the agent does. */
-import { createLogger } from "../agent/log.ts";
+
+import { agentPair } from "../agent/config.ts";
 import { openArbiter } from "../arbiter/index.ts";
+import { createLogger } from "../host/log.ts";
 import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
 
 /** A read slower than this part of arbiter.timeout_ms leaves no room for bad days. */
@@ -17,7 +19,7 @@ async function records({ config }: DoctorContext): Promise<Finding[]> {
     ];
   }
   const timeoutMs = settings.timeout_ms;
-  const arbiter = await openArbiter(config!, createLogger("error"));
+  const arbiter = await openArbiter(config!.arbiter, agentPair(config!), createLogger("error"));
   const findings: Finding[] = [];
   for (const { name } of config!.vm) {
     findings.push({ subject: name, ...(await readRecord(name)) });

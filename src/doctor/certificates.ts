@@ -2,9 +2,8 @@
 import { X509Certificate } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { checkStreamTls } from "../agent/stream_tls.ts";
-import { readAuthority, readTls } from "../arbiter/tls.ts";
-import { CREDENTIAL_FILES } from "../qmp/tls.ts";
+import { CREDENTIAL_FILES, checkStreamTls } from "../certificates/qemu_files.ts";
+import { readAuthority, readTls } from "../certificates/read.ts";
 import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
 
 const EXPIRY_WARNING_DAYS = 30;

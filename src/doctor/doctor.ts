@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Config } from "../agent/config.ts";
-import { bpfObject } from "../lab/assets.ts";
+import { bpfObject } from "../host/installed.ts";
 import { arbiterGroup } from "./arbiter.ts";
 import { bpfGroup } from "./bpf.ts";
 import { certificatesGroup } from "./certificates.ts";

@@ -1,7 +1,7 @@
 /** Whether KVM runs a guest, by running some: opening /dev/kvm says nothing (a nested one may open and then hang). */
 import { existsSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { guestKernel } from "../lab/assets.ts";
+import { guestKernel } from "../host/installed.ts";
 import { type Check, type DoctorContext, type Finding, type Group, ok, once, warn } from "./check.ts";
 import { lastLine, runGuest } from "./qemu_program.ts";
 import { EXIT_DEVICE, EXIT_STATUS, exitingGuest } from "./tiny_guest.ts";

@@ -1,7 +1,8 @@
 /** The replication link: its MTU, its acknowledgements, and the agent at its other end. */
 import { PeerClient, PeerRefusedError, PeerUnreachableError } from "../agent/control_channel.ts";
-import { createLogger } from "../agent/log.ts";
-import { checkTap, VXLAN_OVERHEAD_BYTES } from "../agent/netdev.ts";
+import { checkTap } from "../host/links.ts";
+import { createLogger } from "../host/log.ts";
+import { VXLAN_OVERHEAD_BYTES } from "../proxy/devices.ts";
 import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
 import { ip } from "./scratch_namespace.ts";
 
@@ -78,7 +79,7 @@ async function ping(context: DoctorContext, bytes: number): Promise<boolean> {
   return (await child.exited) === 0;
 }
 
-/** src/agent/netdev.ts disableDelayedAck sets the route whenever the agents connect. */
+/** src/proxy/devices.ts disableDelayedAck sets the route whenever the agents connect. */
 async function quickAck(context: DoctorContext): Promise<Finding> {
   const { peer } = addresses(context);
   const routes = await ip("route", "show", `${peer}/32`);

@@ -1,14 +1,14 @@
 /** QEMU: what it says of itself, and what it does when two of it are made a COLO pair. */
 import { createServer } from "node:net";
 import { join } from "node:path";
-import { checkQemu, QEMU_THAT_WORKS, type QemuFacts } from "../qmp/check.ts";
+import { checkQemu, QEMU_THAT_WORKS, type QemuFacts } from "../colo/check.ts";
 import {
   prepareSecondary,
   primaryFailover,
   requestCheckpoint,
   secondaryFailover,
   startProtection,
-} from "../qmp/colo.ts";
+} from "../colo/index.ts";
 import { QmpClosedError } from "../qmp/errors.ts";
 import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
 import { acceleratorOf } from "./kvm.ts";
@@ -39,7 +39,7 @@ async function program(context: DoctorContext): Promise<Finding[]> {
       { ...replication, subject: "disk replication" },
     ];
   } catch (error) {
-    // The sentences of src/qmp/check.ts say what to take instead.
+    // The sentences of src/colo/check.ts say what to take instead.
     return [fail((error as Error).message, `Use ${QEMU_THAT_WORKS}.`)];
   } finally {
     await one.kill();

@@ -2,7 +2,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import type { Config } from "../agent/config.ts";
-import { qemuArgv, qemuEnvironment, qemuImgArgv } from "../lab/assets.ts";
+import { qemuArgv, qemuEnvironment, qemuImgArgv } from "../host/installed.ts";
 
 const PROGRAM = "qemu-system-x86_64";
 

@@ -1,7 +1,7 @@
 /** A network namespace with devices to try things on, so that nothing of the machine's own network is touched. */
 import { existsSync, readdirSync } from "node:fs";
 import { inNamespace } from "../ffi/netns.ts";
-import { runToEnd } from "../process/run_to_end.ts";
+import { runToEnd } from "../host/run_to_end.ts";
 
 const PREFIX = "colo-doctor-";
 

@@ -13,9 +13,10 @@
  *
  * Each transition is a function of its own, named as in docs/failover.md, which gives the reasons.
  */
-import type { VmRecord, VmRecordUpdate } from "../arbiter/record.ts";
+
 import type { Action, Decision, Event, Goal, Phase, State } from "./state.ts";
 import { peerVerdict } from "./verdict.ts";
+import type { VmRecord, VmRecordUpdate } from "./vm_record.ts";
 
 /** A step under way: the state is a copy that the transitions change. */
 interface Step {

@@ -1,5 +1,5 @@
 /** What the failover decisions know, are told and ask for; decide.ts decides. No clocks, no I/O, plain data only. */
-import type { VmRecord, VmRecordUpdate } from "../arbiter/record.ts";
+import type { VmRecord, VmRecordUpdate } from "./vm_record.ts";
 
 /**
  * starting -> alone | resuming | waiting

@@ -1,5 +1,7 @@
 /** The lab's options that make its VM the Debian guest with nginx, Redis and PostgreSQL (guest/README.md). */
-import { debianGuestDisk, debianGuestInitrd, guestCommandLine, guestKernel } from "./assets.ts";
+
+import { guestKernel } from "../host/installed.ts";
+import { debianGuestDisk, debianGuestInitrd, guestCommandLine } from "./assets.ts";
 import type { LabOptions } from "./lab.ts";
 import { GUEST_IPV4, GUEST_IPV6 } from "./network.ts";
 

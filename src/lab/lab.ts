@@ -5,23 +5,14 @@
 import { randomBytes } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { VmStatus } from "../agent/vm.ts";
-import { makeCertificates } from "../arbiter/certificates.ts";
+import type { VmStatus } from "../api/status.ts";
+import { makeCertificates } from "../certificates/make.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
+import { guestKernel, qemuArgv, qemuEnvironment, qemuImgArgv } from "../host/installed.ts";
 import { endQemu, findQemu } from "../qemu/instance.ts";
 import { endProcess, isAlive, type ProcessIdentity, startDetached } from "../qemu/process.ts";
 import type { QemuRole } from "../qemu/settings.ts";
-import {
-  guestCommandLine,
-  guestInitrd,
-  guestKernel,
-  guestReadyPattern,
-  qemuArgv,
-  qemuEnvironment,
-  qemuImgArgv,
-  type WrongQemu,
-  wrongQemu,
-} from "./assets.ts";
+import { guestCommandLine, guestInitrd, guestReadyPattern, type WrongQemu, wrongQemu } from "./assets.ts";
 import {
   CLIENT_IPV4,
   createNetwork,

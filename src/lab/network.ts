@@ -7,7 +7,7 @@
  *               └────── host b: bridge br0 ── tap0 (VM)       host a ── repl ── host b
  */
 import { existsSync } from "node:fs";
-import { runToEnd } from "../process/run_to_end.ts";
+import { runToEnd } from "../host/run_to_end.ts";
 
 export const CLIENT_IPV4 = "198.18.0.1";
 export const GUEST_IPV4 = "198.18.0.10";

@@ -3,8 +3,8 @@
  * end-to-end tests assert.
  */
 import { closeSync, openSync, readSync } from "node:fs";
+import { secondaryDisksCommitted } from "../colo/index.ts";
 import { QmpClient } from "../qmp/client.ts";
-import { secondaryDisksCommitted } from "../qmp/colo.ts";
 import type { Lab } from "./lab.ts";
 import { GUEST_IPV4, type HostLetter } from "./network.ts";
 import { patternBytes } from "./pattern.ts";

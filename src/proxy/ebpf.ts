@@ -4,9 +4,9 @@
  * switched before the next step of the procedure begins.
  */
 
-import { bootNs, wallToBootNs } from "../agent/clock.ts";
 import type { DataPathEvents } from "../datapath/handle.ts";
 import { ROLE, type Role } from "../ffi/layout.ts";
+import { bootNs, wallToBootNs } from "../host/clock.ts";
 import { EbpfNic, type EbpfNicOptions } from "./ebpf_nic.ts";
 import { LOSSES_ON_PRIMARY, LOSSES_ON_SECONDARY, lostFrames } from "./losses.ts";
 import type { NicReading, PacketProxy, ProxyEntry, ProxyEvents } from "./proxy.ts";

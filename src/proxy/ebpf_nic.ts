@@ -1,10 +1,10 @@
 /** One network interface of a VM on the agent's own data plane: its tap, the devices beside it, programs, rings and worker. */
 import { join } from "node:path";
-import { ensureDevices, type VmDevices } from "../agent/netdev.ts";
 import { DataPath, type DataPathEvents } from "../datapath/handle.ts";
 import type { WorkerSetup } from "../datapath/shared.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
 import { ROLE } from "../ffi/layout.ts";
+import { ensureDevices, type VmDevices } from "./devices.ts";
 import { TapQueue } from "./tap_queue.ts";
 
 export interface EbpfNicOptions {

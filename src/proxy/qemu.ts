@@ -6,11 +6,11 @@
  * QEMU releases what a checkpoint covers and rewrites numbers by itself, so much of the interface has nothing to do here.
  */
 
-import type { Logger } from "../agent/log.ts";
-import { tapFramesGiven } from "../agent/netdev.ts";
+import type { Logger } from "../host/log.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import { type YankInstance, yank } from "../qmp/vm.ts";
 import { CompareNotices } from "./compare_notices.ts";
+import { tapFramesGiven } from "./devices.ts";
 import type { NicReading, PacketProxy, ProxyEntry, ProxyEvents } from "./proxy.ts";
 import {
   addPrimaryFilters,

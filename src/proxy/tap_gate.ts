@@ -6,9 +6,10 @@
  *
  * The timers of nftables stand still while the host is suspended: a host that runs VMs under this gate must not be.
  */
-import { bootMs } from "../agent/clock.ts";
+
 import { ifindex } from "../ffi/libc.ts";
 import { NftSet } from "../ffi/nft_set.ts";
+import { bootMs } from "../host/clock.ts";
 
 /** An element's timer may run out this late: a tick of the slowest kernel (HZ=100). It comes off the lease. */
 const TICK_MS = 10;

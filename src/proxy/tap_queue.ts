@@ -5,7 +5,7 @@
  * of a stopped VM, so what is still queued at STOP would reach one VM and not the other. The programs count what they
  * put in, the tap counts what has been taken out; while nothing new is put in, equality means that the queue is empty.
  */
-import { tapFramesTaken } from "../agent/netdev.ts";
+import { tapFramesTaken } from "./devices.ts";
 
 const POLL_MS = 1;
 

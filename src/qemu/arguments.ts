@@ -24,7 +24,7 @@ export function nicArguments(nic: ManagedNic, index: number): string[] {
   netdev.push(`vhost=${nic.vhost ? "on" : "off"}`);
   if (queues > 1) netdev.push(`queues=${queues}`);
   const device = [nic.model, `id=nic${index}`, `netdev=net${index}`, `mac=${nic.mac}`, "romfile="];
-  // Else the guest sends ARP after each checkpoint on one side only (src/qmp/check.ts).
+  // Else the guest sends ARP after each checkpoint on one side only (src/colo/check.ts).
   if (virtio) device.push("guest_announce=off");
   // A vector for each queue, for control and for changes of configuration.
   if (queues > 1) device.push("mq=on", `vectors=${2 * queues + 2}`);

@@ -1,6 +1,6 @@
 /** Disk images and a secondary's overlays over them, by qemu-img. */
 import { existsSync, mkdirSync, rmSync, statSync } from "node:fs";
-import { runToEnd } from "../process/run_to_end.ts";
+import { runToEnd } from "../host/run_to_end.ts";
 import { type Disk, overlayPaths } from "../storage/disk_graph.ts";
 import { freeBytes } from "../storage/room.ts";
 import type { QemuSettings } from "./settings.ts";

@@ -10,20 +10,13 @@ import { QmpError } from "./errors.ts";
 import { messageOf } from "./vm.ts";
 
 export interface StreamTls {
-  /** The five files of {@link CREDENTIAL_FILES}, readable for QEMU; read anew at each protection. */
+  /** The five files of src/certificates/qemu_files.ts, readable for QEMU; read anew at each protection. */
   directory: string;
   /** GnuTLS's priority string; left out: QEMU's default. */
   priority?: string | undefined;
   /** Whom the other side's certificate has to name. */
   peerName: string;
 }
-
-/** What tls-creds-x509 looks for in its directory (crypto/tlscredsx509.c). */
-export const CREDENTIAL_FILES = {
-  ca: "ca-cert.pem",
-  server: { certificate: "server-cert.pem", key: "server-key.pem" },
-  client: { certificate: "client-cert.pem", key: "client-key.pem" },
-} as const;
 
 export const TLS_CREDENTIALS = "colo-tls";
 export const TLS_PEER = "colo-tls-peer";

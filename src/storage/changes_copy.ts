@@ -6,8 +6,8 @@
  * The bitmap that covers the difference is only read: if this fails, or the agent dies, it still covers it.
  */
 import type { QmpClient } from "../qmp/client.ts";
-import { type PrimaryDisk, passJobId } from "../qmp/primary_disk.ts";
 import { addBitmap, dirtyBytes, PASS_BITMAP, removeBitmap } from "./dirty_bitmaps.ts";
+import { type PrimaryDisk, passJobId } from "./mirror.ts";
 
 /** Little enough for the pause. */
 const FEW_BYTES = 4 << 20;

@@ -1,8 +1,8 @@
 /** The copies of all disks of a VM that is being protected: whole ones by mirrors, others by what changed, both at the same time. */
 import type { QmpClient } from "../qmp/client.ts";
-import { copyDisks, type DiskProgress, finishCopies, type PrimaryDisk } from "../qmp/primary_disk.ts";
 import { ChangesCopy } from "./changes_copy.ts";
 import { PASS_BITMAP, removeBitmap } from "./dirty_bitmaps.ts";
+import { copyDisks, type DiskProgress, finishCopies, type PrimaryDisk } from "./mirror.ts";
 
 export class DiskCopies {
   readonly #progress = new Map<string, DiskProgress>();

@@ -1,5 +1,5 @@
 /** How far the copy of a VM's disks to its replica has come, for people and for Prometheus. */
-import type { DiskProgress } from "../qmp/primary_disk.ts";
+import type { DiskProgress } from "./mirror.ts";
 
 export interface ResyncReading {
   /** Of all disks: sent so far, and what there is to send. What the VM writes meanwhile is added to both. */

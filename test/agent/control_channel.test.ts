@@ -2,7 +2,7 @@
 import { afterEach, expect, test } from "bun:test";
 import { connect, type Socket } from "node:net";
 import { PeerServer } from "../../src/agent/control_channel.ts";
-import { createLogger } from "../../src/agent/log.ts";
+import { createLogger } from "../../src/host/log.ts";
 
 const ENDPOINT = { host: "127.0.0.1", port: 17_412 };
 

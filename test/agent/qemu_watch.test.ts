@@ -3,8 +3,8 @@ import { afterAll, afterEach, expect, test } from "bun:test";
 import type { VmConfig } from "../../src/agent/config.ts";
 import { disksOf } from "../../src/agent/machine.ts";
 import { QemuWatch } from "../../src/agent/qemu_watch.ts";
+import { primaryFailover, startProtection } from "../../src/colo/index.ts";
 import type { Event } from "../../src/failover/state.ts";
-import { primaryFailover, startProtection } from "../../src/qmp/colo.ts";
 import {
   freePorts,
   prepare,

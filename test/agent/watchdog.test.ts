@@ -15,7 +15,6 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createLogger } from "../../src/agent/log.ts";
 import { openWatchdog, Watchdog } from "../../src/agent/watchdog.ts";
 import {
   WATCHDOG_INFO_BYTES,
@@ -25,6 +24,7 @@ import {
   WDIOF_MAGICCLOSE,
   WDIOF_SETTIMEOUT,
 } from "../../src/ffi/watchdog.ts";
+import { createLogger } from "../../src/host/log.ts";
 
 const log = createLogger("error");
 let directory: string;

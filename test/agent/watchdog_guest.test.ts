@@ -6,7 +6,8 @@ import { expect, test } from "bun:test";
 import { copyFileSync, cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
-import { qemuArgv, qemuEnvironment, watchdogKernelFolder } from "../../src/lab/assets.ts";
+import { qemuArgv, qemuEnvironment } from "../../src/host/installed.ts";
+import { watchdogKernelFolder } from "../../src/lab/assets.ts";
 
 const MEMORY_MIB = 768;
 const RUN_TIMEOUT_MS = 110_000;

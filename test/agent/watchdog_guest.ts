@@ -1,6 +1,7 @@
 /** What runs in the virtual machine of watchdog_guest.test.ts, on a kernel with softdog. */
-import { createLogger } from "../../src/agent/log.ts";
+
 import { openWatchdog } from "../../src/agent/watchdog.ts";
+import { createLogger } from "../../src/host/log.ts";
 
 const TIMEOUT_S = 2;
 const log = createLogger("info");

@@ -2,9 +2,9 @@
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { X509Certificate } from "node:crypto";
 import { copyFileSync, existsSync, readFileSync, rmSync, statSync } from "node:fs";
-import { checkStreamTls } from "../../src/agent/stream_tls.ts";
-import { parseCertificateRequest } from "../../src/arbiter/certificates.ts";
-import { readTls } from "../../src/arbiter/tls.ts";
+import { parseCertificateRequest } from "../../src/certificates/make.ts";
+import { checkStreamTls } from "../../src/certificates/qemu_files.ts";
+import { readTls } from "../../src/certificates/read.ts";
 import { tlsPaths, Workplace } from "./servers.ts";
 
 let workplace: Workplace;

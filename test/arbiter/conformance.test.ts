@@ -8,8 +8,8 @@ import {
   type SwapResult,
 } from "../../src/arbiter/arbiter.ts";
 import { EtcdArbiter } from "../../src/arbiter/etcd.ts";
-import type { VmRecordUpdate } from "../../src/arbiter/record.ts";
 import { WitnessClient } from "../../src/arbiter/witness_client.ts";
+import type { VmRecordUpdate } from "../../src/failover/vm_record.ts";
 import { LossyProxy } from "./lossy_proxy.ts";
 import {
   etcd,

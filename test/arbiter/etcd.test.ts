@@ -2,7 +2,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { ArbiterRefusedError, ArbiterUnreachableError, type SwapResult } from "../../src/arbiter/arbiter.ts";
 import { EtcdArbiter, type EtcdOptions } from "../../src/arbiter/etcd.ts";
-import type { VmRecordUpdate } from "../../src/arbiter/record.ts";
+import type { VmRecordUpdate } from "../../src/failover/vm_record.ts";
 import { type EtcdMember, etcd, etcdMember, type ServerProcess, Workplace } from "./servers.ts";
 
 const record = (generation: number): VmRecordUpdate => ({

@@ -1,9 +1,9 @@
 /** From the configuration to the arbiter: what is refused and what is warned of at start. */
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
-import { parseConfig } from "../../src/agent/config.ts";
-import type { Logger } from "../../src/agent/log.ts";
+import { agentPair, parseConfig } from "../../src/agent/config.ts";
 import { openArbiter } from "../../src/arbiter/index.ts";
+import type { Logger } from "../../src/host/log.ts";
 import { etcd, etcdMember, freePort, siteCertificates, tlsPaths, Workplace, witness } from "./servers.ts";
 
 let workplace: Workplace;
@@ -42,6 +42,11 @@ tap = "tap0"
     "agent.toml",
   );
 
+const opened = (arbiter: string) => {
+  const parsed = config(arbiter);
+  return openArbiter(parsed.arbiter, agentPair(parsed), log);
+};
+
 function files(name: string): string {
   const { ca, certificate, key } = tlsPaths(workplace, name);
   return `ca = "${ca}"\ncertificate = "${certificate}"\nkey = "${key}"\n`;
@@ -52,7 +57,7 @@ const record = { term: 1, generation: 1, holder: "host-a", replicaValid: false }
 test("none, said or not said, is no arbiter, with a loud warning", async () => {
   for (const text of ["", '[arbiter]\ntype = "none"\n']) {
     warnings = [];
-    expect(await openArbiter(config(text), log)).toBeUndefined();
+    expect(await opened(text)).toBeUndefined();
     expect(warnings.join()).toContain("NO AUTOMATIC PROMOTION");
   }
 });
@@ -61,11 +66,11 @@ test("a witness with this agent's certificate; another's is refused, one that ru
   const port = await freePort();
   await witness(workplace, port, { tls: true }).start();
   const text = `[arbiter]\ntype = "witness"\nurl = "https://127.0.0.1:${port}"\n`;
-  const arbiter = await openArbiter(config(`${text}${files("host-a")}`), log);
+  const arbiter = await opened(`${text}${files("host-a")}`);
   expect((await arbiter!.compareAndSwap("vm1", 0, record)).swapped).toBe(true);
   expect(await arbiter!.read("vm1")).toEqual({ ...record, revision: 1 });
   expect(warnings.join()).toContain("runs out soon"); // the test's certificates are made for two days
-  await expect(openArbiter(config(`${text}${files("host-b")}`), log)).rejects.toThrow(
+  await expect(opened(`${text}${files("host-b")}`)).rejects.toThrow(
     /certificate of "host-b", but this agent is "host-a"/,
   );
 });
@@ -74,7 +79,7 @@ test("plain HTTP is warned of at every start", async () => {
   const port = await freePort();
   await witness(workplace, port, { tls: false }).start();
   const text = `[arbiter]\ntype = "witness"\nurl = "http://127.0.0.1:${port}"\n`;
-  const arbiter = await openArbiter(config(text), log);
+  const arbiter = await opened(text);
   expect(await arbiter!.read("vm1")).toBeUndefined();
   expect(warnings.join()).toContain("plain HTTP");
 });
@@ -83,7 +88,7 @@ test("etcd with any certificate that etcd takes, and a password from a file", as
   const member = await etcdMember("one");
   await etcd(workplace, member, [member], { tls: true }).start();
   const text = `[arbiter]\ntype = "etcd"\nendpoints = ["https://127.0.0.1:${member.clientPort}"]\ntimeout_ms = 1200\n`;
-  const arbiter = await openArbiter(config(`${text}${files("server")}`), log);
+  const arbiter = await opened(`${text}${files("server")}`);
   const ready = () =>
     arbiter!.read("vm1").then(
       () => true,
@@ -93,10 +98,10 @@ test("etcd with any certificate that etcd takes, and a password from a file", as
   expect((await arbiter!.compareAndSwap("vm1", 0, record)).swapped).toBe(true);
   const password = workplace.path("password");
   const user = `user = "colo"\npassword_file = "${password}"\n`;
-  await expect(openArbiter(config(`${text}${files("server")}${user}`), log)).rejects.toThrow(
+  await expect(opened(`${text}${files("server")}${user}`)).rejects.toThrow(
     /cannot read arbiter\.password_file/,
   );
   writeFileSync(password, "secret\n");
-  const withUser = await openArbiter(config(`${text}${files("server")}${user}`), log);
+  const withUser = await opened(`${text}${files("server")}${user}`);
   await expect(withUser!.read("vm1")).rejects.toThrow(/authentication is not enabled/);
 });

@@ -3,7 +3,7 @@ import { mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { makeCertificates } from "../../src/arbiter/certificates.ts";
+import { makeCertificates } from "../../src/certificates/make.ts";
 import { etcdProgram } from "../../src/lab/assets.ts";
 
 const MAIN = join(import.meta.dir, "../../src/cli/main.ts");

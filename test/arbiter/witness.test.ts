@@ -4,14 +4,14 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { copyFileSync, existsSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
-import { createLogger } from "../../src/agent/log.ts";
 import { ArbiterRefusedError, ArbiterUnreachableError } from "../../src/arbiter/arbiter.ts";
-import { makeCertificates } from "../../src/arbiter/certificates.ts";
-import type { VmRecordUpdate } from "../../src/arbiter/record.ts";
-import { readTls } from "../../src/arbiter/tls.ts";
 import { WitnessClient } from "../../src/arbiter/witness_client.ts";
 import { serveWitness, type Witness } from "../../src/arbiter/witness_server.ts";
 import { WitnessStore } from "../../src/arbiter/witness_store.ts";
+import { makeCertificates } from "../../src/certificates/make.ts";
+import { readTls } from "../../src/certificates/read.ts";
+import type { VmRecordUpdate } from "../../src/failover/vm_record.ts";
+import { createLogger } from "../../src/host/log.ts";
 import { freePort, siteCertificates, tlsPaths, Workplace, witness } from "./servers.ts";
 
 const log = createLogger("error");

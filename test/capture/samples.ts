@@ -4,7 +4,7 @@
  */
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { cacheDirectory } from "../../src/lab/assets.ts";
+import { cacheDirectory } from "../../src/host/installed.ts";
 
 /** Each with a file that shows that it is there. */
 const PACKAGES = {

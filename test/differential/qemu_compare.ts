@@ -15,7 +15,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { createConnection, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { qemuArgv, qemuEnvironment } from "../../src/lab/assets.ts";
+import { qemuArgv, qemuEnvironment } from "../../src/host/installed.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
 import { ethernet, text, udp } from "../compare/frames.ts";
 

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { serveApi } from "../../src/agent/api.ts";
+import { serveApi } from "../../src/api/serve.ts";
 import { explain, explanationOf } from "../../src/divergence/explain.ts";
 import { recordFromJson } from "../../src/divergence/json.ts";
 import { writePcapng } from "../../src/divergence/pcapng.ts";

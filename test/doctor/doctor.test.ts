@@ -4,7 +4,7 @@ import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Config } from "../../src/agent/config.ts";
-import { makeCertificates } from "../../src/arbiter/certificates.ts";
+import { makeCertificates } from "../../src/certificates/make.ts";
 import { type DoctorContext, fail, type Group, ok, runChecks, type Status } from "../../src/doctor/check.ts";
 import { GROUPS } from "../../src/doctor/doctor.ts";
 import {
@@ -15,7 +15,8 @@ import {
   kernelFunctionRefused,
 } from "../../src/ffi/bpf_probe.ts";
 import { clockState } from "../../src/ffi/clock_state.ts";
-import { bpfObject, WRONG_QEMUS, wrongQemu } from "../../src/lab/assets.ts";
+import { bpfObject } from "../../src/host/installed.ts";
+import { WRONG_QEMUS, wrongQemu } from "../../src/lab/assets.ts";
 
 setDefaultTimeout(180_000);
 

@@ -4,7 +4,7 @@
  */
 import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
-import type { VmStatus } from "../../src/agent/vm.ts";
+import type { VmStatus } from "../../src/api/status.ts";
 import { LabFaults, otherHost } from "../../src/lab/faults.ts";
 import { Lab } from "../../src/lab/lab.ts";
 import { GUEST_IPV4, GUEST_MAC, type HostLetter, inNamespace, run } from "../../src/lab/network.ts";

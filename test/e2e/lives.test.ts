@@ -6,7 +6,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { qemuImgArgv } from "../../src/lab/assets.ts";
+import { qemuImgArgv } from "../../src/host/installed.ts";
 import { otherHost } from "../../src/lab/faults.ts";
 import type { Lab } from "../../src/lab/lab.ts";
 import { GUEST_IPV4, type HostLetter } from "../../src/lab/network.ts";

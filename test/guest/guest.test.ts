@@ -3,14 +3,8 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import {
-  guestCommandLine,
-  guestInitrd,
-  guestKernel,
-  guestReadyPattern,
-  qemuArgv,
-  qemuEnvironment,
-} from "../../src/lab/assets.ts";
+import { guestKernel, qemuArgv, qemuEnvironment } from "../../src/host/installed.ts";
+import { guestCommandLine, guestInitrd, guestReadyPattern } from "../../src/lab/assets.ts";
 import { patternBytes as pattern } from "../../src/lab/pattern.ts";
 import { guestIp4, guestIp6 } from "./scenarios.ts";
 

@@ -1,6 +1,7 @@
 /** Runs the data plane of a VM with two interfaces as an agent does; see child.ts. */
-import { bootMs } from "../../src/agent/clock.ts";
+
 import { ROLE } from "../../src/ffi/layout.ts";
+import { bootMs } from "../../src/host/clock.ts";
 import { EbpfProxy } from "../../src/proxy/ebpf.ts";
 
 const [objectPath, pinDirectory, peerAddress, how, ...taps] = process.argv.slice(2) as [

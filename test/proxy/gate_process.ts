@@ -1,5 +1,5 @@
 /** Keeps the gate of taps as an agent does, in a process that a test can kill: one command a line, one answer a line. */
-import { bootMs } from "../../src/agent/clock.ts";
+import { bootMs } from "../../src/host/clock.ts";
 import { TapGate } from "../../src/proxy/tap_gate.ts";
 
 const [table, ...taps] = process.argv.slice(2);

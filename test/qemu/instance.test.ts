@@ -2,7 +2,7 @@
 import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { qemuArgv, qemuEnvironment, qemuImgArgv } from "../../src/lab/assets.ts";
+import { qemuArgv, qemuEnvironment, qemuImgArgv } from "../../src/host/installed.ts";
 import { labDisk } from "../../src/lab/qemu.ts";
 import { commitOverlays, createOverlays, diskBytes } from "../../src/qemu/images.ts";
 import { endQemu, findQemu, startQemu } from "../../src/qemu/instance.ts";

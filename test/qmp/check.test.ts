@@ -2,11 +2,11 @@ import { afterAll, afterEach, describe, expect, setDefaultTimeout, test } from "
 import { mkdirSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { join } from "node:path";
-import { qemuArgv, qemuEnvironment } from "../../src/lab/assets.ts";
+import { judgeVersion } from "../../src/colo/check.ts";
+import { checkQemu, QemuUnsuitableError } from "../../src/colo/index.ts";
+import { qemuArgv, qemuEnvironment } from "../../src/host/installed.ts";
 import { killQemu, startLabQemu } from "../../src/lab/qemu.ts";
-import { judgeVersion } from "../../src/qmp/check.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
-import { checkQemu, QemuUnsuitableError } from "../../src/qmp/colo.ts";
 import { removeTestDirectory, testDirectory } from "./pair.ts";
 
 // Not a claim: emulated guests on a busy machine take their time.

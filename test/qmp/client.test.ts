@@ -3,7 +3,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, te
 import { mkdirSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
-import { qemuArgv, qemuEnvironment } from "../../src/lab/assets.ts";
+import { qemuArgv, qemuEnvironment } from "../../src/host/installed.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
 import {
   QmpAbortedError,

@@ -5,13 +5,13 @@
  * Afterwards the survivor's guest must go on, and its disk must hold every record it has reported.
  */
 import { afterAll, afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { LAB_NODES } from "../../src/lab/qemu.ts";
 import {
   type PrimaryDisk,
   primaryFailover,
   secondaryDisksCommitted,
   secondaryFailover,
-} from "../../src/qmp/colo.ts";
+} from "../../src/colo/index.ts";
+import { LAB_NODES } from "../../src/lab/qemu.ts";
 import {
   checkpoint,
   protect,

@@ -11,9 +11,6 @@ import {
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { guestKernel, qemuArgv, qemuEnvironment, qemuImgArgv } from "../../src/lab/assets.ts";
-import { killQemu, type LabQemu, type LabQemuOptions, labDisk, startLabQemu } from "../../src/lab/qemu.ts";
-import { QmpClient, type QmpEvent } from "../../src/qmp/client.ts";
 import {
   type PrimaryDisk,
   type Protection,
@@ -22,7 +19,10 @@ import {
   prepareSecondary,
   requestCheckpoint,
   startProtection,
-} from "../../src/qmp/colo.ts";
+} from "../../src/colo/index.ts";
+import { guestKernel, qemuArgv, qemuEnvironment, qemuImgArgv } from "../../src/host/installed.ts";
+import { killQemu, type LabQemu, type LabQemuOptions, labDisk, startLabQemu } from "../../src/lab/qemu.ts";
+import { QmpClient, type QmpEvent } from "../../src/qmp/client.ts";
 import type { StreamTls } from "../../src/qmp/tls.ts";
 import type { Disk, DiskDevice, DiskFormat } from "../../src/storage/disk_graph.ts";
 import { installBiosWriter, roundsReported } from "./bios_writer.ts";

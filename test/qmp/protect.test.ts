@@ -1,12 +1,12 @@
 /** The life of a protected VM with a disk: protected while it runs and writes, checkpointed, failed over, protected again. */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { LAB_NODES } from "../../src/lab/qemu.ts";
 import {
   type PrimaryDisk,
   primaryFailover,
   secondaryDisksCommitted,
   secondaryFailover,
-} from "../../src/qmp/colo.ts";
+} from "../../src/colo/index.ts";
+import { LAB_NODES } from "../../src/lab/qemu.ts";
 import {
   checkpoint,
   nodeNames,

@@ -1,6 +1,5 @@
 import { afterAll, afterEach, beforeEach, expect, setDefaultTimeout, test } from "bun:test";
 import { createServer, type Server } from "node:net";
-import { LAB_NODES } from "../../src/lab/qemu.ts";
 import {
   announceSelf,
   type ColoProcedureError,
@@ -9,8 +8,9 @@ import {
   secondaryDisksCommitted,
   secondaryFailover,
   startProtection,
-} from "../../src/qmp/colo.ts";
-import { probeNbdServer } from "../../src/qmp/primary_disk.ts";
+} from "../../src/colo/index.ts";
+import { LAB_NODES } from "../../src/lab/qemu.ts";
+import { probeNbdServer } from "../../src/storage/mirror.ts";
 import {
   checkpoint,
   freePorts,

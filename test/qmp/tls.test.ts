@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { rmSync } from "node:fs";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
-import { makeCertificates } from "../../src/arbiter/certificates.ts";
+import { makeCertificates } from "../../src/certificates/make.ts";
 import {
   type ColoProcedureError,
   primaryFailover,
@@ -12,7 +12,7 @@ import {
   secondaryDisksCommitted,
   secondaryFailover,
   startProtection,
-} from "../../src/qmp/colo.ts";
+} from "../../src/colo/index.ts";
 import { secondaryNodes } from "../../src/storage/disk_graph.ts";
 import {
   checkpoint,

@@ -6,14 +6,14 @@
  */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { createServer, type Server } from "node:net";
-import { LAB_NODES } from "../../src/lab/qemu.ts";
-import { QmpClient } from "../../src/qmp/client.ts";
 import {
   type ColoProcedureError,
   clearProtection,
   primaryFailover,
   startProtection,
-} from "../../src/qmp/colo.ts";
+} from "../../src/colo/index.ts";
+import { LAB_NODES } from "../../src/lab/qemu.ts";
+import { QmpClient } from "../../src/qmp/client.ts";
 import { MIGRATION_ENDED, migrationStatus } from "../../src/qmp/vm.ts";
 import {
   checkpoint,

@@ -5,9 +5,6 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { QemuWatch } from "../../src/agent/qemu_watch.ts";
-import { TinyQemu } from "../../src/doctor/tiny_qemu.ts";
-import type { Event } from "../../src/failover/state.ts";
-import { WRONG_QEMUS, type WrongQemu, wrongQemu } from "../../src/lab/assets.ts";
 import {
   ColoProcedureError,
   checkQemu,
@@ -18,7 +15,10 @@ import {
   QemuUnsuitableError,
   startProtection,
   undoProtection,
-} from "../../src/qmp/colo.ts";
+} from "../../src/colo/index.ts";
+import { TinyQemu } from "../../src/doctor/tiny_qemu.ts";
+import type { Event } from "../../src/failover/state.ts";
+import { WRONG_QEMUS, type WrongQemu, wrongQemu } from "../../src/lab/assets.ts";
 import { runStatus, setCapabilities } from "../../src/qmp/vm.ts";
 
 // Not a claim: emulated guests on a busy machine take their time.

@@ -1,6 +1,6 @@
 /** A secondary that was lost and comes back with its images gets only what changed since. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { type PrimaryDisk, primaryFailover } from "../../src/qmp/colo.ts";
+import { type PrimaryDisk, primaryFailover } from "../../src/colo/index.ts";
 import { bitmapsOn, coveringBitmap, dirtyBytes, ReplicaBitmaps } from "../../src/storage/dirty_bitmaps.ts";
 import { roundsOnDisk } from "../qmp/bios_writer.ts";
 import {

@@ -1,7 +1,7 @@
 /** Whatever becomes of a copy of disks, QEMU's lists are afterwards as they were before it. */
 import { afterAll, afterEach, beforeEach, expect, setDefaultTimeout, test } from "bun:test";
+import { clearProtection, type PrimaryDisk, primaryFailover } from "../../src/colo/index.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
-import { clearProtection, type PrimaryDisk, primaryFailover } from "../../src/qmp/colo.ts";
 import {
   checkpoint,
   type DiskKind,

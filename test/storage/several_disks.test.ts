@@ -1,8 +1,8 @@
 /** A VM with three disks, each of another model and alternating in format: copied, replicated, failed over and kept equal together. */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { primaryFailover, secondaryDisksCommitted, secondaryFailover } from "../../src/qmp/colo.ts";
-import { probeNbdServer } from "../../src/qmp/primary_disk.ts";
+import { primaryFailover, secondaryDisksCommitted, secondaryFailover } from "../../src/colo/index.ts";
 import { type Disk, diskArguments, secondaryNodes } from "../../src/storage/disk_graph.ts";
+import { probeNbdServer } from "../../src/storage/mirror.ts";
 import { roundsOnDisk } from "../qmp/bios_writer.ts";
 import {
   checkpoint,

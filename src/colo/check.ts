@@ -4,8 +4,8 @@
  * Asking QEMU is not enough: 10.0 offers x-colo and then silently completes the migration, 7.2 and 10.0.13 enter COLO and
  * lock up at a checkpoint under TCG. So the version is judged too, by what has been tried (docs and judgeVersion below).
  */
-import type { QmpClient, QmpVersion } from "./client.ts";
-import { QmpCommandError, QmpError } from "./errors.ts";
+import type { QmpClient, QmpVersion } from "../qmp/client.ts";
+import { QmpCommandError, QmpError } from "../qmp/errors.ts";
 
 /** This QEMU cannot protect a VM; the message says why and what works. */
 export class QemuUnsuitableError extends QmpError {

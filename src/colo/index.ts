@@ -5,6 +5,10 @@
  *   secondary   prepareSecondary ─────────┐                      secondaryFailover, announceSelf
  *   primary                               └▶ startProtection ─▶ requestCheckpoint … primaryFailover
  */
+
+export { removeTls, type StreamTls } from "../qmp/tls.ts";
+export { ColoProcedureError } from "../qmp/vm.ts";
+export type { DiskProgress, PrimaryDisk } from "../storage/mirror.ts";
 export {
   checkQemu,
   inspectQemu,
@@ -24,8 +28,7 @@ export {
   requestCheckpoint,
   startProtection,
   undoProtection,
-} from "./primary.ts";
-export type { DiskProgress, PrimaryDisk } from "./primary_disk.ts";
+} from "./protect.ts";
 export {
   announceSelf,
   endReplica,
@@ -35,6 +38,4 @@ export {
   type SecondaryFailover,
   secondaryDisksCommitted,
   secondaryFailover,
-} from "./secondary.ts";
-export { removeTls, type StreamTls } from "./tls.ts";
-export { ColoProcedureError } from "./vm.ts";
+} from "./replica.ts";

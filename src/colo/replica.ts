@@ -1,6 +1,6 @@
 /** COLO procedures on the secondary host's QEMU, which was started with `-incoming defer`. */
-import type { QmpClient, QmpEvent } from "./client.ts";
-import { removeTls, type StreamTls, setTls, TLS_CREDENTIALS, TLS_PEER } from "./tls.ts";
+import type { QmpClient, QmpEvent } from "../qmp/client.ts";
+import { removeTls, type StreamTls, setTls, TLS_CREDENTIALS, TLS_PEER } from "../qmp/tls.ts";
 import {
   blockNodes,
   COLO_CAPABILITIES,
@@ -10,7 +10,7 @@ import {
   runStatus,
   setCapabilities,
   yank,
-} from "./vm.ts";
+} from "../qmp/vm.ts";
 
 /** One NBD server with an export for each disk. */
 export interface NbdServer {

@@ -7,11 +7,11 @@
  * Names are the caller's; everything here can be called again after a crash of the agent, because it looks at what QEMU has.
  */
 import { connect } from "node:net";
-import { dirtyBytes, PASS_BITMAP, removeBitmap } from "../storage/dirty_bitmaps.ts";
-import type { QmpClient } from "./client.ts";
-import { QmpCommandError } from "./errors.ts";
-import { type StreamTls, TLS_CREDENTIALS } from "./tls.ts";
-import { type BlockNode, blockNodes, messageOf } from "./vm.ts";
+import type { QmpClient } from "../qmp/client.ts";
+import { QmpCommandError } from "../qmp/errors.ts";
+import { type StreamTls, TLS_CREDENTIALS } from "../qmp/tls.ts";
+import { type BlockNode, blockNodes, messageOf } from "../qmp/vm.ts";
+import { dirtyBytes, PASS_BITMAP, removeBitmap } from "./dirty_bitmaps.ts";
 
 export interface PrimaryDisk {
   /** The quorum under the VM's disk device. */

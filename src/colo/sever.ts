@@ -4,7 +4,7 @@
  * CONFIG_INET_DIAG_DESTROY does nothing; Debian's has it.
  */
 import { isIPv6 } from "node:net";
-import { runToEnd } from "../process/run_to_end.ts";
+import { runToEnd } from "../host/run_to_end.ts";
 
 export interface Endpoint {
   host: string;

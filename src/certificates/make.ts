@@ -9,8 +9,8 @@ import { createPrivateKey, webcrypto } from "node:crypto";
 import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, writeSync } from "node:fs";
 import { isIP } from "node:net";
 import { join } from "node:path";
-import { CREDENTIAL_FILES } from "../qmp/tls.ts";
-import { identifier } from "./record.ts";
+import { identifier } from "../failover/vm_record.ts";
+import { CREDENTIAL_FILES } from "./qemu_files.ts";
 
 export interface CertificateRequest {
   name: string;

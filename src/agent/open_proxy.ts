@@ -1,16 +1,16 @@
 /** From a VM's configuration to its data plane. */
 import { existsSync } from "node:fs";
 import { dirname } from "node:path";
-import type { Config, VmConfig } from "../agent/config.ts";
-import type { Logger } from "../agent/log.ts";
-import { checkTap } from "../agent/netdev.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
+import { checkTap } from "../host/links.ts";
+import type { Logger } from "../host/log.ts";
+import { EbpfProxy } from "../proxy/ebpf.ts";
+import type { EbpfNicOptions } from "../proxy/ebpf_nic.ts";
+import type { PacketProxy, ProxyEvents } from "../proxy/proxy.ts";
+import { QemuProxy } from "../proxy/qemu.ts";
+import { TapGate } from "../proxy/tap_gate.ts";
 import type { QmpClient } from "../qmp/client.ts";
-import { EbpfProxy } from "./ebpf.ts";
-import type { EbpfNicOptions } from "./ebpf_nic.ts";
-import type { PacketProxy, ProxyEvents } from "./proxy.ts";
-import { QemuProxy } from "./qemu.ts";
-import { TapGate } from "./tap_gate.ts";
+import type { Config, VmConfig } from "./config.ts";
 
 const PIN_ROOT = "/sys/fs/bpf/colo-agent";
 

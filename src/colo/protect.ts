@@ -10,20 +10,10 @@
  *
  * The pause at 5 is QEMU's `pause-before-switchover`; seen with 11.1.2: it happens once, not at each checkpoint.
  */
-import { DiskCopies } from "../storage/disk_copies.ts";
-import type { QmpClient, QmpEvent } from "./client.ts";
-import { QmpAbortedError, QmpCommandError } from "./errors.ts";
-import {
-  addNbdNode,
-  attachReplication,
-  type DiskProgress,
-  detachReplication,
-  type PrimaryDisk,
-  probeNbdServer,
-  removeDiskNodes,
-} from "./primary_disk.ts";
-import { type Endpoint, severConnections } from "./sever.ts";
-import { explainTls, removeTls, type StreamTls, setTls } from "./tls.ts";
+
+import type { QmpClient, QmpEvent } from "../qmp/client.ts";
+import { QmpAbortedError, QmpCommandError } from "../qmp/errors.ts";
+import { explainTls, removeTls, type StreamTls, setTls } from "../qmp/tls.ts";
 import {
   CHECKPOINT_DELAY_NEVER_MS,
   COLO_CAPABILITIES,
@@ -37,7 +27,18 @@ import {
   setCapabilities,
   type YankInstance,
   yank,
-} from "./vm.ts";
+} from "../qmp/vm.ts";
+import { DiskCopies } from "../storage/disk_copies.ts";
+import {
+  addNbdNode,
+  attachReplication,
+  type DiskProgress,
+  detachReplication,
+  type PrimaryDisk,
+  probeNbdServer,
+  removeDiskNodes,
+} from "../storage/mirror.ts";
+import { type Endpoint, severConnections } from "./sever.ts";
 
 /** Nothing is capped: 10 TB/s. QEMU's own default is 128 MiB/s. */
 const BANDWIDTH_UNLIMITED_BYTES = 10 ** 13;

@@ -1,0 +1,44 @@
+/** The certificates that QEMUs show each other: their files, checked before they are needed. */
+import { X509Certificate } from "node:crypto";
+import { join } from "node:path";
+import { commonName, readPair } from "./read.ts";
+
+/** What tls-creds-x509 looks for in its directory (crypto/tlscredsx509.c). */
+export const CREDENTIAL_FILES = {
+  ca: "ca-cert.pem",
+  server: { certificate: "server-cert.pem", key: "server-key.pem" },
+  client: { certificate: "client-cert.pem", key: "client-key.pem" },
+} as const;
+
+/**
+ * Reads the five files as this host's. Throws an Error that says which is wrong, but not for one that ran out: a VM can run
+ * alone for all that, and the doctor tells.
+ * @returns when the first of them runs out, as Date.now() counts
+ */
+export function checkStreamTls(directory: string, owner: string): { expiresMs: number } {
+  const file = (name: string) => join(directory, name);
+  const ends: number[] = [];
+  for (const kind of ["server", "client"] as const) {
+    const { certificate: name, key } = CREDENTIAL_FILES[kind];
+    const path = file(name);
+    const { tls, certificate } = readPair({
+      ca: file(CREDENTIAL_FILES.ca),
+      certificate: path,
+      key: file(key),
+    });
+    ends.push(Date.parse(certificate.validTo), Date.parse(new X509Certificate(tls.ca).validTo));
+    if (kind === "server" && certificate.checkHost(owner) === undefined) {
+      throw new Error(
+        `${path} does not carry the DNS name "${owner}" (${certificate.subjectAltName ?? "it has none"}): ` +
+          "the certificate must be made for this agent's name",
+      );
+    }
+    if (kind === "client" && (commonName(certificate) !== owner || certificate.subject.includes("\n"))) {
+      throw new Error(
+        `${path} is for the subject "${certificate.subject.replaceAll("\n", ",")}", but the peer lets in "CN=${owner}" only: ` +
+          "the certificate must be made for this agent's name",
+      );
+    }
+  }
+  return { expiresMs: Math.min(...ends) };
+}

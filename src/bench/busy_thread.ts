@@ -2,7 +2,6 @@
 import { Mapping } from "../ffi/libc.ts";
 import { readAvailable } from "../ffi/stream_socket.ts";
 import { TAP_FRAME_BYTES_MAX, writeFrame } from "../ffi/tap.ts";
-import type { BusySetup } from "./neighbours.ts";
 import { Traffic } from "./traffic.ts";
 
 declare const self: Worker;
@@ -12,6 +11,14 @@ const TRAFFIC = { payloadBytes: 64, flows: 100, rounds: 1 };
 const WINDOW = 500;
 /** For those that are under way at the end. */
 const LAST_MS = 1_000;
+
+/** What a busy thread is started with. */
+export interface BusySetup {
+  /** Float64: frames that have gone through, behind an Int32 that ends the thread when it is not 0. */
+  buffer: SharedArrayBuffer;
+  /** Taps of a VM to keep busy; without them the thread counts. */
+  taps: { vms: readonly number[]; far: number } | undefined;
+}
 
 function count(stop: Int32Array): void {
   for (let i = 0; Atomics.load(stop, 0) === 0; i++) Math.sqrt(i);

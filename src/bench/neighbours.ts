@@ -3,6 +3,7 @@
  * receives as fast as its data path lets it; and beside as many threads that only count, which tells what the
  * scheduler gives anybody on a machine so busy.
  */
+import type { BusySetup } from "./busy_thread.ts";
 import { ProtectedBridge } from "./path_ways.ts";
 import { addDelays, type BenchContext, type ResultSet } from "./result.ts";
 import { SEGMENT_BYTES } from "./traffic.ts";
@@ -17,14 +18,6 @@ const CASE = `quiet VM, ${RATE} frames/s of ${SEGMENT_BYTES} B`;
 const ALONE = "alone";
 const BESIDE_THREADS = `beside ${BUSY_THREADS} busy threads`;
 const BESIDE_VM = "beside a busy VM";
-
-/** What a busy thread is started with. */
-export interface BusySetup {
-  /** Float64: frames that have gone through, behind an Int32 that ends the thread when it is not 0. */
-  buffer: SharedArrayBuffer;
-  /** Taps of a VM to keep busy; without them the thread counts. */
-  taps: { vms: readonly number[]; far: number } | undefined;
-}
 
 class BusyThread {
   readonly #buffer = new SharedArrayBuffer(16);

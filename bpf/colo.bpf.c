@@ -9,12 +9,13 @@
  *   to_vm        mirror: to both VMs              to_vm        lets only those through
  *   from_tunnel  collect: what the secondary sent
  *
- * Which of these a host does follows from its role in the state map (colo.h). Everything fails closed: a missing state,
- * an unknown role or a lease that has run out drops the frame and counts it.
+ * Which of these a host does follows from its role in the state map (colo.h). Everything fails closed: a
+ * missing state, an unknown role or a lease that has run out drops the frame and counts it.
  */
 #include "input.h"
 #include "live.h"
 #include "output.h"
+#include "tunnel_in.h"
 
 /* Ingress of the tap: what the VM sends. */
 SEC("tc")
@@ -43,8 +44,9 @@ int from_vm(struct __sk_buff *skb)
 }
 
 /*
- * Egress of the injection interface: what the agent releases continues as if the VM had just sent it. Here and not at
- * the ingress of its peer, which would cost a frame another round through the receive queue of the CPU.
+ * Egress of the injection interface: what the agent releases continues as if the VM had just sent it. Here
+ * and not at the ingress of its peer, which would cost a frame another round through the receive queue of the
+ * CPU.
  */
 SEC("tc")
 int inject(struct __sk_buff *skb)
@@ -53,7 +55,10 @@ int inject(struct __sk_buff *skb)
 	return bpf_redirect(settings.tap_ifindex, BPF_F_INGRESS);
 }
 
-/* Run by a worker, as if at the tap's own ingress: each frame that it passes continues as if the VM had just sent it. */
+/*
+ * Run by a worker, as if at the tap's own ingress: each frame that it passes continues as if the VM had just
+ * sent it.
+ */
 SEC("xdp")
 int release_frames(struct xdp_md *packet)
 {

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The contract between the BPF programs and user space: every structure that crosses the border, and nothing else.
+ * The contract between the BPF programs and user space: every structure that crosses the border, and nothing
+ * else.
  *
- * src/ffi/layout.ts holds the same offsets for TypeScript; test/layout.test.ts compares them with the BTF of the
- * compiled object. All integers are in host byte order unless the name ends in _be.
+ * src/ffi/layout.ts holds the same offsets for TypeScript; test/layout.test.ts compares them with the BTF of
+ * the compiled object. All integers are in host byte order unless the name ends in _be.
  */
 #ifndef COLO_H
 #define COLO_H
@@ -13,18 +14,25 @@ enum colo_role {
 	COLO_ROLE_BLOCKED = 0,	 /* nothing passes in either direction: the state before anything is known */
 	COLO_ROLE_SOLO = 1,	 /* the VM runs alone: frames pass in the kernel while the lease holds */
 	COLO_ROLE_PRIMARY = 2,	 /* output is held in a ring, input is mirrored to the secondary */
-	COLO_ROLE_SECONDARY = 3, /* output goes to the primary's comparer only, input is what the primary mirrors */
-	COLO_ROLE_SUCCESSOR = 4, /* a secondary that is being handed the VM: held without a lease, alone with one */
+	COLO_ROLE_SECONDARY = 3, /* output goes to the primary's comparer, input comes from its mirror */
+	COLO_ROLE_SUCCESSOR = 4, /* a secondary during a hand-over: held without a lease, alone with one */
 };
 
-/* For what a worker wants its doorbell rung. */
+/* The records for which a worker wants its doorbell rung. */
 enum colo_sleep {
 	COLO_SLEEP_NONE = 0,   /* it is awake */
 	COLO_SLEEP_ANY = 1,    /* for its next record */
-	COLO_SLEEP_PAIRED = 2, /* the same, but not for a large frame of one VM while there is nothing of the other */
+	COLO_SLEEP_PAIRED = 2, /* the same, but not for a bulk frame while the other VM's ring is empty */
 };
 
 #define COLO_WORKERS_MAX 16 /* a power of two */
+
+/*
+ * Frames of at least this length belong to a long transfer. The worker cannot release them before the other
+ * VM sends the same, so a wake-up for the first VM's frame would be wasted. For shorter frames the wake-up
+ * hides the worker's latency: it is awake when the second VM's frame arrives.
+ */
+#define COLO_BULK_BYTES 16384
 
 /* One element, index 0, memory-mapped by the agent (BPF_F_MMAPABLE). */
 struct colo_state {
@@ -34,7 +42,8 @@ struct colo_state {
 	__u32 rewrite_epoch;	 /* connections learned in another epoch have offset 0 */
 	__u32 divert_input;	 /* 1: input of the primary goes to the input ring instead of the VM */
 	__u32 connections_kept;	 /* 0: the map of connections is empty, so nobody needs to look there */
-	enum colo_sleep consumer_sleeping[COLO_WORKERS_MAX]; /* by worker; the program that rings its doorbell clears it */
+	/* By worker; the program that rings its doorbell clears it. */
+	enum colo_sleep consumer_sleeping[COLO_WORKERS_MAX];
 };
 
 /* Fixed at load time. */
@@ -76,14 +85,16 @@ struct colo_vnet_hdr {
 #define COLO_RECORD_HEADER_BYTES 64
 #define COLO_RECORD_SEND_OFFSET 54 /* &record[54] is a send buffer: virtio_net_hdr, then the frame */
 
-/* Header of a record in the packet rings; the frame follows at once. A VLAN tag that the kernel keeps in the skb's
- * metadata is written back into the frame, so that the bytes are those on the wire. */
+/*
+ * Header of a record in the packet rings; the frame follows at once. A VLAN tag that the kernel keeps in the
+ * skb's metadata is written back into the frame, so that the bytes are those on the wire.
+ */
 struct colo_record {
 	__u64 time_ns;	   /* CLOCK_BOOTTIME when the program saw the frame */
 	__u32 frame_bytes; /* length of the frame behind this header */
 	__u32 epoch;	   /* the secondary's epoch tag (16 bits); 0 for other sources */
 	enum colo_source source;
-	__u32 hash;	   /* same for all frames of what is compared in order (worker.h); its worker follows from it */
+	__u32 hash;	   /* of the flow (worker.h); the worker follows from it */
 	__u8 reserved[30];
 	struct colo_vnet_hdr vnet;
 };
@@ -95,7 +106,7 @@ struct colo_record {
 #define COLO_LIVE_START_BYTES 64
 
 struct colo_live_frame {
-	__u64 address; /* of a virtio_net_hdr with a frame behind it, in the memory of the thread that starts the run */
+	__u64 address; /* of a virtio_net_hdr and the frame behind it, in the memory of the run's thread */
 	__u64 bytes;   /* of both together */
 };
 
@@ -111,7 +122,7 @@ enum colo_counter {
 	COLO_COUNT_HELD = 0,		   /* primary frames put into the ring */
 	COLO_COUNT_HOLD_RING_FULL,	   /* primary frames dropped because the ring was full */
 	COLO_COUNT_HOLD_FAILED,		   /* primary frames dropped because they could not be copied */
-	COLO_COUNT_PASSED_DIRECT,	   /* ARP and neighbour discovery of the primary, released in the kernel */
+	COLO_COUNT_PASSED_DIRECT,	   /* address resolution of the primary, released in the kernel */
 	COLO_COUNT_PASSED_SOLO,		   /* frames of a VM that runs alone */
 	COLO_COUNT_PASSED_RELEASED,	   /* frames released by the comparer */
 	COLO_COUNT_DROPPED_LEASE,	   /* frames dropped because the lease had run out */
@@ -127,7 +138,7 @@ enum colo_counter {
 	COLO_COUNT_FORWARD_SUPPRESSED,	   /* ARP and neighbour discovery of the secondary */
 	COLO_COUNT_COLLECTED,		   /* secondary frames put into the ring on the primary */
 	COLO_COUNT_COLLECT_RING_FULL,	   /* secondary frames dropped because the ring was full */
-	COLO_COUNT_COLLECT_FAILED,	   /* secondary frames dropped because they could not be copied or told */
+	COLO_COUNT_COLLECT_FAILED,	   /* secondary frames dropped because they could not be copied */
 	COLO_COUNT_DELIVERED,		   /* mirrored frames handed to the secondary's tap */
 	COLO_COUNT_DELIVER_REJECTED,	   /* tunnel frames of another VM, role or without metadata */
 	COLO_COUNT_FOREIGN_DROPPED,	   /* frames of the secondary's own bridge, kept from the VM */
@@ -149,8 +160,10 @@ enum colo_connection_flag {
 	COLO_CONNECTION_KNOWN = 1,	/* offsets are set */
 	COLO_CONNECTION_TIMESTAMPS = 2, /* the secondary's SYN carried a timestamp */
 	COLO_CONNECTION_GUEST_FIN = 4,	/* the guest has sent its last byte */
-	/* From the primary, which once took over and has these offsets itself: valid in every epoch, but of use only
-	 * when this VM takes over in its turn, for until then the primary applies them. */
+	/*
+	 * From the primary, which once took over and has these offsets itself: valid in every epoch, but of
+	 * use only when this VM takes over in its turn, for until then the primary applies them.
+	 */
 	COLO_CONNECTION_INHERITED = 8,
 	COLO_CONNECTION_CLIENT_FIN = 16, /* the client has sent its last byte */
 	COLO_CONNECTION_RESET = 32,	 /* a RST was seen, and nothing else of the guest's since */

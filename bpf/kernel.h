@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The few kernel structures and functions that the programs look at; offsets come from the running kernel's BTF
- * (CO-RE), so no generated vmlinux.h is needed to build.
+ * The few kernel structures and functions that the programs look at; offsets come from the running kernel's
+ * BTF (CO-RE), so no generated vmlinux.h is needed to build.
  */
 #ifndef COLO_KERNEL_H
 #define COLO_KERNEL_H

@@ -1,47 +1,25 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Many small frames released at once: the worker runs an XDP program on "live frames" (BPF_F_TEST_XDP_LIVE_FRAMES,
- * net/bpf/test_run.c), and what the program passes has arrived at the tap. A frame's way is half as long as through a
- * packet socket: no system call, socket buffer and receive queue of its own.
+ * Releases many small frames at once. The worker runs an XDP program on "live frames"
+ * (BPF_F_TEST_XDP_LIVE_FRAMES, net/bpf/test_run.c); each frame that the program passes arrives at the tap.
+ * This costs half of what a packet socket costs per frame: there is no system call, socket buffer or receive
+ * queue entry for each of them.
  *
- * The frames lie in the worker's ring, in its memory: the program runs in the worker's thread and reads them there.
+ * The frames lie in the worker's ring, in its memory. The program runs in the worker's thread and reads them
+ * there.
  */
 #ifndef COLO_LIVE_H
 #define COLO_LIVE_H
 
 #include "maps.h"
+#include "state.h"
 
 #define CHECKSUM_MANGLED_ZERO 0xffff /* include/net/checksum.h, CSUM_MANGLED_0 */
-/* What bpf_csum_diff takes at a time before Linux 6.13. */
-#define CHECKSUM_BYTES 512
 #define CHECKSUM_PIECES (COLO_LIVE_FRAME_MAX / CHECKSUM_BYTES)
 
-/* A frame between ring and packet; its start is aligned. */
-struct live_frame {
-	__u8 padding[6];
-	struct colo_vnet_hdr vnet;
-	__u8 frame[COLO_LIVE_FRAME_MAX + CHECKSUM_BYTES];
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct live_frame);
-} live_frames SEC(".maps");
-
-/* Worker -> what it wants released; memory-mapped by it. The loader sets the number of workers. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct colo_live_list);
-} live_lists SEC(".maps");
-
 /*
- * Fills in what the frame's partial checksum leaves to the device: the field holds the sum of the pseudo header (net/core/dev.c,
- * skb_checksum_help). An XDP frame cannot leave that to others.
+ * Completes a partial checksum, whose field holds the sum of the pseudo header (net/core/dev.c,
+ * skb_checksum_help). An XDP frame has no way to leave that to the device.
  */
 static __always_inline int complete_checksum(struct live_frame *live, __u32 frame_bytes)
 {
@@ -78,7 +56,10 @@ static __always_inline int fail(struct colo_live_list *list)
 
 static __always_inline int release_next(struct xdp_md *packet)
 {
-	/* A frame of the run has this length anew each time, whatever has become of the memory of those before. */
+	/*
+	 * Every frame of a run starts with this length again, although the kernel recycles the pages of
+	 * earlier ones.
+	 */
 	__u32 worker = bpf_xdp_get_buff_len(packet) - COLO_LIVE_START_BYTES;
 	struct colo_live_list *list = bpf_map_lookup_elem(&live_lists, &worker);
 	__u32 zero = 0, index, bytes, frame_bytes, *mark;
@@ -101,7 +82,7 @@ static __always_inline int release_next(struct xdp_md *packet)
 		return fail(list);
 	if (bpf_xdp_store_bytes(packet, 0, live->frame, frame_bytes))
 		return fail(list);
-	/* By this the tap's program knows it; the bytes may be of another frame that had the memory before. */
+	/* The tap's program recognises the frame by it. The page may still hold an earlier frame's mark. */
 	mark = (void *)(long)packet->data_meta;
 	if ((void *)(mark + 1) > (void *)(long)packet->data)
 		return fail(list);
@@ -109,7 +90,7 @@ static __always_inline int release_next(struct xdp_md *packet)
 	return XDP_PASS;
 }
 
-/* At the tap: whether a frame comes from such a run. Nobody else puts metadata in front of a frame with that mark. */
+/* At the tap: whether a frame comes from such a run. No other program writes that mark as metadata. */
 static __always_inline bool is_live(struct __sk_buff *skb)
 {
 	__u32 *mark = (void *)(long)skb->data_meta;

@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The maps of the data plane, each with what leads to what. The loader gives them their sizes. */
 #ifndef COLO_MAPS_H
 #define COLO_MAPS_H
 
-#include "kernel.h"
+#include "live_frame.h"
 
-/* Written by the loader before the programs are verified; the verifier sees constants. */
-const volatile struct colo_settings settings = {};
-
-/* 0 -> what the VM may do now; memory-mapped by the agent. */
+/* 0 -> what the VM may do now. Memory-mapped by the agent. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -24,21 +22,21 @@ struct {
 	__type(value, __u64);
 } counters SEC(".maps");
 
-/* TCP connection -> how far the secondary's numbers are from those the client knows. */
+/* TCP connection -> by how much the secondary's numbers differ from those the client knows. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536); /* the loader may change it */
+	__uint(max_entries, 65536);
 	__type(key, struct colo_connection_key);
 	__type(value, struct colo_connection);
 } connections SEC(".maps");
 
-/* A ring of one worker; the loader makes them and chooses their size. */
+/* The ring of one worker, a value of the next three maps. */
 struct worker_ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
 };
 
-/* Worker -> held frames of the primary VM, in the order it sent them. The loader sets the number of workers. */
+/* Worker -> held frames of the primary VM, in the order it sent them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
@@ -46,7 +44,7 @@ struct {
 	__array(values, struct worker_ring);
 } primary_rings SEC(".maps");
 
-/* Worker -> what the secondary VM sent, as far as it has arrived here. */
+/* Worker -> frames of the secondary VM, in the order they arrived on the primary's host. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
@@ -54,7 +52,7 @@ struct {
 	__array(values, struct worker_ring);
 } secondary_rings SEC(".maps");
 
-/* Worker -> what wakes it; what is in it does not matter. */
+/* Worker -> tokens that wake it; their content has no meaning. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
@@ -62,68 +60,27 @@ struct {
 	__array(values, struct worker_ring);
 } doorbell_rings SEC(".maps");
 
-/* Input of the primary VM that arrived while a checkpoint was being prepared. The first worker puts it back. */
+/* Tap -> input of the primary VM that arrived during a checkpoint; the first worker replays it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 8 * 1024 * 1024);
 } input_ring SEC(".maps");
 
-static __always_inline struct colo_state *current_state(void)
-{
-	__u32 zero = 0;
+/* Worker -> the frames of its next run of release_frames. Memory-mapped by the worker. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct colo_live_list);
+} live_lists SEC(".maps");
 
-	return bpf_map_lookup_elem(&state_map, &zero);
-}
-
-/* The agent writes these fields while programs run: each is read once, from memory. */
-#define READ_STATE(state, field) (*(const volatile typeof((state)->field) *)&(state)->field)
-
-static __always_inline void count(enum colo_counter which)
-{
-	__u64 *frames = bpf_map_lookup_elem(&counters, &which);
-
-	if (frames)
-		*frames += 1;
-}
-
-static __always_inline int drop(enum colo_counter why)
-{
-	count(why);
-	return TC_ACT_SHOT;
-}
-
-/*
- * Frames from this length on belong to a long transfer: the other VM has to send the same before anything can be done with
- * them, and the time that a worker needs to wake up matters less than what it costs. (For an answer of a few kilobytes it is the other way round:
- * woken by the first VM's frame, it is there when the second one's comes.)
- */
-#define COLO_BULK_BYTES 16384
-
-/*
- * Must come after the record has been submitted: the worker sets the flag first and looks at its rings then. `others` are the
- * rings of the other VM's frames. Both VMs' programs put their record first and look at the other's ring then, so one of them
- * rings.
- */
-static __always_inline void ring_doorbell(struct colo_state *state, __u32 worker, void *others, __u32 frame_bytes)
-{
-	enum colo_sleep *sleeping = &state->consumer_sleeping[worker & (COLO_WORKERS_MAX - 1)];
-	enum colo_sleep sleep = *(const volatile enum colo_sleep *)sleeping;
-
-	if (sleep == COLO_SLEEP_NONE)
-		return;
-	if (sleep == COLO_SLEEP_PAIRED && frame_bytes >= COLO_BULK_BYTES) {
-		void *other = bpf_map_lookup_elem(others, &worker);
-
-		if (other && !bpf_ringbuf_query(other, BPF_RB_AVAIL_DATA))
-			return;
-	}
-	if (__sync_lock_test_and_set(sleeping, COLO_SLEEP_NONE)) {
-		void *doorbell = bpf_map_lookup_elem(&doorbell_rings, &worker);
-		__u64 token = 0;
-
-		if (doorbell)
-			bpf_ringbuf_output(doorbell, &token, sizeof(token), BPF_RB_FORCE_WAKEUP);
-	}
-}
+/* 0 -> the frame that a run is releasing, one for each CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct live_frame);
+} live_frames SEC(".maps");
 
 #endif

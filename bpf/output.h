@@ -3,16 +3,12 @@
 #ifndef COLO_OUTPUT_H
 #define COLO_OUTPUT_H
 
+#include "counters.h"
+#include "lease.h"
 #include "parse.h"
 #include "record.h"
 #include "rewrite.h"
 #include "tunnel.h"
-
-/* Nothing leaves to the network without this: an agent that no longer renews the lease stops sending by itself. */
-static __always_inline bool lease_holds(struct colo_state *state)
-{
-	return bpf_ktime_get_boot_ns() < READ_STATE(state, lease_deadline_ns);
-}
 
 /* The only way out to the network. */
 static __always_inline int pass(struct colo_state *state, enum colo_counter why)
@@ -23,7 +19,7 @@ static __always_inline int pass(struct colo_state *state, enum colo_counter why)
 	return TC_ACT_OK;
 }
 
-/* As pass(), in the numbers that the client knows. Those differ from the VM's own if it once took over. */
+/* As pass(), with the numbers that the client knows. They differ from the VM's own after a takeover. */
 static __always_inline int pass_rewritten(struct __sk_buff *skb, struct colo_state *state, enum colo_counter why)
 {
 	if (!lease_holds(state) || rewrite_from_guest(skb, state, false))
@@ -42,8 +38,8 @@ static __always_inline int release(struct __sk_buff *skb, struct colo_state *sta
 }
 
 /*
- * The primary's frame waits in the ring, in the VM's own numbers: those are the ones the secondary shares with it.
- * A VM that once took over has its numbers put right when the frame is released.
+ * The primary's frame waits in the ring with the VM's own numbers, which the secondary shares. The numbers of
+ * a VM that took over earlier are rewritten when the frame is released.
  */
 static __always_inline int hold(struct __sk_buff *skb, struct colo_state *state)
 {
@@ -60,7 +56,7 @@ static __always_inline int hold(struct __sk_buff *skb, struct colo_state *state)
 	}
 }
 
-/* What the VM sends while it is handed over: it waits until the lease is this host's, and then needs nobody's word any more. */
+/* During a hand-over output is held until this host has the lease; then no comparer has to permit it. */
 static __always_inline int succeed(struct __sk_buff *skb, struct colo_state *state)
 {
 	return lease_holds(state) ? pass_rewritten(skb, state, COLO_COUNT_PASSED_SOLO) : hold(skb, state);

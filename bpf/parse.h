@@ -1,15 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Reads headers with bpf_skb_load_bytes, which works wherever in the skb the bytes lie. A frame that cannot be read is
- * simply none of the things asked about: it is then held or forwarded like any other and the comparer judges it.
+ * Reads headers with bpf_skb_load_bytes, which works wherever in the skb the bytes lie. A frame that cannot
+ * be read is none of the kinds asked about: it is held or forwarded like any other frame, and the comparer
+ * judges it.
  */
 #ifndef COLO_PARSE_H
 #define COLO_PARSE_H
 
 #include "kernel.h"
 
+#define VLAN_TAG_BYTES 4
 #define VLAN_TAGS_MAX 2		  /* tags within the frame's bytes; one more may be in the skb's metadata */
 #define IPV6_EXTENSIONS_MAX 6	  /* headers walked before the transport header */
+#define IPV4_FRAGMENT_MASK 0x3fff	  /* more fragments, and the offset (RFC 791, 3.1) */
+#define IPV4_FRAGMENT_OFFSET_MASK 0x1fff
+#define IPV6_FRAGMENT_OFFSET_MASK 0xfff8  /* RFC 8200, 4.5 */
+#define IPV6_FRAGMENT_HEADER_BYTES 8
+#define IPV6_EXTENSION_WORD_BYTES 8	  /* unit of an extension header's length */
 #define TCP_OPTIONS_MAX 40	  /* bytes, and so at most as many options (RFC 9293, 3.1) */
 #define TCP_SACK_BLOCKS_MAX 4	  /* RFC 2018, 3 */
 #define ETHERTYPE_RARP 0x8035	  /* QEMU announces a VM's new place with it (net/announce.c) */
@@ -24,6 +31,8 @@
 #define TCP_OPTION_SACK 5
 #define TCP_OPTION_TIMESTAMPS 8
 #define TCP_OPTION_TIMESTAMPS_BYTES 10
+#define TCP_OPTION_HEADER_BYTES 2 /* kind and length (RFC 9293, 3.1) */
+#define TCP_SACK_BLOCK_BYTES 8	  /* two edges of 32 bits (RFC 2018, 3) */
 
 #define ICMPV6_ROUTER_SOLICITATION 133 /* the first of RFC 4861's five types */
 #define ICMPV6_REDIRECT 137	       /* the last */
@@ -83,14 +92,14 @@ static __always_inline int parse_frame(struct __sk_buff *skb, struct frame *fram
 			return -1;
 		if (!is_vlan(bpf_ntohs(ethertype_be)))
 			break;
-		offset += 4;
+		offset += VLAN_TAG_BYTES;
 	}
 	frame->ethertype = bpf_ntohs(ethertype_be);
 	frame->network_offset = offset + sizeof(ethertype_be);
 	return 0;
 }
 
-/* ARP, RARP and IPv6 neighbour discovery: what a host says about itself, not about any flow. */
+/* ARP, RARP and IPv6 neighbour discovery: they describe the host itself and belong to no flow. */
 static __always_inline bool is_address_resolution(struct __sk_buff *skb)
 {
 	struct ipv6_header ip;
@@ -145,11 +154,11 @@ static __always_inline int skip_ipv6_extensions(struct __sk_buff *skb, __u8 *nex
 		if (bpf_skb_load_bytes(skb, *offset, &extension, sizeof(extension)))
 			return -1;
 		if (kind == IPPROTO_FRAGMENT) {
-			if (bpf_ntohs(extension.fragment_be) & 0xfff8)
+			if (bpf_ntohs(extension.fragment_be) & IPV6_FRAGMENT_OFFSET_MASK)
 				return -1;
-			*offset += 8;
+			*offset += IPV6_FRAGMENT_HEADER_BYTES;
 		} else {
-			*offset += (extension.words + 1) * 8;
+			*offset += (extension.words + 1) * IPV6_EXTENSION_WORD_BYTES;
 		}
 		*next_header = extension.next_header;
 	}
@@ -170,7 +179,7 @@ static __always_inline int parse_network(struct __sk_buff *skb, struct segment *
 			return -1;
 		if (ip.version_and_words >> 4 != 4 || (ip.version_and_words & 0xf) < 5)
 			return -1;
-		if (ip.protocol != IPPROTO_TCP || (bpf_ntohs(ip.fragment_be) & 0x1fff))
+		if (ip.protocol != IPPROTO_TCP || (bpf_ntohs(ip.fragment_be) & IPV4_FRAGMENT_OFFSET_MASK))
 			return -1;
 		key->ip_version = 4;
 		__builtin_memcpy(key->guest_address, direction == FROM_GUEST ? ip.source : ip.destination, 4);
@@ -197,7 +206,7 @@ static __always_inline int parse_network(struct __sk_buff *skb, struct segment *
 	return -1;
 }
 
-/* Finds the first timestamps option (RFC 7323) and the first SACK option (RFC 2018); stops at anything malformed. */
+/* Finds the first timestamps option (RFC 7323) and SACK option (RFC 2018); stops at a malformed one. */
 static __always_inline void parse_tcp_options(struct __sk_buff *skb, struct segment *segment)
 {
 	__u32 offset = segment->offset + sizeof(struct tcp_header);
@@ -216,15 +225,15 @@ static __always_inline void parse_tcp_options(struct __sk_buff *skb, struct segm
 			offset += 1;
 			continue;
 		}
-		if (bpf_skb_load_bytes(skb, offset, &option, sizeof(option)) || option.bytes < 2 ||
-		    offset + option.bytes > end)
+		if (bpf_skb_load_bytes(skb, offset, &option, sizeof(option)) ||
+		    option.bytes < TCP_OPTION_HEADER_BYTES || offset + option.bytes > end)
 			return;
 		if (option.kind == TCP_OPTION_TIMESTAMPS && option.bytes == TCP_OPTION_TIMESTAMPS_BYTES &&
 		    !segment->timestamps_offset)
-			segment->timestamps_offset = offset + 2;
+			segment->timestamps_offset = offset + TCP_OPTION_HEADER_BYTES;
 		if (option.kind == TCP_OPTION_SACK && !segment->sack_offset) {
-			segment->sack_offset = offset + 2;
-			segment->sack_edges = (option.bytes - 2) / 8 * 2;
+			segment->sack_offset = offset + TCP_OPTION_HEADER_BYTES;
+			segment->sack_edges = (option.bytes - TCP_OPTION_HEADER_BYTES) / TCP_SACK_BLOCK_BYTES * 2;
 		}
 		offset += option.bytes;
 	}

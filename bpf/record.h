@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Copies a frame into a packet ring in a form that an AF_PACKET socket can send again without another copy: the bytes
- * as on the wire, and before them a virtio_net_hdr with what the skb says about checksum and segmentation.
+ * Copies a frame into a packet ring in a form that an AF_PACKET socket sends without another copy: the bytes
+ * as on the wire, and before them a virtio_net_hdr with the skb's checksum and segmentation offloads.
  */
 #ifndef COLO_RECORD_H
 #define COLO_RECORD_H
 
-#include "maps.h"
+#include "doorbell.h"
 #include "worker.h"
 
-#define VLAN_TAG_BYTES 4
 #define ADDRESSES_BYTES (2 * ETH_ALEN) /* a VLAN tag comes behind them */
 
 #define COPY_CHUNK_BYTES 4096
@@ -44,8 +43,8 @@ static __always_inline __u32 gso_header_bytes(struct __sk_buff *skb, __u8 gso_ty
 }
 
 /*
- * Fills in what the frame itself says; the offloads as virtio_net_hdr_from_skb does (include/linux/virtio_net.h).
- * Negative if they cannot be told that way.
+ * Fills in what the frame itself says; the offloads as virtio_net_hdr_from_skb does
+ * (include/linux/virtio_net.h). Negative if a virtio_net_hdr cannot express them.
  */
 static __noinline int describe_frame(struct __sk_buff *skb, struct colo_record *record, __u32 tag_bytes)
 {
@@ -90,7 +89,7 @@ static __noinline int describe_frame(struct __sk_buff *skb, struct colo_record *
 	return 0;
 }
 
-/* What bpf_dynptr_copy does, on kernels that do not have it. */
+/* Replaces bpf_dynptr_copy on kernels without it. */
 static __always_inline long copy_in_chunks(struct bpf_dynptr *slot, __u32 to, struct __sk_buff *skb, __u32 from,
 					   __u32 bytes)
 {
@@ -139,7 +138,7 @@ static __always_inline long copy_frame(struct bpf_dynptr *slot, __u32 to, struct
 	return bpf_dynptr_copy(slot, to, &frame, from, bytes);
 }
 
-/* Puts the frame, with its VLAN tag back in place, behind a colo_record. `epoch` is 0 except for secondary frames. */
+/* Puts the frame, its VLAN tag back in place, behind a colo_record. `epoch` is 0 but for secondary frames. */
 static __always_inline enum put_result put_record(void *ring, struct __sk_buff *skb, enum colo_source source,
 						  __u32 epoch, __u32 hash)
 {
@@ -181,7 +180,7 @@ static __always_inline enum put_result put_record(void *ring, struct __sk_buff *
 	return PUT_DONE;
 }
 
-/* Puts what a VM sent into the ring of the worker that compares it with what is in that of `others`, and wakes it if it sleeps. */
+/* Puts a VM's frame into the ring of its worker, and wakes that. `others`: the rings of the other VM. */
 static __always_inline enum put_result put_for_worker(void *rings, void *others, struct __sk_buff *skb,
 						      struct colo_state *state, enum colo_source source, __u32 epoch)
 {

@@ -2,36 +2,42 @@
 /*
  * TCP numbers of a VM that is, or was, a secondary.
  *
- * Problem: both VMs open a connection with sequence numbers and timestamps of their own, but the client only knows
- * those of the VM that answered it.
- * Insight: the difference is fixed by the handshake. The secondary's SYN (or SYN|ACK) tells its own numbers; the first
- * acknowledgment from the client echoes the primary's: ack - 1 is the primary's initial sequence number (RFC 9293,
- * 3.4) and TSecr the primary's timestamp (RFC 7323, 3.2).
- * From then on everything from the guest is lowered by the difference and everything that echoes it (acknowledgment,
- * both edges of SACK blocks, TSecr) is raised by it.
+ * Problem: both VMs open a connection with sequence numbers and timestamps of their own, but the client only
+ * knows those of the VM that answered it.
+ * Insight: the difference is fixed by the handshake. The secondary's SYN (or SYN|ACK) tells its own numbers;
+ * the first acknowledgment from the client echoes the primary's. ack - 1 is the primary's initial sequence
+ * number (RFC 9293, 3.4) and TSecr the primary's timestamp (RFC 7323, 3.2).
+ * From then on everything from the guest is lowered by the difference and everything that echoes it
+ * (acknowledgment, both edges of SACK blocks, TSecr) is raised by it.
  *
- * A checkpoint makes both VMs equal, so it invalidates all entries at once: their epoch is no longer the current one.
- * A VM that takes over keeps the entries of its last epoch for as long as those connections live, through later
- * protection by a new secondary too; the new secondary inherits them for the case that it takes over.
+ * A checkpoint makes both VMs equal, so it invalidates all entries at once: their epoch is no longer the
+ * current one. A VM that takes over keeps the entries of its last epoch for as long as those connections
+ * live, through later protection by a new secondary too; the new secondary inherits them for the case that it
+ * takes over.
  */
 #ifndef COLO_REWRITE_H
 #define COLO_REWRITE_H
 
-#include "maps.h"
+#include "counters.h"
 #include "parse.h"
+#include "state.h"
 
+#define WORD_BYTES 4
 #define OPENING_MOVED 0x80000000 /* as far as sequence numbers can be apart */
 #define LAST_SEEN_STEP_NS 1000000000ULL /* an entry in use is touched at most once a second */
 
-/* Bytes of a word that begins at an odd place count in the other half of the checksum's 16-bit words (RFC 1071, 2B). */
+/*
+ * Bytes of a word that begins at an odd place count in the other half of the checksum's 16-bit words (RFC
+ * 1071, 2B).
+ */
 static __always_inline __u32 swap_in_halves(__u32 word)
 {
 	return (word & 0x00ff00ff) << 8 | (word >> 8 & 0x00ff00ff);
 }
 
 /*
- * Adds `difference` to the 32-bit number at `offset`. bpf_l4_csum_replace without BPF_F_PSEUDO_HDR is right for a full
- * checksum and leaves a partial one alone, which covers the pseudo header only (net/core/utils.c,
+ * Adds `difference` to the 32-bit number at `offset`. bpf_l4_csum_replace without BPF_F_PSEUDO_HDR is right
+ * for a full checksum and leaves a partial one alone, which covers the pseudo header only (net/core/utils.c,
  * inet_proto_csum_replace4).
  */
 static __always_inline int add_to_word(struct __sk_buff *skb, const struct segment *segment, __u32 offset,
@@ -98,7 +104,7 @@ static __always_inline void touch_connection(struct colo_connection *connection,
 			set_flag(connection, COLO_CONNECTION_RESET);
 		return;
 	}
-	/* A guest that goes on has not taken the RST for one of this connection (RFC 5961, 3). */
+	/* A guest that still sends has not taken the RST for one of this connection (RFC 5961, 3). */
 	if (direction == FROM_GUEST && connection->flags & COLO_CONNECTION_RESET)
 		__sync_fetch_and_and((__u32 *)&connection->flags, ~COLO_CONNECTION_RESET);
 	if (segment->tcp.flags & TCP_FIN && !(connection->flags & fin))
@@ -132,17 +138,18 @@ static __always_inline void learn_offsets(struct __sk_buff *skb, struct colo_con
 	connection->sequence_offset = connection->isn - (bpf_ntohl(segment->tcp.acknowledgment_be) - 1);
 	connection->timestamp_offset = 0;
 	if (connection->flags & COLO_CONNECTION_TIMESTAMPS && segment->timestamps_offset &&
-	    !read_word(skb, segment->timestamps_offset + 4, &echo) && echo)
+	    !read_word(skb, segment->timestamps_offset + WORD_BYTES, &echo) && echo)
 		connection->timestamp_offset = connection->syn_tsval - echo;
 	/* A full barrier: who sees the flag sees the offsets. */
 	set_flag(connection, COLO_CONNECTION_KNOWN);
 }
 
 /*
- * The guest was opening a connection when it took over, and sends its SYN again. The peer may know the old primary's:
- * that one had another number, but, with the same secret and almost the same clock (RFC 6528), one close to it. A SYN
- * within the peer's window resets what it lies in (net/ipv4/tcp_minisocks.c, tcp_check_req). One far away is answered
- * with an acknowledgment of what the peer knows; the guest resets that, and its next SYN opens the connection.
+ * The guest was opening a connection when it took over, and sends its SYN again. The peer may know the old
+ * primary's: that one had another number, but, with the same secret and almost the same clock (RFC 6528), one
+ * close to it. A SYN within the peer's window resets what it lies in (net/ipv4/tcp_minisocks.c,
+ * tcp_check_req). One far away is answered with an acknowledgment of what the peer knows; the guest resets
+ * that, and its next SYN opens the connection.
  */
 static __always_inline void move_opening(struct colo_connection *connection)
 {
@@ -152,8 +159,9 @@ static __always_inline void move_opening(struct colo_connection *connection)
 }
 
 /*
- * A frame of the guest, before it goes where the client's numbers count. 0, or negative if it was left half rewritten
- * and has to be dropped. `learning`: the guest is a secondary, so its connections get numbers of their own.
+ * A frame of the guest, before it goes where the client's numbers count. 0, or negative if it was left half
+ * rewritten and has to be dropped. `learning`: the guest is a secondary, so its connections get numbers of
+ * their own.
  */
 static __noinline int rewrite_from_guest(struct __sk_buff *skb, struct colo_state *state, bool learning)
 {
@@ -166,8 +174,11 @@ static __noinline int rewrite_from_guest(struct __sk_buff *skb, struct colo_stat
 	connection = find_connection(state, &segment);
 	if (segment.tcp.flags & TCP_SYN &&
 	    (!connection || connection->isn != bpf_ntohl(segment.tcp.sequence_be))) {
-		/* A new connection. A guest that runs alone shows its numbers to the client as they are; one that
-		 * answers a duplicate SYN of a living connection does so without SYN (RFC 9293, 3.10.7.4). */
+		/*
+		 * A new connection. A guest that runs alone shows its numbers to the client as they are; one
+		 * that answers a duplicate SYN of a living connection does so without SYN (RFC 9293,
+		 * 3.10.7.4).
+		 */
 		if (learning)
 			learn_connection(skb, state, &segment);
 		else if (connection)
@@ -195,8 +206,8 @@ static __noinline int rewrite_from_guest(struct __sk_buff *skb, struct colo_stat
 }
 
 /*
- * A frame of the client, before it reaches the guest; mirrored: the primary's host has put right already what the VM had from an earlier
- * takeover. 0, or negative if it has to be dropped.
+ * A frame of the client, before it reaches the guest. 0, or negative if it has to be dropped. `mirrored`: the
+ * primary's host has already applied the offsets that the VM has from an earlier takeover.
  */
 static __noinline int rewrite_to_guest(struct __sk_buff *skb, struct colo_state *state, bool mirrored)
 {
@@ -225,16 +236,16 @@ static __noinline int rewrite_to_guest(struct __sk_buff *skb, struct colo_state 
 		for (__u32 edge = 0; edge < 2 * TCP_SACK_BLOCKS_MAX; edge++) {
 			if (edge >= segment.sack_edges)
 				break;
-			if (add_to_word(skb, &segment, segment.sack_offset + 4 * edge, sequence_offset))
+			if (add_to_word(skb, &segment, segment.sack_offset + WORD_BYTES * edge, sequence_offset))
 				return -1;
 		}
 	}
 	if (timestamp_offset && segment.timestamps_offset) {
 		__u32 echo;
 
-		if (read_word(skb, segment.timestamps_offset + 4, &echo))
+		if (read_word(skb, segment.timestamps_offset + WORD_BYTES, &echo))
 			return -1;
-		if (echo && add_to_word(skb, &segment, segment.timestamps_offset + 4, timestamp_offset))
+		if (echo && add_to_word(skb, &segment, segment.timestamps_offset + WORD_BYTES, timestamp_offset))
 			return -1;
 	}
 	return 0;

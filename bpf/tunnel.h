@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Frames between the two hosts travel in VXLAN; the VNI says which VM they belong to and carries the epoch. */
+/* Frames between the two hosts travel in VXLAN; the VNI carries the VM's tunnel id and the epoch. */
 #ifndef COLO_TUNNEL_H
 #define COLO_TUNNEL_H
 
-#include "maps.h"
+#include "state.h"
 
 #define TUNNEL_TTL 64
 #define EPOCH_MASK 0xffff
 #define TUNNEL_ID_SHIFT 16
 
 /*
- * The outer UDP checksum stays on: it is all that protects the epoch in the VXLAN header, and with an inner checksum
- * still to be filled in it costs nothing (Documentation/networking/checksum-offloads.rst, LCO).
+ * The outer UDP checksum stays on: it is all that protects the epoch in the VXLAN header, and with an inner
+ * checksum still to be filled in it costs nothing (Documentation/networking/checksum-offloads.rst, LCO).
  */
 static __always_inline long address_to_peer(struct __sk_buff *skb, struct colo_state *state)
 {

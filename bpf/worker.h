@@ -2,23 +2,22 @@
 /*
  * Which worker compares a frame.
  *
- * Each worker has a comparer of its own, so what one comparer has to see together must go to one worker: all frames of
- * a TCP connection; and the fragments of a datagram with the datagrams of its flow that were not cut up, of which only
- * the first fragment tells the ports. So TCP right behind an IP header, in one piece, goes by addresses and ports and
- * everything else of IP by addresses; what is not IP goes to the first worker. Primary and secondary frames get here
- * on the same host, in the same direction, and nothing else takes part: no field in which the two VMs may differ.
+ * Each worker has a comparer of its own, so what one comparer has to see together must go to one worker: all
+ * frames of a TCP connection; and the fragments of a datagram with the datagrams of its flow that were not
+ * cut up, of which only the first fragment tells the ports. So TCP right behind an IP header, in one piece,
+ * goes by addresses and ports and everything else of IP by addresses; what is not IP goes to the first
+ * worker. Primary and secondary frames get here on the same host, in the same direction, and nothing else
+ * takes part: no field in which the two VMs may differ.
  *
- * A connection of which some segments come in fragments, or behind IPv6 extension headers, and others do not is judged
- * by two workers: each of them misses what the other has and asks for a checkpoint. No guest's TCP does that (it knows
- * the path's MTU).
+ * A connection of which some segments come in fragments, or behind IPv6 extension headers, and others do not
+ * is judged by two workers: each of them misses what the other has and asks for a checkpoint. No guest's TCP
+ * does that (it knows the path's MTU).
  */
 #ifndef COLO_WORKER_H
 #define COLO_WORKER_H
 
-#include "maps.h"
 #include "parse.h"
-
-#define IPV4_FRAGMENT_MASK 0x3fff /* more fragments, and the offset (RFC 791, 3.1) */
+#include "state.h"
 
 static __always_inline __u32 mix_word(__u32 hash, const void *word)
 {

@@ -5,15 +5,16 @@ import type { Server } from "bun";
 import { type CommandNumbers, serveApi } from "../api/serve.ts";
 import { openArbiter } from "../arbiter/index.ts";
 import { checkStreamTls } from "../certificates/qemu_files.ts";
+import { agentPair, type Config } from "../config/config.ts";
 import { divergenceRoutes } from "../divergence/routes.ts";
 import { DivergenceStore } from "../divergence/store.ts";
 import type { Path } from "../failover/state.ts";
 import { bootMs } from "../host/clock.ts";
+import { isLoopback } from "../host/endpoint.ts";
 import { disableDelayedAck } from "../host/links.ts";
 import type { Logger } from "../host/log.ts";
 import { VERSION } from "../host/version.ts";
 import { ClientPath } from "./client_path.ts";
-import { agentPair, type Config } from "./config.ts";
 import { PeerClient, PeerServer, PeerUnreachableError } from "./control_channel.ts";
 import { checkFence } from "./fence.ts";
 import { VmKeeper } from "./keeper.ts";
@@ -302,8 +303,4 @@ export class HostAgent {
         );
     }
   }
-}
-
-function isLoopback(host: string): boolean {
-  return host.startsWith("127.") || host === "::1" || host === "[::1]" || host === "localhost";
 }

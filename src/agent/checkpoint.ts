@@ -9,10 +9,10 @@
  */
 
 import { requestCheckpoint } from "../colo/index.ts";
+import type { VmConfig } from "../config/config.ts";
 import type { Logger } from "../host/log.ts";
 import type { PacketProxy } from "../proxy/proxy.ts";
 import type { QmpClient } from "../qmp/client.ts";
-import type { VmConfig } from "./config.ts";
 import type { Tuning } from "./tuning.ts";
 
 export type CheckpointCause =

@@ -8,16 +8,12 @@
 import { createHmac, randomUUID, timingSafeEqual } from "node:crypto";
 import { createSocket, type Socket } from "node:dgram";
 import { readFileSync, statSync } from "node:fs";
+import type { Endpoint } from "../host/endpoint.ts";
 import type { Logger } from "../host/log.ts";
 import type { HeartbeatAnswer, HeartbeatRequest } from "./peer_api.ts";
 
 const SIGNATURE_BYTES = 32;
 const KEY_BYTES_MIN = 16;
-
-interface Endpoint {
-  host: string;
-  port: number;
-}
 
 type Message = { session: string; sentMs: number } & (
   | { ask: HeartbeatRequest }

@@ -5,6 +5,7 @@
  * on it. A line is {id, type, body} or {id, ok, body | error}.
  */
 import { connect, createServer, type Server, type Socket } from "node:net";
+import type { Endpoint } from "../host/endpoint.ts";
 import type { Logger } from "../host/log.ts";
 import { LineSplitter } from "../qmp/lines.ts";
 
@@ -23,11 +24,6 @@ export class PeerUnreachableError extends Error {
 /** The peer answered that it could not do what was asked. */
 export class PeerRefusedError extends Error {
   override name = "PeerRefusedError";
-}
-
-interface Endpoint {
-  host: string;
-  port: number;
 }
 
 /** Dials the peer and keeps the connection up. */

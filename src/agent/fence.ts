@@ -4,21 +4,7 @@
  */
 import { spawn } from "node:child_process";
 import { accessSync, constants } from "node:fs";
-import { z } from "zod";
-
-export const fenceConfig = z.strictObject({
-  /** Program and arguments. Status 0 means: the peer is off. */
-  command: z
-    .array(z.string())
-    .min(1, "needs a program")
-    .refine((words) => words[0]?.startsWith("/") ?? true, "must begin with the absolute path of a program"),
-  /** After this the command counts as failed and is killed with everything it has started. */
-  timeout_ms: z.number().int().min(100).max(600_000).default(30_000),
-  /** true: without the command's success nothing of this peer's runs here. */
-  required: z.boolean().default(true),
-});
-
-export type FenceConfig = z.output<typeof fenceConfig>;
+import type { FenceConfig } from "../config/safeguards.ts";
 
 /** What the command finds in its environment: COLO_AGENT, COLO_PEER, COLO_VM, COLO_TERM. */
 export interface FenceFacts {

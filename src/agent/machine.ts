@@ -1,13 +1,14 @@
 /** What the primary's and the secondary's procedures for one VM share: its QEMU, its data plane, its peer. */
 import { statSync } from "node:fs";
 import type { PrimaryDisk } from "../colo/index.ts";
+import type { VmConfig } from "../config/config.ts";
+import { nodesOf } from "../config/disk.ts";
 import type { DivergenceRecorder } from "../divergence/recorder.ts";
 import type { Logger } from "../host/log.ts";
 import type { PacketProxy } from "../proxy/proxy.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import type { StreamTls } from "../qmp/tls.ts";
 import type { ReplicaImages, ReplicaMarker } from "../storage/replica_marker.ts";
-import { nodesOf, type VmConfig } from "./config.ts";
 import type { VmMetrics } from "./metrics.ts";
 import type { Peer, SecondaryAddresses } from "./peer_api.ts";
 import type { Tuning } from "./tuning.ts";

@@ -1,18 +1,17 @@
 /** From a VM's configuration to its data plane. */
 import { existsSync } from "node:fs";
 import { dirname } from "node:path";
+import type { Config, VmConfig } from "../config/config.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
 import { checkTap } from "../host/links.ts";
 import type { Logger } from "../host/log.ts";
+import { PIN_ROOT } from "../host/pin_root.ts";
 import { EbpfProxy } from "../proxy/ebpf.ts";
 import type { EbpfNicOptions } from "../proxy/ebpf_nic.ts";
 import type { PacketProxy, ProxyEvents } from "../proxy/proxy.ts";
 import { QemuProxy } from "../proxy/qemu.ts";
 import { TapGate } from "../proxy/tap_gate.ts";
 import type { QmpClient } from "../qmp/client.ts";
-import type { Config, VmConfig } from "./config.ts";
-
-const PIN_ROOT = "/sys/fs/bpf/colo-agent";
 
 /**
  * Opens the data plane of a VM, closed for everything, whatever an earlier agent has left; or as that has left it (`keep`), where

@@ -11,12 +11,12 @@ import {
   secondaryFailover,
   startProtection,
 } from "../colo/index.ts";
+import { nodesOf } from "../config/disk.ts";
 import type { ReportedDivergence } from "../divergence/recorder.ts";
 import { coloMode, MIGRATION_ENDED, migrationStatus, orAborted, runStatus, yank } from "../qmp/vm.ts";
 import { coveringBitmap, ReplicaBitmaps } from "../storage/dirty_bitmaps.ts";
 import { ResyncProgress, type ResyncReading } from "../storage/resync_progress.ts";
 import { type CheckpointCause, Checkpoints } from "./checkpoint.ts";
-import { nodesOf } from "./config.ts";
 import { disksOf, disksWithExports, type Machine } from "./machine.ts";
 
 const PREPARE_TIMEOUT_MS = 20_000;

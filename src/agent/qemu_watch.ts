@@ -2,9 +2,11 @@
  * Whether QEMU answers. A process that hangs (SIGSTOP, storage that blocks) keeps its socket open and says nothing, so it has to be
  * asked all the time: over the main loop, and out of band, which works while the main loop waits for something.
  */
+
+import type { VmConfig } from "../config/config.ts";
+import { nodesOf } from "../config/disk.ts";
 import type { Event } from "../failover/state.ts";
 import type { QmpClient } from "../qmp/client.ts";
-import { nodesOf, type VmConfig } from "./config.ts";
 
 /** A question stays open until it is answered or the connection closes; how long it has been open is what counts. */
 const NO_LIMIT_MS = 2 ** 31 - 1;

@@ -1,6 +1,7 @@
 /** `[tls]`: what QEMU is told of the certificates that it shows its peer. */
+
+import type { Config } from "../config/config.ts";
 import type { StreamTls } from "../qmp/tls.ts";
-import type { Config } from "./config.ts";
 
 /** What QEMU is to be told, undefined without `[tls]`. */
 export function streamTls({ tls, peer }: Pick<Config, "tls" | "peer">): StreamTls | undefined {

@@ -1,6 +1,6 @@
 /** What an administrator can change of a VM while the agent runs (`colo-agent tune`); it begins as configured, and ends with the agent. */
 import type { TuningValues } from "../api/status.ts";
-import type { VmConfig } from "./config.ts";
+import type { VmConfig } from "../config/config.ts";
 
 const LIMITS = {
   periodMs: { name: "the period", min: 100, max: 3_600_000, unit: "ms" },

@@ -2,6 +2,7 @@
 import type { OperatorCommand, VmStatus } from "../api/status.ts";
 import type { Arbiter } from "../arbiter/index.ts";
 import { inspectQemu } from "../colo/check.ts";
+import type { Config, VmConfig } from "../config/config.ts";
 import { DivergenceRecorder } from "../divergence/recorder.ts";
 import type { DivergenceStore } from "../divergence/store.ts";
 import { decide, heartbeatGeneration, isHolder, nextDeadlineMs } from "../failover/decide.ts";
@@ -25,7 +26,6 @@ import type { Logger } from "../host/log.ts";
 import { countersOf, type PacketProxy, type ProxyEntry, type ProxyKind } from "../proxy/proxy.ts";
 import { QmpClient } from "../qmp/client.ts";
 import type { ReplicaMarker } from "../storage/replica_marker.ts";
-import type { Config, VmConfig } from "./config.ts";
 import { runFence } from "./fence.ts";
 import type { ReplicaAtRest } from "./life_memory.ts";
 import type { Machine } from "./machine.ts";

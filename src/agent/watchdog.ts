@@ -3,7 +3,7 @@
  * silences a host whose agent hangs; the watchdog is for a host whose kernel hangs too.
  */
 import { closeSync, openSync, writeSync } from "node:fs";
-import { z } from "zod";
+import type { WatchdogConfig } from "../config/safeguards.ts";
 import {
   setWatchdogTimeout,
   WDIOF_MAGICCLOSE,
@@ -12,16 +12,6 @@ import {
   watchdogTimeout,
 } from "../ffi/watchdog.ts";
 import type { Logger } from "../host/log.ts";
-
-export const watchdogConfig = z.strictObject({
-  device: z.string().startsWith("/", "must be an absolute path").default("/dev/watchdog"),
-  /** The host is reset when the main loop has not come round for this long. */
-  timeout_s: z.number().int().min(1).max(3_600).default(10),
-  /** true: the agent does not start without it. */
-  required: z.boolean().default(true),
-});
-
-export type WatchdogConfig = z.output<typeof watchdogConfig>;
 
 /** Anything but 'V' is a sign of life; a 'V' right before closing disarms (Documentation/watchdog/watchdog-api.rst). */
 const ALIVE = new Uint8Array([0]);

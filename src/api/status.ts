@@ -1,7 +1,8 @@
 /** What an agent says of a VM over HTTP, and the commands it takes: the contract with the command line, the lab and other programs. */
+
+import type { ProxyKind } from "../config/vm.ts";
 import type { VmInWords } from "../failover/describe.ts";
 import type { Phase } from "../failover/state.ts";
-import type { ProxyKind } from "../proxy/proxy.ts";
 import type { ResyncReading } from "../storage/resync_progress.ts";
 
 /** What an administrator can change of a VM while the agent runs. */

@@ -1,9 +1,9 @@
 /** The arbiter that the configuration names. */
 import { readFileSync } from "node:fs";
 import { readAuthority, readTls, type TlsFiles } from "../certificates/read.ts";
+import type { ArbiterConfig, EtcdConfig } from "../config/arbiter.ts";
 import type { Logger } from "../host/log.ts";
 import type { Arbiter } from "./arbiter.ts";
-import type { ArbiterConfig, EtcdConfig } from "./config.ts";
 import { EtcdArbiter } from "./etcd.ts";
 import { WitnessClient } from "./witness_client.ts";
 

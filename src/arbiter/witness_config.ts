@@ -1,6 +1,7 @@
 /** Settings of the embedded witness: command line over file over default. */
 import { z } from "zod";
-import { isLoopback } from "./config.ts";
+import { listenEndpoint } from "../config/values.ts";
+import { isLoopback } from "../host/endpoint.ts";
 
 export interface WitnessFlags {
   config?: string;
@@ -12,21 +13,11 @@ export interface WitnessFlags {
   insecure?: boolean;
 }
 
-const listen = z.string().transform((text, context) => {
-  const match = /^(.+):(\d{1,5})$/.exec(text);
-  const port = Number(match?.[2]);
-  if (match === null || port > 65_535) {
-    context.addIssue({ code: "custom", message: "must be ADDRESS:PORT" });
-    return z.NEVER;
-  }
-  return { host: match[1]!.replace(/^\[(.*)\]$/, "$1"), port };
-});
-
 const path = z.string().min(1);
 
 const schema = z
   .strictObject({
-    listen: listen.prefault("0.0.0.0:7300"),
+    listen: listenEndpoint.prefault("0.0.0.0:7300"),
     directory: path.default("/var/lib/colo-agent/witness"),
     ca: path.optional(),
     certificate: path.optional(),

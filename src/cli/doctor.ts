@@ -1,7 +1,7 @@
 /** `colo-agent doctor`: whether this machine can protect VMs, found out by trying. */
 import { Command, InvalidArgumentError } from "commander";
 import pc from "picocolors";
-import { loadConfig } from "../agent/config.ts";
+import { loadConfig } from "../config/load.ts";
 import { examine, GROUPS } from "../doctor/doctor.ts";
 import { count, renderResults } from "../doctor/render.ts";
 import { requireRoot } from "../host/root.ts";

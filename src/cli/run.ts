@@ -1,10 +1,11 @@
 /** `colo-agent run`: the agent of this host, until it is told to end. */
 import { Command } from "commander";
 import { HostAgent } from "../agent/agent.ts";
-import { agentPair, loadConfig } from "../agent/config.ts";
 import { checkFence } from "../agent/fence.ts";
 import { openArbiter } from "../arbiter/index.ts";
 import { checkStreamTls } from "../certificates/qemu_files.ts";
+import { agentPair } from "../config/config.ts";
+import { loadConfig } from "../config/load.ts";
 import { bpfObject } from "../host/installed.ts";
 import { createLogger } from "../host/log.ts";
 import { requireRoot } from "../host/root.ts";

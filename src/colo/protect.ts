@@ -11,6 +11,7 @@
  * The pause at 5 is QEMU's `pause-before-switchover`; seen with 11.1.2: it happens once, not at each checkpoint.
  */
 
+import { bracketed, type Endpoint } from "../host/endpoint.ts";
 import type { QmpClient, QmpEvent } from "../qmp/client.ts";
 import { QmpAbortedError, QmpCommandError } from "../qmp/errors.ts";
 import { explainTls, removeTls, type StreamTls, setTls } from "../qmp/tls.ts";
@@ -38,7 +39,7 @@ import {
   probeNbdServer,
   removeDiskNodes,
 } from "../storage/mirror.ts";
-import { type Endpoint, severConnections } from "./sever.ts";
+import { severConnections } from "./sever.ts";
 
 /** Nothing is capped: 10 TB/s. QEMU's own default is 128 MiB/s. */
 const BANDWIDTH_UNLIMITED_BYTES = 10 ** 13;
@@ -149,7 +150,7 @@ export async function startProtection(
       "max-bandwidth": BANDWIDTH_UNLIMITED_BYTES,
       "downtime-limit": downtimeMs,
     });
-    const host = migrateHost.includes(":") ? `[${migrateHost}]` : migrateHost;
+    const host = bracketed(migrateHost);
     let stopped: QmpEvent | undefined;
     const endStop = client.on("STOP", (event) => {
       stopped = event;

@@ -1,4 +1,5 @@
 /** COLO procedures on the secondary host's QEMU, which was started with `-incoming defer`. */
+import { bracketed } from "../host/endpoint.ts";
 import type { QmpClient, QmpEvent } from "../qmp/client.ts";
 import { removeTls, type StreamTls, setTls, TLS_CREDENTIALS, TLS_PEER } from "../qmp/tls.ts";
 import {
@@ -190,8 +191,4 @@ export async function announceSelf(client: QmpClient): Promise<void> {
 
 function ignoreNotRunning(error: unknown): void {
   if (!/not running/i.test(messageOf(error))) throw error;
-}
-
-function bracketed(host: string): string {
-  return host.includes(":") ? `[${host}]` : host;
 }

@@ -1,7 +1,7 @@
 /** The arbiter, by reading from it as the agent does. */
 
-import { agentPair } from "../agent/config.ts";
 import { openArbiter } from "../arbiter/index.ts";
+import { agentPair } from "../config/config.ts";
 import { createLogger } from "../host/log.ts";
 import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
 

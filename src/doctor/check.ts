@@ -2,7 +2,7 @@
  * What `colo-agent doctor` is made of: groups of checks, each of which tries one thing and says what it found and what to do.
  * A check is an entry of its group's list, a group a file beside this one.
  */
-import type { Config } from "../agent/config.ts";
+import type { Config } from "../config/config.ts";
 import type { DoctorQemu } from "./qemu_program.ts";
 import type { ScratchNamespace } from "./scratch_namespace.ts";
 

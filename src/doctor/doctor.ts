@@ -2,7 +2,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Config } from "../agent/config.ts";
+import type { Config } from "../config/config.ts";
 import { bpfObject } from "../host/installed.ts";
 import { arbiterGroup } from "./arbiter.ts";
 import { bpfGroup } from "./bpf.ts";

@@ -1,7 +1,7 @@
 /** Which QEMU the doctor tries, and small QEMUs of it. */
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import type { Config } from "../agent/config.ts";
+import type { Config } from "../config/config.ts";
 import { qemuArgv, qemuEnvironment, qemuImgArgv } from "../host/installed.ts";
 
 const PROGRAM = "qemu-system-x86_64";

@@ -1,7 +1,7 @@
 /** The VMs of the configuration: their taps and their QEMUs. */
 import { existsSync } from "node:fs";
-import type { VmConfig } from "../agent/config.ts";
 import { checkQemu, QEMU_THAT_WORKS } from "../colo/check.ts";
+import type { VmConfig } from "../config/config.ts";
 import { checkTap } from "../host/links.ts";
 import { QmpClient } from "../qmp/client.ts";
 import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";

@@ -9,6 +9,7 @@ import type { VmStatus } from "../api/status.ts";
 import { makeCertificates } from "../certificates/make.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
 import { guestKernel, qemuArgv, qemuEnvironment, qemuImgArgv } from "../host/installed.ts";
+import { PIN_ROOT } from "../host/pin_root.ts";
 import { endQemu, findQemu } from "../qemu/instance.ts";
 import { endProcess, isAlive, type ProcessIdentity, startDetached } from "../qemu/process.ts";
 import type { QemuRole } from "../qemu/settings.ts";
@@ -33,7 +34,6 @@ import {
 import { LAB_NODES, type LabMachine, labArguments, labDisk, labPaths, startLabQemu } from "./qemu.ts";
 
 const ROOT = "/run/colo-agent-lab";
-const PIN_ROOT = "/sys/fs/bpf/colo-agent";
 const VM_NAME = "vm1";
 const WITNESS_PORT = 7300;
 const CONTROL_PORT = 7400;

@@ -8,11 +8,11 @@
  *   primary    hold ─▶ replicaEntered, or resume; then for each checkpoint: divertInput, drainInput, beginCheckpoint, releaseCheckpoint, replayInput
  *   secondary  discard, follow, then for each checkpoint: drainMirrored, stopped, loaded; succeed; takeOver ─▶ takenOver
  */
+import type { ProxyKind } from "../config/vm.ts";
 import type { DataPathStats } from "../datapath/shared.ts";
 import type { ReportedDivergence } from "../divergence/recorder.ts";
 
-export const PROXY_KINDS = ["ebpf", "qemu"] as const;
-export type ProxyKind = (typeof PROXY_KINDS)[number];
+export type { ProxyKind };
 
 /** What the primary's data plane tells the secondary's when the VM has stopped for the switch-over; JSON. */
 export interface ProxyEntry {

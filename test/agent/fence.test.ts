@@ -3,7 +3,8 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { checkFence, type FenceConfig, runFence } from "../../src/agent/fence.ts";
+import { checkFence, runFence } from "../../src/agent/fence.ts";
+import type { FenceConfig } from "../../src/config/safeguards.ts";
 
 const FACTS = { agent: "host-b", peer: "host-a", vm: "vm1", term: 4 };
 

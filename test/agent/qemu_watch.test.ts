@@ -1,9 +1,9 @@
 /** A QEMU that hangs keeps its socket open and says nothing: only asking tells. */
 import { afterAll, afterEach, expect, test } from "bun:test";
-import type { VmConfig } from "../../src/agent/config.ts";
 import { disksOf } from "../../src/agent/machine.ts";
 import { QemuWatch } from "../../src/agent/qemu_watch.ts";
 import { primaryFailover, startProtection } from "../../src/colo/index.ts";
+import type { VmConfig } from "../../src/config/config.ts";
 import type { Event } from "../../src/failover/state.ts";
 import {
   freePorts,

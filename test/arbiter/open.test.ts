@@ -1,8 +1,9 @@
 /** From the configuration to the arbiter: what is refused and what is warned of at start. */
 import { afterEach, beforeEach, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
-import { agentPair, parseConfig } from "../../src/agent/config.ts";
 import { openArbiter } from "../../src/arbiter/index.ts";
+import { agentPair } from "../../src/config/config.ts";
+import { parseConfig } from "../../src/config/load.ts";
 import type { Logger } from "../../src/host/log.ts";
 import { etcd, etcdMember, freePort, siteCertificates, tlsPaths, Workplace, witness } from "./servers.ts";
 

@@ -3,8 +3,8 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Config } from "../../src/agent/config.ts";
 import { makeCertificates } from "../../src/certificates/make.ts";
+import type { Config } from "../../src/config/config.ts";
 import { type DoctorContext, fail, type Group, ok, runChecks, type Status } from "../../src/doctor/check.ts";
 import { GROUPS } from "../../src/doctor/doctor.ts";
 import {

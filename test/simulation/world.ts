@@ -77,7 +77,7 @@ export class World {
       arbiter: !random.chance(0.04),
       timeoutMs: Math.round(random.between(3.2 * this.intervalMs, 2 * leaseMs)),
       leaseMs,
-      // As src/agent/config.ts asks for: the lease by the slowest clock against the wait by the fastest.
+      // As src/config/timing.ts asks for: the lease by the slowest clock against the wait by the fastest.
       marginMs: Math.ceil(leaseMs * ((1 + drift) / (1 - drift) - 1)) + 5,
       arbiterRetryMs: 300,
       protectRetryMs: 1_000,

@@ -1,15 +1,15 @@
 /** The [arbiter] table of the agent's configuration. */
 import { z } from "zod";
-
-const absolute = z.string().startsWith("/", "must be an absolute path");
+import { isLoopback } from "../host/endpoint.ts";
+import { absolutePath, milliseconds } from "./values.ts";
 
 const common = {
   /** Longest time of one read or compare-and-swap, over all endpoints. */
-  timeout_ms: z.number().int().min(50).max(60_000).default(500),
+  timeout_ms: milliseconds(50, 60_000).default(500),
   /** CA of the site, this agent's certificate and its key, PEM. */
-  ca: absolute.optional(),
-  certificate: absolute.optional(),
-  key: absolute.optional(),
+  ca: absolutePath.optional(),
+  certificate: absolutePath.optional(),
+  key: absolutePath.optional(),
   /** true: plain HTTP to another machine. Anybody on that network can then take a VM over. */
   insecure: z.boolean().default(false),
 };
@@ -27,15 +27,11 @@ const etcd = z.strictObject({
   prefix: z.string().startsWith("/").max(200).default("/colo-agent/vm/"),
   user: z.string().min(1).optional(),
   /** File with the password in its first line. */
-  password_file: absolute.optional(),
+  password_file: absolutePath.optional(),
   ...common,
 });
 
 const none = z.strictObject({ type: z.literal("none") });
-
-export function isLoopback(host: string): boolean {
-  return /^(localhost|127(\.\d+){3}|\[?::1\]?)$/.test(host);
-}
 
 export const arbiterConfig = z
   .discriminatedUnion("type", [witness, etcd, none], {

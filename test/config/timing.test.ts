@@ -1,6 +1,11 @@
 /** The inequalities between the times: each can be broken, and each sentence's advice mends it. */
 import { describe, expect, test } from "bun:test";
-import { marginMsMin, SCHEDULING_ALLOWANCE_MS, type Timing, timingMistakes } from "../../src/agent/timing.ts";
+import {
+  marginMsMin,
+  SCHEDULING_ALLOWANCE_MS,
+  type Timing,
+  timingMistakes,
+} from "../../src/config/timing.ts";
 
 const GOOD = {
   heartbeat: { interval_ms: 100, timeout_ms: 1_000, lease_ms: 1_000, margin_ms: 200, clock_drift_ppm: 500 },

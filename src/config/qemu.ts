@@ -1,10 +1,9 @@
-/** The parts of a VM's configuration that are for a QEMU which the agent starts itself. */
+/** [vm.qemu], and the keys of [[vm.disk]] and [[vm.nic]] that concern a QEMU which the agent starts itself. */
 import { join } from "node:path";
 import { z } from "zod";
+import { NIC_MODELS, type QemuSettings } from "../qemu/settings.ts";
 import { DISK_DEVICES, DISK_FORMATS, type DiskDevice, type DiskFormat } from "../storage/disk_graph.ts";
-import { NIC_MODELS, type QemuSettings } from "./settings.ts";
-
-const absolutePath = z.string().startsWith("/", "must be an absolute path");
+import { absolutePath } from "./values.ts";
 
 /** [vm.qemu]. */
 export const qemuConfig = z.strictObject({

@@ -1,7 +1,7 @@
 /** The configuration file: defaults, and a sentence for every mistake. */
 import { describe, expect, test } from "bun:test";
-import { ConfigError, loadConfig, parseConfig } from "../../src/agent/config.ts";
 import { streamTls } from "../../src/agent/stream_tls.ts";
+import { ConfigError, loadConfig, parseConfig } from "../../src/config/load.ts";
 
 const GOOD = `
 [agent]
@@ -69,14 +69,9 @@ describe("configuration", () => {
 
   const mistakes: [string, string, RegExp][] = [
     [
-      "the old form of a disk",
-      GOOD.replace("[[vm.nic]]", 'disk = { quorum_node = "q" }\n[[vm.nic]]'),
-      /vm\.0\.disk: disks are tables now: write \[\[vm\.disk\]\]/,
-    ],
-    [
-      "the old form of no disk",
+      "a disk that is no table",
       GOOD.replace("[[vm.nic]]", "disk = false\n[[vm.nic]]"),
-      /no \[\[vm\.disk\]\] for a VM without a disk/,
+      /vm\.0\.disk: needs a \[\[vm\.disk\]\] table for each disk, and none for a VM without a disk/,
     ],
     [
       "two disks of one name",
@@ -107,8 +102,16 @@ describe("configuration", () => {
       GOOD.replace("/run/vm1/qmp.sock", "qmp.sock"),
       /vm\.0\.qmp: must be an absolute path/,
     ],
-    ["a host name for control", GOOD.replace("198.18.1.1:7400", "host-a:7400"), /need IPv4 addresses/],
-    ["an address out of range", GOOD.replace("198.18.1.2:7400", "198.18.1.300:7400"), /need IPv4 addresses/],
+    [
+      "a host name for control",
+      GOOD.replace("198.18.1.1:7400", "host-a:7400"),
+      /agent\.control: needs an IPv4 address/,
+    ],
+    [
+      "an address out of range",
+      GOOD.replace("198.18.1.2:7400", "198.18.1.300:7400"),
+      /peer\.control: needs an IPv4 address/,
+    ],
     ["no port", GOOD.replace("198.18.1.1:7400", "198.18.1.1"), /agent\.control: must be ADDRESS:PORT/],
     ["the same name twice", GOOD.replace("host-b", "host-a"), /both "host-a"/],
     [
@@ -130,11 +133,6 @@ describe("configuration", () => {
       /same tunnel_port \(4790\)/,
     ],
     ["no interface", GOOD.replace(/\[\[vm\.nic\]\][\s\S]*$/, ""), /vm\.0\.nic: /],
-    [
-      "the old spelling of the interface",
-      GOOD.replace(/\[\[vm\.nic\]\][\s\S]*$/, 'tap = "tap0"\ntunnel_id = 3\n'),
-      /vm vm1: tap, tunnel_id belong to a network interface now; .*write\n {2}\[\[vm\.nic\]\]\n {2}tap = "tap0"\n {2}tunnel_id = 3/,
-    ],
   ];
   mistakes.push([
     "two VMs with disks and one port for them",
@@ -145,11 +143,6 @@ describe("configuration", () => {
   const etcd = '[arbiter]\ntype = "etcd"\n';
   const files = 'ca = "/x/ca.pem"\ncertificate = "/x/a.pem"\nkey = "/x/a.key"\n';
   mistakes.push(
-    [
-      "the old name of the arbiter",
-      `${GOOD}[witness]\nurl = "http://a:1"\n`,
-      /\[witness\] is now \[arbiter\]/,
-    ],
     [
       "an arbiter of no kind",
       `${GOOD}[arbiter]\ntype = "raft"\n`,

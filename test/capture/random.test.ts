@@ -5,6 +5,7 @@
  */
 import { afterAll, expect, test } from "bun:test";
 import { udp } from "../compare/frames.ts";
+import { count, given } from "../variables.ts";
 import { CaptureFolder } from "./capture_files.ts";
 import { comparer } from "./comparison.ts";
 import { Conversation, flipped, pattern } from "./conversation.ts";
@@ -14,8 +15,10 @@ afterAll(() => folder.remove());
 const compare = comparer(folder);
 
 const SEEDS = 60;
-const only = process.env.COLO_CAPTURE_SEED;
-const seeds = only === undefined ? Array.from({ length: SEEDS }, (_, i) => i + 1) : [Number(only)];
+const seeds =
+  given("COLO_CAPTURE_SEED") === undefined
+    ? Array.from({ length: SEEDS }, (_, i) => i + 1)
+    : [count("COLO_CAPTURE_SEED")];
 
 class Random {
   constructor(private state: number) {

@@ -1,22 +1,22 @@
 import { expect, test } from "bun:test";
+import { count, given, seedOf } from "../variables.ts";
 import { episode, FrameMaker, mutate } from "./fuzz.ts";
 import { parseAtEnd } from "./harness.ts";
 import { Random } from "./simulation.ts";
 
-/** COLO_FUZZ_SEED=n begins with that one (and does only that one unless a time is given); COLO_FUZZ_SECONDS=n goes on for so long. */
-const { CI, COLO_FUZZ_SEED, COLO_FUZZ_SECONDS } = process.env;
-const seconds = Number(COLO_FUZZ_SECONDS ?? 10);
-const firstSeed = Number(COLO_FUZZ_SEED ?? (CI ? 1 : Math.floor(Math.random() * 2 ** 31)));
-const single = COLO_FUZZ_SEED !== undefined && COLO_FUZZ_SECONDS === undefined;
+/** COLO_FUZZ_SEED=n starts there and runs that seed alone, unless COLO_FUZZ_SECONDS gives a time. */
+const seconds = count("COLO_FUZZ_SECONDS");
+const firstSeed = seedOf("COLO_FUZZ_SEED");
+const single = given("COLO_FUZZ_SEED") !== undefined && given("COLO_FUZZ_SECONDS") === undefined;
 
 const STEPS = 300;
 
 /** Runs one seed after the other for a share of the time, at least `least` of them. */
 function forSeeds(share: number, least: number, run: (seed: number) => void): number {
   const until = performance.now() + seconds * 1000 * share;
-  let count = 0;
-  while (count < (single ? 1 : least) || (!single && performance.now() < until)) {
-    const seed = firstSeed + count++;
+  let runs = 0;
+  while (runs < (single ? 1 : least) || (!single && performance.now() < until)) {
+    const seed = firstSeed + runs++;
     try {
       run(seed);
     } catch (cause) {
@@ -24,7 +24,7 @@ function forSeeds(share: number, least: number, run: (seed: number) => void): nu
       throw new Error(`${again}: ${(cause as Error).message}`, { cause });
     }
   }
-  return count;
+  return runs;
 }
 
 test("the parser reads nothing outside of a damaged frame", () => {

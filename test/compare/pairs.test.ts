@@ -7,16 +7,16 @@ import { expect, test } from "bun:test";
 import type { FlowTable } from "../../src/compare/flow_table.ts";
 import { ID_STEP } from "../../src/compare/rows.ts";
 import type { CompareState } from "../../src/compare/state.ts";
+import { count, given, seedOf } from "../variables.ts";
 import { audit } from "./audit.ts";
 import { CLIENT6, PSH, RST, SYN, tcp, timestamps } from "./frames.ts";
 import { mutate } from "./fuzz.ts";
 import { Bench, MS } from "./harness.ts";
 import { Random } from "./simulation.ts";
 
-const { CI, COLO_PAIRS_SEED } = process.env;
-const SEEDS = Number(process.env.COLO_PAIRS_SEEDS ?? 150);
+const SEEDS = count("COLO_PAIRS_SEEDS");
 const STEPS = 120;
-const firstSeed = Number(COLO_PAIRS_SEED ?? (CI ? 1 : Math.floor(Math.random() * 2 ** 31)));
+const firstSeed = seedOf("COLO_PAIRS_SEED");
 
 const insideOf = (bench: Bench) => (bench.comparer as unknown as { state: CompareState }).state;
 
@@ -152,7 +152,7 @@ function run(seed: number): number {
 
 test("a pair does what the two records do one after the other", () => {
   let pairs = 0;
-  const seeds = COLO_PAIRS_SEED === undefined ? SEEDS : 1;
+  const seeds = given("COLO_PAIRS_SEED") === undefined ? SEEDS : 1;
   for (let seed = firstSeed; seed < firstSeed + seeds; seed++) {
     try {
       pairs += run(seed);

@@ -1,10 +1,12 @@
 import { expect, test } from "bun:test";
+import { count, given } from "../variables.ts";
 import { Simulation } from "./simulation.ts";
 
-/** COLO_COMPARE_SEED=n runs that one only; COLO_COMPARE_RUNS=n runs more of them. */
-const only = process.env.COLO_COMPARE_SEED;
-const runs = Number(process.env.COLO_COMPARE_RUNS ?? 200);
-const seeds = only === undefined ? Array.from({ length: runs }, (_, i) => 1 + i) : [Number(only)];
+/** COLO_COMPARE_SEED=n seeds.length that one only; COLO_COMPARE_RUNS=n seeds.length more of them. */
+const seeds =
+  given("COLO_COMPARE_SEED") === undefined
+    ? Array.from({ length: count("COLO_COMPARE_RUNS") }, (_, i) => 1 + i)
+    : [count("COLO_COMPARE_SEED")];
 
 function simulate(seed: number, hostile: boolean): Simulation {
   const simulation = new Simulation({ seed, steps: hostile ? 1500 : 600, hostile, parts: seed % 2 === 0 });
@@ -34,12 +36,12 @@ test("with losses, differences and checkpoints nothing unverified leaves, and ev
     parts += simulation.parts;
     for (const name of simulation.bench.classes) classes.add(name);
   }
-  if (only !== undefined) return;
+  if (given("COLO_COMPARE_SEED") !== undefined) return;
   // The simulation must have been where it hurts.
-  expect(checkpoints).toBeGreaterThan(2 * runs);
-  expect(compared).toBeGreaterThan(50 * runs);
-  expect(fragments).toBeGreaterThan(50 * runs);
-  expect(parts).toBeGreaterThan(runs);
+  expect(checkpoints).toBeGreaterThan(2 * seeds.length);
+  expect(compared).toBeGreaterThan(50 * seeds.length);
+  expect(fragments).toBeGreaterThan(50 * seeds.length);
+  expect(parts).toBeGreaterThan(seeds.length);
   expect([...classes].toSorted()).toEqual(
     ["length", "missing_on_primary", "missing_on_secondary", "payload"].filter((name) => classes.has(name)),
   );

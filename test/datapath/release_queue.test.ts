@@ -16,6 +16,7 @@ import type { Tap } from "../../src/ffi/tap.ts";
 import { grantLease } from "../bpf/data_plane_under_test.ts";
 import { join, option, readSegment, type SegmentOptions, segment, tcp, udp } from "../bpf/frames.ts";
 import { bridgeVm, captured, ip, removeNamespaces, startPlane, stopPlane } from "../bpf/network.ts";
+import { seedOf } from "../variables.ts";
 
 const PREFIX = "colo-test-release-";
 const HOST = `${PREFIX}p`;
@@ -282,7 +283,7 @@ test("what a run leaves over goes through the socket, in order", async () => {
 });
 
 test("random streams, mixed", async () => {
-  const seed = Number(process.env.COLO_RELEASE_SEED ?? Math.floor(Math.random() * 2 ** 31));
+  const seed = seedOf("COLO_RELEASE_SEED");
   let state = seed;
   const random = (below: number): number => {
     state = (Math.imul(state, 1664525) + 1013904223) | 0;

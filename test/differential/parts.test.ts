@@ -6,13 +6,14 @@
 import { expect, test } from "bun:test";
 import { Comparer, type ComparerSink } from "../../src/compare/comparer.ts";
 import { memcmpOf, Records } from "../compare/harness.ts";
+import { count, given } from "../variables.ts";
 import { Generator } from "./generator.ts";
 import { describeSteps, FIN_VALUE, type Step, SYN_VALUE, type TcpContent } from "./sequence.ts";
 import { isFrame, Truth } from "./truth.ts";
 
-const only = process.env.COLO_DIFF_SEED;
-const count = only === undefined ? Number(process.env.COLO_DIFF_SEQUENCES ?? 2500) : 1;
-const first = Number(only ?? process.env.COLO_DIFF_FIRST ?? 1);
+const single = given("COLO_DIFF_SEED") !== undefined;
+const sequences = single ? 1 : count("COLO_DIFF_SEQUENCES");
+const first = count(single ? "COLO_DIFF_SEED" : "COLO_DIFF_FIRST");
 
 type Change = NonNullable<Parameters<ComparerSink["release"]>[1]>;
 
@@ -112,7 +113,7 @@ function run(steps: readonly Step[]): void {
 }
 
 test("no part of a segment leaves that the secondary has not produced", () => {
-  for (let seed = first; seed < first + count; seed++) {
+  for (let seed = first; seed < first + sequences; seed++) {
     const generator = new Generator(seed);
     const steps = generator.run();
     try {
@@ -122,8 +123,8 @@ test("no part of a segment leaves that the secondary has not produced", () => {
       throw new Error(`${message}\n${(cause as Error).message}\n${describeSteps(steps)}`, { cause });
     }
   }
-  if (process.env.COLO_DIFF_VERBOSE !== undefined) console.log(totals);
-  if (count < 2000) return;
-  expect(totals.parts).toBeGreaterThan(count / 10);
-  expect(totals.changed).toBeGreaterThan(count / 10);
+  if (given("COLO_DIFF_VERBOSE") !== undefined) console.log(totals);
+  if (sequences < 2000) return;
+  expect(totals.parts).toBeGreaterThan(sequences / 10);
+  expect(totals.changed).toBeGreaterThan(sequences / 10);
 }, 600_000);

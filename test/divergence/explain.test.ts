@@ -11,6 +11,7 @@ import { hintsOf } from "../../src/divergence/hints.ts";
 import { type DivergenceRecord, RECORD_CLASSES } from "../../src/divergence/record.ts";
 import { redact } from "../../src/divergence/redact.ts";
 import { concat, tcp, text, udp } from "../compare/frames.ts";
+import { given } from "../variables.ts";
 import {
   EXAMPLES,
   noise,
@@ -22,7 +23,7 @@ import {
 } from "./records.ts";
 
 const GOLDEN = join(import.meta.dir, "golden");
-const UPDATE = process.env.COLO_UPDATE_GOLDEN === "1";
+const UPDATE = given("COLO_UPDATE_GOLDEN") === "1";
 
 const TEXTS: Record<string, () => string> = Object.fromEntries([
   ...Object.entries(EXAMPLES).map(([name, example]) => [name, () => explain(example())]),

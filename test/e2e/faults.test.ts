@@ -11,6 +11,7 @@ import { writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Random } from "../stacks/random.ts";
+import { count, text } from "../variables.ts";
 import { FAULT_CASES } from "./fault_cases.ts";
 import { faultTable } from "./fault_figures.ts";
 import { FaultRig } from "./fault_rig.ts";
@@ -19,10 +20,10 @@ import { FaultRig } from "./fault_rig.ts";
 const CYCLE_TIMEOUT_MS = 400_000;
 const CYCLES_MIN = 30;
 
-const seed = Number(process.env.COLO_FAULT_SEED ?? 1);
-const wanted = new RegExp(process.env.COLO_FAULT_ONLY ?? "");
+const seed = count("COLO_FAULT_SEED");
+const wanted = new RegExp(text("COLO_FAULT_ONLY") ?? "");
 const cases = FAULT_CASES.filter(({ name }) => wanted.test(name));
-const cycles = Number(process.env.COLO_FAULT_CYCLES ?? Math.max(CYCLES_MIN, cases.length));
+const cycles = count("COLO_FAULT_CYCLES") || Math.max(CYCLES_MIN, cases.length);
 
 /** Every fault once, in an order of the seed's, then any. */
 function plan() {
@@ -63,7 +64,7 @@ describe(`${cycles} faults in a row, seed ${seed}`, () => {
 
   afterAll(async () => {
     console.log(faultTable(rig.figures));
-    const path = process.env.COLO_FAULT_FIGURES;
+    const path = text("COLO_FAULT_FIGURES");
     if (path !== undefined)
       writeFileSync(path, `${JSON.stringify({ seed, cycles: rig.figures }, undefined, 2)}\n`);
     await rig.close();

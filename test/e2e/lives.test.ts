@@ -12,10 +12,11 @@ import type { Lab } from "../../src/lab/lab.ts";
 import { GUEST_IPV4, type HostLetter } from "../../src/lab/network.ts";
 import { verifyBlocks } from "../../src/lab/scenario.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
+import { count } from "../variables.ts";
 import { emptyFileSystem, verifyFileSystem } from "./file_system.ts";
 import { labUnderTest, operate } from "./lab_under_test.ts";
 
-const ROUNDS = Number(process.env.COLO_LIFE_ROUNDS ?? 10);
+const ROUNDS = count("COLO_LIFE_ROUNDS");
 const ROUND_TIMEOUT_MS = 90_000;
 const BYTES_PER_SECOND = 300_000;
 /** As much again after a loss means that the connection goes on. */

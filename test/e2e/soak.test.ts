@@ -7,9 +7,10 @@ import { promtool } from "../../src/lab/assets.ts";
 import type { ClientKind, ClientOptions } from "../../src/lab/client.ts";
 import { GUEST_IPV4, GUEST_IPV6, inNamespace } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
+import { count } from "../variables.ts";
 import { labUnderTest, total } from "./lab_under_test.ts";
 
-const SECONDS = Number(process.env.COLO_SOAK_SECONDS ?? 45);
+const SECONDS = count("COLO_SOAK_SECONDS");
 
 const MIX: [ClientKind, Partial<ClientOptions>][] = [
   ["http", { pauseMs: 5 }],

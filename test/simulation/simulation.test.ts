@@ -9,13 +9,16 @@ import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { decide } from "../../src/failover/decide.ts";
+import { count, given, text } from "../variables.ts";
 import { Coverage } from "./coverage.ts";
 import { ACTIONS, FAULTS, PHASES } from "./faults.ts";
 import { MUTATIONS } from "./mutations.ts";
 import { Violation } from "./violation.ts";
 import { World } from "./world.ts";
 
-const LINES = Number(process.env.COLO_SIMULATION_LINES ?? 60);
+const LINES = count("COLO_SIMULATION_LINES");
+/** Seeds from 1 on that see all that can happen. */
+const COVERING_SEEDS = 10_000;
 const MUTATION_SEEDS_MAX = 4_000;
 /** Copies of the VM may all be destroyed by faults; runs in which that happens show little else. */
 const LOST_SHARE_MAX = 0.1;
@@ -44,20 +47,19 @@ function replay(seed: number): { text: string; violation: Violation | undefined 
 }
 
 function seedsWanted(): { from: number; to: number; all: boolean } {
-  const text = process.env.COLO_SIMULATION_SEEDS;
-  if (text === undefined) return { from: 1, to: 10_000, all: true };
-  const [, from, to] = /^(?:(\d+)-)?(\d+)$/.exec(text) ?? [];
+  const seeds = text("COLO_SIMULATION_SEEDS") ?? "";
+  const [, from, to] = /^(?:(\d+)-)?(\d+)$/.exec(seeds) ?? [];
   if (to === undefined)
-    throw new Error(`COLO_SIMULATION_SEEDS=${text}: give a count, or the first and last as 1-2000`);
-  return { from: Number(from ?? 1), to: Number(to), all: false };
+    throw new Error(`COLO_SIMULATION_SEEDS=${seeds}: give a count, or the first and last as 1-2000`);
+  return { from: Number(from ?? 1), to: Number(to), all: from === undefined && Number(to) >= COVERING_SEEDS };
 }
 
-const single = process.env.COLO_SIMULATION_SEED;
+const single = given("COLO_SIMULATION_SEED") === undefined ? undefined : count("COLO_SIMULATION_SEED");
 
 /** Instead of all runs, that one. */
 if (single !== undefined) {
   test("one run", () => {
-    const { text, violation } = replay(Number(single));
+    const { text, violation } = replay(single);
     console.log(text);
     expect(violation).toBeUndefined();
   });

@@ -15,12 +15,13 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { removeNamespaces } from "../bpf/network.ts";
+import { count, text } from "../variables.ts";
 import { Lane, PREFIX } from "./lane.ts";
 import { compileLoss } from "./loss.ts";
 import { drawScenario } from "./scenario.ts";
 
-const SEED = process.env.COLO_STACK_SEED;
-const RUNS = Number(process.env.COLO_STACK_RUNS ?? 200);
+const SEED = text("COLO_STACK_SEED");
+const RUNS = count("COLO_STACK_RUNS");
 /** Runs at a time. They mostly wait. */
 const LANES = SEED === undefined ? 4 : 1;
 const CHECKPOINTS_SHARE_MAX = 0.1;
@@ -45,15 +46,15 @@ afterAll(async () => {
 }, 60_000);
 
 test("connections outlive the primary's host, byte for byte", async () => {
-  const first = Number(SEED ?? process.env.COLO_STACK_FIRST ?? 1);
-  const count = SEED === undefined ? RUNS : 1;
+  const first = SEED === undefined ? count("COLO_STACK_FIRST") : count("COLO_STACK_SEED");
+  const runs = SEED === undefined ? RUNS : 1;
   const checkpoints: string[] = [];
   let next = 0;
   let passed = 0;
   let underWay = 0;
 
   const work = async (lane: Lane) => {
-    while (next < count) {
+    while (next < runs) {
       const seed = first + next++;
       try {
         const outcome = await lane.run(drawScenario(seed, lane.runs));
@@ -64,7 +65,7 @@ test("connections outlive the primary's host, byte for byte", async () => {
           if (outcome.underWay) underWay++;
         }
       } catch (error) {
-        next = count;
+        next = runs;
         throw new Error(`COLO_STACK_SEED=${seed}: ${(error as Error).message}`, { cause: error });
       }
     }
@@ -80,19 +81,19 @@ test("connections outlive the primary's host, byte for byte", async () => {
       `${checkpoints.length} needed a checkpoint; ${sum((lane) => lane.stat("windows_clamped"))} windows clamped, ` +
       `${sum((lane) => lane.stat("parts_sent"))} parts sent`,
   );
-  expect(passed + checkpoints.length).toBe(count);
-  if (count >= COVERING_RUNS) {
-    if (checkpoints.length > count * CHECKPOINTS_SHARE_MAX) {
+  expect(passed + checkpoints.length).toBe(runs);
+  if (runs >= COVERING_RUNS) {
+    if (checkpoints.length > runs * CHECKPOINTS_SHARE_MAX) {
       throw new Error(`${checkpoints.length} runs needed a checkpoint:\n${checkpoints.join("\n")}`);
     }
     // What this test is about did happen.
-    expect(underWay).toBeGreaterThan(count / 2);
+    expect(underWay).toBeGreaterThan(runs / 2);
     expect(sum((lane) => lane.stat("windows_clamped"))).toBeGreaterThan(0);
     expect(sum((lane) => lane.stat("parts_sent"))).toBeGreaterThan(0);
     for (const place of ["to_guest", "to_client", "tunnel_a", "tunnel_b"] as const) {
       expect(sum((lane) => lane.dropped(place))).toBeGreaterThan(0);
     }
-    expect(sum((lane) => lane.checksums.right)).toBeGreaterThan(count);
+    expect(sum((lane) => lane.checksums.right)).toBeGreaterThan(runs);
   }
   expect(sum((lane) => lane.checksumErrors())).toBe(0);
   expect(lanes.flatMap((lane) => lane.checksums.wrong)).toEqual([]);

@@ -12,6 +12,7 @@ import { LabFaults, otherHost } from "../../src/lab/faults.ts";
 import { Lab } from "../../src/lab/lab.ts";
 import type { HostLetter } from "../../src/lab/network.ts";
 import { waitForCommit } from "../../src/lab/scenario.ts";
+import { count } from "../variables.ts";
 import {
   CounterWorkload,
   causes,
@@ -24,7 +25,7 @@ import {
 } from "./clients.ts";
 
 const NAME = "workload";
-const PHASE_SECONDS = Number(process.env.COLO_WORKLOAD_SECONDS ?? "5");
+const PHASE_SECONDS = count("COLO_WORKLOAD_SECONDS");
 const PROTECT_TIMEOUT_MS = 90_000;
 const TAKEOVER_TIMEOUT_MS = 30_000;
 const ANSWER_TIMEOUT_MS = 60_000;

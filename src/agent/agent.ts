@@ -16,7 +16,7 @@ import type { Logger } from "../host/log.ts";
 import { VERSION } from "../host/version.ts";
 import { ClientPath } from "./client_path.ts";
 import { PeerClient, PeerServer, PeerUnreachableError } from "./control_channel.ts";
-import { checkFence } from "./fence.ts";
+import { openFence } from "./fence.ts";
 import { VmKeeper } from "./keeper.ts";
 import { AgentMetrics } from "./metrics.ts";
 import {
@@ -26,7 +26,7 @@ import {
   type PeerRequests,
   type PeerRequestType,
 } from "./peer_api.ts";
-import { openWatchdog, type Watchdog } from "./watchdog.ts";
+import { NoWatchdog, openWatchdog, type Watchdog } from "./watchdog.ts";
 
 export class HostAgent {
   readonly #vms = new Map<string, VmKeeper>();
@@ -37,7 +37,7 @@ export class HostAgent {
   readonly #divergences: DivergenceStore;
   readonly #apis: Server<undefined>[] = [];
   #clientPath: ClientPath | undefined;
-  #watchdog: Watchdog | undefined;
+  #watchdog: Watchdog = new NoWatchdog();
   #closed = false;
   readonly #restart = Promise.withResolvers<void>();
 
@@ -75,7 +75,7 @@ export class HostAgent {
     const agent = new HostAgent(config, log);
     try {
       const arbiter = await openArbiter(config.arbiter, agentPair(config), log);
-      if (config.fence !== undefined) checkFence(config.fence);
+      const fence = openFence(config.fence);
       if (config.tls !== undefined) checkStreamTls(config.tls.directory, config.agent.name);
       await agent.#server.listen();
       if (config.client_path !== undefined) {
@@ -92,6 +92,7 @@ export class HostAgent {
       for (const vm of config.vm) {
         const parts = {
           arbiter,
+          fence,
           peer: agent.#peer,
           metrics: agent.#metrics,
           divergences: agent.#divergences,
@@ -116,7 +117,7 @@ export class HostAgent {
         chmodSync(socket, 0o600);
       }
       // Only now: from here on rounds follow each other, and adopting VMs may take longer than its timeout.
-      if (config.watchdog !== undefined) agent.#watchdog = openWatchdog(config.watchdog, log);
+      agent.#watchdog = openWatchdog(config.watchdog, log);
       void agent.#loop();
       return agent;
     } catch (error) {
@@ -158,7 +159,7 @@ export class HostAgent {
     for (const api of this.#apis) await api.stop(true);
     this.#client.close();
     this.#clientPath?.close();
-    this.#watchdog?.close();
+    this.#watchdog.close();
     this.#server.close();
     for (const vm of this.#vms.values()) await vm.close();
     this.#divergences.close();
@@ -173,7 +174,7 @@ export class HostAgent {
     while (!this.#closed) {
       const begun = performance.now();
       for (const vm of this.#vms.values()) vm.round();
-      this.#watchdog?.kick();
+      this.#watchdog.kick();
       void this.#sendHeartbeats();
       await Bun.sleep(Math.max(1, begun + interval_ms - performance.now()));
     }

@@ -166,8 +166,8 @@ export class VmKeeper {
   async #bootInsteadOfTakeover(): Promise<void> {
     const { arbiter, log } = this.parts;
     try {
-      const record = await arbiter?.read(this.config.name);
-      if (arbiter === undefined || record?.holder !== this.agent.agent.name) return;
+      const record = await arbiter.read(this.config.name);
+      if (record?.holder !== this.agent.agent.name) return;
       const { term, generation, holder, revision } = record;
       await arbiter.compareAndSwap(this.config.name, revision, {
         term,
@@ -373,20 +373,18 @@ export class VmKeeper {
     const { arbiter } = this.parts;
     const { recordSeen, lastRun, off } = this.#memory.kept;
     let record: Parameters<typeof nextLife>[0]["record"];
-    if (arbiter !== undefined) {
-      try {
-        record = await arbiter.read(this.config.name);
-      } catch (error) {
-        record = "unknown";
-        this.#say("starting", `the arbiter does not answer: ${(error as Error).message}`);
-      }
-      if (record !== undefined && record !== "unknown") this.#memory.keep({ recordSeen: true });
+    try {
+      record = await arbiter.read(this.config.name);
+    } catch (error) {
+      record = "unknown";
+      this.#say("starting", `the arbiter does not answer: ${(error as Error).message}`);
     }
+    if (record !== undefined && record !== "unknown") this.#memory.keep({ recordSeen: true });
     return nextLife({
       self: this.agent.agent.name,
       peer: this.agent.peer.name,
       configuredRole: this.config.initial_role,
-      arbiter: arbiter !== undefined,
+      arbiter: arbiter.configured,
       restart: this.config.managed?.restart ?? true,
       record,
       recordSeen,
@@ -469,7 +467,7 @@ export class VmKeeper {
 
   /** The replica that was waited for is gone too. */
   async #isToBoot(): Promise<boolean> {
-    const record = await this.parts.arbiter?.read(this.config.name);
+    const record = await this.parts.arbiter.read(this.config.name);
     return record !== undefined && record.holder === this.agent.agent.name && !record.replicaValid;
   }
 

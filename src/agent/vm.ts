@@ -26,7 +26,7 @@ import type { Logger } from "../host/log.ts";
 import { countersOf, type PacketProxy, type ProxyEntry, type ProxyKind } from "../proxy/proxy.ts";
 import { QmpClient } from "../qmp/client.ts";
 import type { ReplicaMarker } from "../storage/replica_marker.ts";
-import { runFence } from "./fence.ts";
+import type { Fence } from "./fence.ts";
 import type { ReplicaAtRest } from "./life_memory.ts";
 import type { Machine } from "./machine.ts";
 import { type AgentMetrics, roleOf } from "./metrics.ts";
@@ -85,10 +85,11 @@ export class VmAgent {
   private constructor(
     readonly config: VmConfig,
     private readonly agent: Config,
-    private readonly arbiter: Arbiter | undefined,
+    private readonly arbiter: Arbiter,
+    private readonly fence: Fence,
     private readonly onPhase: (vm: VmAgent) => void,
   ) {
-    this.#state = initialState(settingsOf(config, agent, arbiter !== undefined), bootMs());
+    this.#state = initialState(settingsOf(config, agent, arbiter, fence), bootMs());
   }
 
   /**
@@ -99,7 +100,8 @@ export class VmAgent {
     config: VmConfig,
     agent: Config,
     parts: {
-      arbiter: Arbiter | undefined;
+      arbiter: Arbiter;
+      fence: Fence;
       peer: Peer;
       metrics: AgentMetrics;
       divergences: DivergenceStore;
@@ -114,7 +116,7 @@ export class VmAgent {
       onPhase(vm: VmAgent): void;
     },
   ): Promise<VmAgent> {
-    const vm = new VmAgent(config, agent, parts.arbiter, parts.onPhase);
+    const vm = new VmAgent(config, agent, parts.arbiter, parts.fence, parts.onPhase);
     const log = parts.log.child({ vm: config.name });
     const qmp = await QmpClient.connect(config.qmp, { onClose: (reason) => vm.#qemuClosed(reason.message) });
     let proxy: PacketProxy | undefined;
@@ -621,17 +623,16 @@ export class VmAgent {
     this.#retire = { timer, done };
   }
 
-  /** Turns the peer off, if the administrator has said how. */
+  /** Turns the peer off. */
   #fence(): void {
-    const { fence, agent } = this.agent;
-    if (fence === undefined) return;
+    const { agent } = this.agent;
     const facts = {
       agent: agent.name,
       peer: this.agent.peer.name,
       vm: this.config.name,
       term: this.#state.record?.term ?? 0,
     };
-    void runFence(fence, facts).then(({ ok, output, reason }) => {
+    void this.fence.run(facts).then(({ ok, output, reason }) => {
       this.#machine.log.warn("fence command", { ok, reason, output });
       this.#tell({ type: "fenced", ok, output: reason ?? output });
     });
@@ -692,7 +693,6 @@ export class VmAgent {
   }
 
   #askArbiter(call: number, ask: (arbiter: Arbiter) => Promise<ArbiterResult>): void {
-    if (this.arbiter === undefined) return;
     ask(this.arbiter).then(
       (result) => this.#tell({ type: "arbiter", call, result }),
       (error: Error) => {
@@ -749,19 +749,19 @@ export class VmAgent {
   }
 }
 
-function settingsOf(config: VmConfig, agent: Config, arbiter: boolean): Settings {
+function settingsOf(config: VmConfig, agent: Config, arbiter: Arbiter, fence: Fence): Settings {
   return {
     self: agent.agent.name,
     peer: agent.peer.name,
     configuredRole: config.initial_role,
-    arbiter,
+    arbiter: arbiter.configured,
     timeoutMs: agent.heartbeat.timeout_ms,
     leaseMs: agent.heartbeat.lease_ms,
     marginMs: agent.heartbeat.margin_ms,
     arbiterRetryMs: ARBITER_RETRY_MS,
     protectRetryMs: PROTECT_RETRY_MS,
     restartMs: agent.heartbeat.restart_ms,
-    fence: agent.fence === undefined ? "none" : agent.fence.required ? "required" : "try",
+    fence: fence.policy,
   };
 }
 

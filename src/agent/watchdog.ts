@@ -17,7 +17,20 @@ import type { Logger } from "../host/log.ts";
 const ALIVE = new Uint8Array([0]);
 const DISARM = new TextEncoder().encode("V");
 
-export class Watchdog {
+export interface Watchdog {
+  /** To be called once for each completed round of the main loop. Throws when the device does not take it. */
+  kick(): void;
+  /** Orderly end. A crash must not call it. */
+  close(): void;
+}
+
+/** None is configured, or an optional one is missing. */
+export class NoWatchdog implements Watchdog {
+  kick(): void {}
+  close(): void {}
+}
+
+export class HardwareWatchdog implements Watchdog {
   #fd: number | undefined;
 
   /** Takes over an open device; {@link openWatchdog} is the usual way. */
@@ -25,12 +38,11 @@ export class Watchdog {
     this.#fd = fd;
   }
 
-  /** To be called once for each completed round of the main loop. Throws when the device does not take it. */
   kick(): void {
     if (this.#fd !== undefined) writeSync(this.#fd, ALIVE);
   }
 
-  /** Orderly end: disarms, unless the driver is built or loaded with "nowayout". A crash must not call it. */
+  /** Disarms, unless the driver is built or loaded with "nowayout". */
   close(): void {
     if (this.#fd === undefined) return;
     const fd = this.#fd;
@@ -44,16 +56,17 @@ export class Watchdog {
 }
 
 /**
- * Opens and arms the device: from here on {@link Watchdog.kick} has to be called. Without `required`, undefined when
- * there is none, with a warning. Throws an Error that says what is wrong.
+ * Opens and arms the device: from here on {@link Watchdog.kick} has to be called. Without `required`, a missing device
+ * is a warning. Throws an Error that says what is wrong.
  */
-export function openWatchdog(config: WatchdogConfig, log: Logger): Watchdog | undefined {
+export function openWatchdog(config: WatchdogConfig | undefined, log: Logger): Watchdog {
+  if (config === undefined) return new NoWatchdog();
   try {
     return arm(config, log);
   } catch (error) {
     if (config.required) throw error;
     log.warn("there is no watchdog; a host whose kernel hangs is not reset", { error });
-    return undefined;
+    return new NoWatchdog();
   }
 }
 
@@ -71,7 +84,7 @@ function arm({ device, timeout_s }: WatchdogConfig, log: Logger): Watchdog {
           : (error as Error).message;
     throw new Error(`cannot open the watchdog ${device}: ${advice}`, { cause: error });
   }
-  const watchdog = new Watchdog(fd);
+  const watchdog = new HardwareWatchdog(fd);
   try {
     const support = supportOf(fd, device);
     const seconds =

@@ -23,6 +23,9 @@ export type SwapResult =
   | { swapped: false; current: VmRecord | undefined };
 
 export interface Arbiter {
+  /** false: the configuration names none (no_arbiter.ts). */
+  readonly configured: boolean;
+
   /** For messages: what it is and where. */
   readonly description: string;
 

@@ -67,6 +67,7 @@ const OLD_TOKEN = /revision of auth store is old|invalid auth token/;
 class TokenRefusedError extends Error {}
 
 export class EtcdArbiter implements Arbiter {
+  readonly configured = true;
   readonly description: string;
   #preferred = 0;
   #token: string | undefined;

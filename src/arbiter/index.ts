@@ -5,6 +5,7 @@ import type { ArbiterConfig, EtcdConfig } from "../config/arbiter.ts";
 import type { Logger } from "../host/log.ts";
 import type { Arbiter } from "./arbiter.ts";
 import { EtcdArbiter } from "./etcd.ts";
+import { NoArbiter } from "./no_arbiter.ts";
 import { WitnessClient } from "./witness_client.ts";
 
 export type { VmRecord, VmRecordUpdate } from "../failover/vm_record.ts";
@@ -13,20 +14,19 @@ export { type Arbiter, ArbiterRefusedError, ArbiterUnreachableError, type SwapRe
 const EXPIRY_WARNING_MS = 30 * 86_400_000;
 
 /**
- * Opens the arbiter, without asking it anything yet; undefined with type "none". Throws an Error when certificates do
- * not fit.
+ * Opens the arbiter, without asking it anything yet. Throws an Error when certificates do not fit.
  */
 export async function openArbiter(
   arbiter: ArbiterConfig,
   { name, peer }: { name: string; peer: string },
   log: Logger,
-): Promise<Arbiter | undefined> {
+): Promise<Arbiter> {
   if (arbiter.type === "none") {
     log.warn(
       'there is no arbiter ([arbiter] type = "none"): NO AUTOMATIC PROMOTION. When the primary is lost, this host ' +
         "does not take its VMs over",
     );
-    return undefined;
+    return new NoArbiter();
   }
   const agents = [name, peer] as const;
   const owner = arbiter.type === "witness" ? name : undefined;

@@ -24,6 +24,7 @@ export interface WitnessClientOptions {
 }
 
 export class WitnessClient implements Arbiter {
+  readonly configured = true;
   readonly description: string;
 
   constructor(private readonly options: WitnessClientOptions) {

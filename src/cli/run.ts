@@ -1,7 +1,7 @@
 /** `colo-agent run`: the agent of this host, until it is told to end. */
 import { Command } from "commander";
 import { HostAgent } from "../agent/agent.ts";
-import { checkFence } from "../agent/fence.ts";
+import { openFence } from "../agent/fence.ts";
 import { openArbiter } from "../arbiter/index.ts";
 import { checkStreamTls } from "../certificates/qemu_files.ts";
 import { agentPair } from "../config/config.ts";
@@ -21,7 +21,7 @@ export function runCommand(): Command {
       const config = await loadConfig(options.config);
       if (options.check) {
         await openArbiter(config.arbiter, agentPair(config), createLogger("warn"));
-        if (config.fence !== undefined) checkFence(config.fence);
+        openFence(config.fence);
         if (config.tls !== undefined) checkStreamTls(config.tls.directory, config.agent.name);
         process.stdout.write(`${options.config}: good; ${config.vm.length} VM(s)\n`);
         return;

@@ -29,10 +29,10 @@ async function records({ config }: DoctorContext): Promise<Finding[]> {
   async function readRecord(vm: string): Promise<Finding> {
     const begun = performance.now();
     try {
-      const record = await arbiter!.read(vm);
+      const record = await arbiter.read(vm);
       const tookMs = performance.now() - begun;
       const what = record === undefined ? "no record yet" : `held by ${record.holder}, term ${record.term}`;
-      const words = `${arbiter!.description} answered in ${tookMs.toFixed(0)} ms: ${what}`;
+      const words = `${arbiter.description} answered in ${tookMs.toFixed(0)} ms: ${what}`;
       if (tookMs < timeoutMs * SLOW_PART) return ok(words);
       return warn(words, "Move the arbiter nearer, or give arbiter.timeout_ms and the lease more time.");
     } catch (error) {

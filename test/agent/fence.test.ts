@@ -3,7 +3,7 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { checkFence, runFence } from "../../src/agent/fence.ts";
+import { CommandFence, openFence } from "../../src/agent/fence.ts";
 import type { FenceConfig } from "../../src/config/safeguards.ts";
 
 const FACTS = { agent: "host-b", peer: "host-a", vm: "vm1", term: 4 };
@@ -45,7 +45,7 @@ describe("fence", () => {
     const config = script(
       'echo "$2 $COLO_AGENT $COLO_PEER $COLO_VM $COLO_TERM"; echo complaint >&2; read x || echo no input',
     );
-    const result = await runFence(config, FACTS);
+    const result = await new CommandFence(config).run(FACTS);
     expect(result.ok).toBe(true);
     expect(result.output).toContain("an argument host-b host-a vm1 4\n");
     expect(result.output).toContain("complaint\n");
@@ -54,12 +54,12 @@ describe("fence", () => {
   });
 
   test("failure, with the status", async () => {
-    expect(await runFence(script("echo cannot; exit 3"), FACTS)).toEqual({
+    expect(await new CommandFence(script("echo cannot; exit 3")).run(FACTS)).toEqual({
       ok: false,
       output: "cannot\n",
       reason: "ended with status 3",
     });
-    expect(await runFence(script("kill -TERM $$"), FACTS)).toMatchObject({
+    expect(await new CommandFence(script("kill -TERM $$")).run(FACTS)).toMatchObject({
       ok: false,
       reason: "ended by SIGTERM",
     });
@@ -70,7 +70,7 @@ describe("fence", () => {
       `trap "" TERM INT HUP\necho $$ > "$1/leader"\n(trap "" TERM HUP; echo $BASHPID > "$1/child"; sleep 1000) &\nsleep 1000`,
       700,
     );
-    const running = runFence(hanging, FACTS);
+    const running = new CommandFence(hanging).run(FACTS);
     const [leader, child] = [await pidIn("leader"), await pidIn("child")];
     expect([isAlive(leader), isAlive(child)]).toEqual([true, true]);
     expect(await running).toMatchObject({ ok: false, reason: "no end within 700 ms; killed" });
@@ -80,26 +80,28 @@ describe("fence", () => {
 
   test("one that is no longer wanted is killed", async () => {
     const abort = new AbortController();
-    const running = runFence(script('echo $$ > "$1/leader"; sleep 1000'), FACTS, abort.signal);
+    const running = new CommandFence(script('echo $$ > "$1/leader"; sleep 1000')).run(FACTS, abort.signal);
     const leader = await pidIn("leader");
     abort.abort();
     expect(await running).toMatchObject({ ok: false, reason: "no longer wanted; killed" });
     await gone(leader);
-    expect(await runFence(script('touch "$1/ran"'), FACTS, abort.signal)).toMatchObject({ ok: false });
+    expect(await new CommandFence(script('touch "$1/ran"')).run(FACTS, abort.signal)).toMatchObject({
+      ok: false,
+    });
     expect(existsSync(join(directory, "ran"))).toBe(false);
   });
 
   test("one that leaves a child behind counts when it ends, and the child is ended", async () => {
-    const result = await runFence(
+    const fence = new CommandFence(
       script('(echo $BASHPID > "$1/child"; sleep 1000) &\nwait -n & sleep 0.1; echo done'),
-      FACTS,
     );
+    const result = await fence.run(FACTS);
     expect(result).toEqual({ ok: true, output: "done\n" });
     await gone(await pidIn("child"));
   });
 
   test("endless output is cut, not collected", async () => {
-    const result = await runFence(script("yes | head -c 3000000; echo the end"), FACTS);
+    const result = await new CommandFence(script("yes | head -c 3000000; echo the end")).run(FACTS);
     expect(result.ok).toBe(true);
     expect(result.output.length).toBeLessThanOrEqual(16_384);
     expect(result.output.endsWith("the end\n")).toBe(true);
@@ -107,14 +109,26 @@ describe("fence", () => {
 
   test("a program that is not there is told at start, and later is a failure", async () => {
     const missing = { command: [join(directory, "nothing")], timeout_ms: 1_000, required: true };
-    expect(() => checkFence(missing)).toThrow(/nothing cannot be run/);
-    expect(await runFence(missing, FACTS)).toMatchObject({
+    expect(() => openFence(missing)).toThrow(/nothing cannot be run/);
+    expect(await new CommandFence(missing).run(FACTS)).toMatchObject({
       ok: false,
       reason: expect.stringContaining("cannot be run"),
     });
     const config = script("exit 0");
-    expect(() => checkFence(config)).not.toThrow();
+    expect(() => openFence(config)).not.toThrow();
     chmodSync(config.command[0]!, 0o644);
-    expect(() => checkFence(config)).toThrow(/cannot be run/);
+    expect(() => openFence(config)).toThrow(/cannot be run/);
+  });
+
+  test("none configured: nothing is required, and nothing counts as fenced", async () => {
+    const none = openFence(undefined);
+    expect(none.policy).toBe("none");
+    expect(await none.run(FACTS)).toMatchObject({ ok: false });
+  });
+
+  test("required or tried, as configured", () => {
+    const config = script("exit 0");
+    expect(openFence(config).policy).toBe("required");
+    expect(openFence({ ...config, required: false }).policy).toBe("try");
   });
 });

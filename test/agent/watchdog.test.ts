@@ -15,7 +15,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { openWatchdog, Watchdog } from "../../src/agent/watchdog.ts";
+import { HardwareWatchdog, NoWatchdog, openWatchdog } from "../../src/agent/watchdog.ts";
 import {
   WATCHDOG_INFO_BYTES,
   WDIOC_GETSUPPORT,
@@ -39,7 +39,7 @@ describe("watchdog", () => {
     expect(Bun.spawnSync(["mkfifo", path]).exitCode).toBe(0);
     const reader = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     try {
-      const watchdog = new Watchdog(openSync(path, "r+"));
+      const watchdog = new HardwareWatchdog(openSync(path, "r+"));
       for (let i = 0; i < 3; i++) watchdog.kick();
       watchdog.close();
       watchdog.kick();
@@ -84,7 +84,14 @@ describe("watchdog", () => {
   test("what is missing or no watchdog is refused with advice", () => {
     const config = { device: join(directory, "none"), timeout_s: 10, required: true };
     expect(() => openWatchdog(config, log)).toThrow(/cannot open the watchdog .*load the driver/);
-    expect(openWatchdog({ ...config, required: false }, log)).toBeUndefined();
+    for (const watchdog of [
+      openWatchdog({ ...config, required: false }, log),
+      openWatchdog(undefined, log),
+    ]) {
+      expect(watchdog).toBeInstanceOf(NoWatchdog);
+      watchdog.kick();
+      watchdog.close();
+    }
     expect(existsSync(config.device)).toBe(false);
     expect(() => openWatchdog({ ...config, device: "/dev/null" }, log)).toThrow(
       /\/dev\/null is not a watchdog/,

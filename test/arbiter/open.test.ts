@@ -58,7 +58,10 @@ const record = { term: 1, generation: 1, holder: "host-a", replicaValid: false }
 test("none, said or not said, is no arbiter, with a loud warning", async () => {
   for (const text of ["", '[arbiter]\ntype = "none"\n']) {
     warnings = [];
-    expect(await opened(text)).toBeUndefined();
+    const arbiter = await opened(text);
+    expect(arbiter.configured).toBe(false);
+    expect(await arbiter.compareAndSwap("vm1", 0, record)).toEqual({ swapped: false, current: undefined });
+    expect(await arbiter.read("vm1")).toBeUndefined();
     expect(warnings.join()).toContain("NO AUTOMATIC PROMOTION");
   }
 });
@@ -68,8 +71,8 @@ test("a witness with this agent's certificate; another's is refused, one that ru
   await witness(workplace, port, { tls: true }).start();
   const text = `[arbiter]\ntype = "witness"\nurl = "https://127.0.0.1:${port}"\n`;
   const arbiter = await opened(`${text}${files("host-a")}`);
-  expect((await arbiter!.compareAndSwap("vm1", 0, record)).swapped).toBe(true);
-  expect(await arbiter!.read("vm1")).toEqual({ ...record, revision: 1 });
+  expect((await arbiter.compareAndSwap("vm1", 0, record)).swapped).toBe(true);
+  expect(await arbiter.read("vm1")).toEqual({ ...record, revision: 1 });
   expect(warnings.join()).toContain("runs out soon"); // the test's certificates are made for two days
   await expect(opened(`${text}${files("host-b")}`)).rejects.toThrow(
     /certificate of "host-b", but this agent is "host-a"/,
@@ -81,7 +84,7 @@ test("plain HTTP is warned of at every start", async () => {
   await witness(workplace, port, { tls: false }).start();
   const text = `[arbiter]\ntype = "witness"\nurl = "http://127.0.0.1:${port}"\n`;
   const arbiter = await opened(text);
-  expect(await arbiter!.read("vm1")).toBeUndefined();
+  expect(await arbiter.read("vm1")).toBeUndefined();
   expect(warnings.join()).toContain("plain HTTP");
 });
 
@@ -91,12 +94,12 @@ test("etcd with any certificate that etcd takes, and a password from a file", as
   const text = `[arbiter]\ntype = "etcd"\nendpoints = ["https://127.0.0.1:${member.clientPort}"]\ntimeout_ms = 1200\n`;
   const arbiter = await opened(`${text}${files("server")}`);
   const ready = () =>
-    arbiter!.read("vm1").then(
+    arbiter.read("vm1").then(
       () => true,
       () => false,
     );
   while (!(await ready())) await Bun.sleep(20); // it has just started
-  expect((await arbiter!.compareAndSwap("vm1", 0, record)).swapped).toBe(true);
+  expect((await arbiter.compareAndSwap("vm1", 0, record)).swapped).toBe(true);
   const password = workplace.path("password");
   const user = `user = "colo"\npassword_file = "${password}"\n`;
   await expect(opened(`${text}${files("server")}${user}`)).rejects.toThrow(

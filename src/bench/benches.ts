@@ -3,6 +3,8 @@ import type { Bench, BenchName } from "./result.ts";
 
 interface BenchEntry {
   title: string;
+  /** What it takes by default on two cores, about. */
+  minutes: number;
   /** Repetitions where others have too many: each of these starts real VMs. */
   runs?: { usual: number; quick: number };
   load: () => Promise<Bench>;
@@ -11,19 +13,23 @@ interface BenchEntry {
 export const BENCHES: Record<BenchName, BenchEntry> = {
   compare: {
     title: "comparing and releasing frames",
+    minutes: 3,
     load: async () => (await import("./compare.ts")).benchCompare,
   },
   path: {
     title: "delay of a frame on its way to the network",
+    minutes: 4,
     load: async () => (await import("./path.ts")).benchPath,
   },
   vm: {
     title: "a protected VM's traffic",
+    minutes: 9,
     runs: { usual: 3, quick: 1 },
     load: async () => (await import("./vm.ts")).benchVm,
   },
   checkpoint: {
     title: "the VM's pause for a checkpoint",
+    minutes: 4,
     runs: { usual: 3, quick: 1 },
     load: async () => (await import("./checkpoint.ts")).benchCheckpoint,
   },

@@ -45,8 +45,11 @@ const SUBJECTS = [
   { subject: "colo-agent", up: withAgents },
 ] as const;
 
+const caseName = (rate: number): string => (rate === 0 ? "idle" : `${rate} MiB/s changed`);
+
 export const benchCheckpoint: Bench = async (given) => {
   requireRoot("run this benchmark");
+  if (!RATES_MIB_S.some((rate) => given.wanted(caseName(rate)))) return [];
   const results = new ResultSet("checkpoint");
   await withLabs([NAME], given, async (context) => {
     const repetitions = context.runs;
@@ -117,7 +120,8 @@ async function measurePair(
   const count = context.quick ? CHECKPOINTS_QUICK : CHECKPOINTS;
   try {
     for (const rate of RATES_MIB_S) {
-      const name = rate === 0 ? "idle" : `${rate} MiB/s changed`;
+      const name = caseName(rate);
+      if (!context.wanted(name)) continue;
       context.progress(`${where}: ${name}`);
       if (rate > 0) await setDirtyRate(pair.namespaces, rate);
       primary.clear();

@@ -85,6 +85,7 @@ function caseName(what: string, { payloadBytes, flows, resegmented, workers = 1 
 
 function compareAlone(one: CompareCase, context: BenchContext, results: ResultSet): void {
   const name = caseName("comparison", one);
+  if (!context.wanted(name)) return;
   context.progress(name);
   const bench = new CompareAlone(one, context.quick ? WORKING_SET_QUICK_BYTES : WORKING_SET_BYTES);
   try {
@@ -106,6 +107,7 @@ async function compareAndRelease(context: BenchContext, results: ResultSet): Pro
   removeLeftovers();
   for (const one of context.quick ? QUICK_RELEASE_CASES : RELEASE_CASES) {
     const name = caseName("comparison and release", one);
+    if (!context.wanted(name)) continue;
     context.progress(name);
     const { payloadBytes, flows } = one;
     const framesMax = context.quick ? FRAMES_MAX_QUICK : FRAMES_MAX;

@@ -47,6 +47,7 @@ class BusyThread {
 }
 
 export async function benchNeighbours(context: BenchContext, results: ResultSet): Promise<void> {
+  if (!context.wanted(CASE)) return;
   const seconds = context.quick ? RUN_SECONDS_QUICK : RUN_SECONDS;
   const quiet = await ProtectedBridge.create("quiet");
   try {

@@ -90,6 +90,7 @@ async function delays(ways: Ways, context: BenchContext, results: ResultSet): Pr
   );
   for (const rate of quick ? RATES_QUICK : RATES) {
     const name = `${rate} frames/s of ${SEGMENT_BYTES} B`;
+    if (!context.wanted(name)) continue;
     for (let run = 0; run < runs; run++) {
       await each(ways, context, name, async (subject, way) => {
         progress(`${name}, ${subject}, run ${run + 1} of ${runs}`);
@@ -105,6 +106,7 @@ async function highestRates(ways: Ways, context: BenchContext, results: ResultSe
   const { quick, runs, progress } = context;
   const metric = "highest rate without loss";
   const name = `frames of ${SEGMENT_BYTES} B`;
+  if (!context.wanted(name)) return;
   for (let run = 0; run < runs; run++) {
     await each(ways, context, metric, async (subject, way) => {
       progress(`${metric}, ${subject}, run ${run + 1} of ${runs}`);

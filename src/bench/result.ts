@@ -37,6 +37,8 @@ export interface BenchContext {
   quick: boolean;
   /** Repetitions of each measurement, 1 to 100. */
   runs: number;
+  /** Whether a case is asked for. Others are left out. */
+  wanted(caseName: string): boolean;
   progress(text: string): void;
   /** A peer or case that cannot be measured here: is said in the report, not hidden. Any number for a subject. */
   skipped(subject: Subject, why: string): void;

@@ -1,4 +1,4 @@
-/** `colo-agent bench`: measures this machine, each figure beside its peer. */
+/** `colo-agent bench`: measures this machine, each figure beside its peer, or this commit beside an older one. */
 import { Argument, Command, InvalidArgumentError } from "commander";
 import pc from "picocolors";
 import { BENCHES } from "../bench/benches.ts";
@@ -6,45 +6,84 @@ import { benchMachine, machineLine } from "../bench/machine.ts";
 import type { BenchContext, BenchName, BenchResult, BenchSkipped } from "../bench/result.ts";
 import { renderResults } from "../bench/table.ts";
 import { requireRoot } from "../host/root.ts";
+import { benchAgainst } from "./bench_against.ts";
+import { type BenchOptions, wantedBy } from "./bench_options.ts";
+import { clearLine, progressLine } from "./bench_progress.ts";
 
 const RUNS_DEFAULT = 5;
 const RUNS_QUICK = 2;
 const RUNS_MAX = 100;
+const REPETITIONS_MAX = 20;
+const WORSE_BY_DEFAULT = 5;
+const WORSE_BY_MAX = 1_000;
 
-interface BenchOptions {
-  json?: boolean;
-  quick?: boolean;
-  runs?: number;
+function whole(max: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (!/^\d+$/.test(text) || value < 1 || value > max) {
+      throw new InvalidArgumentError(`give a whole number from 1 to ${max}`);
+    }
+    return value;
+  };
 }
 
-function runs(text: string): number {
+function percent(text: string): number {
   const value = Number(text);
-  if (!/^\d+$/.test(text) || value < 1 || value > RUNS_MAX) {
-    throw new InvalidArgumentError(`give a whole number from 1 to ${RUNS_MAX}`);
+  if (!/^\d+(\.\d+)?$/.test(text) || value > WORSE_BY_MAX) {
+    throw new InvalidArgumentError(`give a number from 0 to ${WORSE_BY_MAX}`);
   }
   return value;
 }
 
+function pattern(text: string): RegExp {
+  try {
+    return new RegExp(text, "i");
+  } catch (error) {
+    throw new InvalidArgumentError((error as Error).message);
+  }
+}
+
 export function benchCommand(): Command {
   const names = Object.keys(BENCHES) as BenchName[];
+  const title = (name: BenchName) =>
+    `  ${name.padEnd(12)}${BENCHES[name].title} (${BENCHES[name].minutes} min)`;
   return new Command("bench")
     .description("measure speed and delay on this machine, beside QEMU's own proxy and the machine's limits")
-    .addArgument(new Argument("[name]", "what to measure").choices([...names, "all"]).default("all"))
+    .addArgument(new Argument("[names...]", "what to measure").choices([...names, "all"]).default(["all"]))
     .option("--json", "the list of figures for machines")
     .option("--quick", "see that it works: fewer cases and repetitions, no figures to quote")
     .option(
       "--runs <n>",
       `repetitions (default ${RUNS_DEFAULT}, with --quick ${RUNS_QUICK}; fewer where VMs are started)`,
-      runs,
+      whole(RUNS_MAX),
     )
+    .option("--only <pattern>", "cases whose name matches this regular expression", pattern)
+    .option("--against <commit>", "run an older commit's benchmark in turn with this one and print ratios")
+    .option(
+      "--repetitions <n>",
+      "with --against: how often to run old, new, new, old",
+      whole(REPETITIONS_MAX),
+      1,
+    )
+    .option(
+      "--worse-by <percent>",
+      "with --against: fail if a median is slower by more than that",
+      percent,
+      WORSE_BY_DEFAULT,
+    )
+    .option("--uncommitted", "with --against: measure this checkout with its uncommitted changes")
     .addHelpText(
       "after",
-      `\n${names.map((name) => `  ${name.padEnd(12)}${BENCHES[name].title}`).join("\n")}
-\nLeave the machine alone meanwhile. docs/performance.md says what is measured and how.`,
+      `\n${names.map(title).join("\n")}
+\nWith --against each of them takes four times as long for each repetition, and the older commit is built first.
+Exit status with --against: 0, or 1 if a median is worse or missing.
+Leave the machine alone meanwhile. docs/performance.md says what is measured and how.`,
     )
-    .action(async (name: BenchName | "all", options: BenchOptions) => {
+    .action(async (given: (BenchName | "all")[], options: BenchOptions) => {
       requireRoot("run the benchmarks");
-      await run(name === "all" ? names : [name], options);
+      const chosen = names.filter((name) => given.includes("all") || given.includes(name));
+      if (options.against === undefined) await run(chosen, options);
+      else process.exitCode = await benchAgainst(options.against, chosen, options);
     });
 }
 
@@ -57,6 +96,7 @@ async function run(names: readonly BenchName[], options: BenchOptions): Promise<
     const context: BenchContext = {
       quick: options.quick === true,
       runs: options.runs ?? defaultRuns(name, options.quick === true),
+      wanted: wantedBy(options),
       progress: progressLine(name),
       skipped: (subject, why) => skipped.push({ bench: name, subject, skipped: why }),
     };
@@ -69,6 +109,8 @@ async function run(names: readonly BenchName[], options: BenchOptions): Promise<
     }
     if (!options.json) process.stdout.write(`\n${pc.bold(BENCHES[name].title)}\n${renderResults(results)}`);
   }
+  if (collected.length === 0)
+    throw new Error(`no case of ${names.join(", ")} matches ${options.only?.source}`);
   if (options.json) process.stdout.write(`${JSON.stringify(collected, undefined, 2)}\n`);
   else process.stdout.write(`\nmedian (smallest–largest); ${machine}\n`);
 }
@@ -76,21 +118,4 @@ async function run(names: readonly BenchName[], options: BenchOptions): Promise<
 function defaultRuns(name: BenchName, quick: boolean): number {
   const { usual, quick: few } = BENCHES[name].runs ?? { usual: RUNS_DEFAULT, quick: RUNS_QUICK };
   return quick ? few : usual;
-}
-
-const onTerminal = () => process.stderr.isTTY === true;
-
-/** Rewritten in place on a terminal; elsewhere each step is a line. */
-function progressLine(name: string): (text: string) => void {
-  const started = performance.now();
-  return (text) => {
-    const at = ((performance.now() - started) / 1000).toFixed(1).padStart(6);
-    const line = `${pc.dim(`${at} s`)}  ${name}: ${text}`;
-    if (onTerminal()) process.stderr.write(`\r\x1b[K${line}`);
-    else process.stderr.write(`${line}\n`);
-  };
-}
-
-function clearLine(): void {
-  if (onTerminal()) process.stderr.write("\r\x1b[K");
 }

@@ -30,6 +30,7 @@ test(
     const results = await benchCompare({
       quick: true,
       runs: 2,
+      wanted: () => true,
       progress: (text) => steps.push(text),
       skipped: (subject, why) => skipped.push(`${subject}: ${why}`),
     });

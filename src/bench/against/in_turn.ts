@@ -10,6 +10,9 @@ export type Side = "older" | "newer";
 /** The order of the runs of one repetition. */
 const ORDER: readonly Side[] = ["older", "newer", "newer", "older"];
 
+/** Time and name, which each line of a run's progress begins with. */
+const OWN_PREFIX = /^\s*[\d.]+ s\s+\w+: /;
+
 export interface InTurnOptions {
   name: BenchName;
   /** Checkouts that are built. */
@@ -48,7 +51,7 @@ export async function runInTurn(options: InTurnOptions): Promise<InTurnResults> 
       name,
       options: options.options,
       signal,
-      progress: (text) => progress(`${where}: ${text.trim()}`),
+      progress: (text) => progress(`${where}: ${text.replace(OWN_PREFIX, "")}`),
     });
     found.lists[side].push(output.results.filter((one) => wanted(one.case)));
     found.skipped[side].push(...output.skipped);

@@ -4,30 +4,46 @@ import { isLoopback } from "../host/endpoint.ts";
 import { absolutePath, milliseconds } from "./values.ts";
 
 const common = {
-  /** Longest time of one read or compare-and-swap, over all endpoints. */
-  timeout_ms: milliseconds(50, 60_000).default(500),
-  /** CA of the site, this agent's certificate and its key, PEM. */
-  ca: absolutePath.optional(),
-  certificate: absolutePath.optional(),
-  key: absolutePath.optional(),
-  /** true: plain HTTP to another machine. Anybody on that network can then take a VM over. */
-  insecure: z.boolean().default(false),
+  timeout_ms: milliseconds(50, 60_000)
+    .default(500)
+    .describe("Longest time of one read or compare-and-swap, over all endpoints."),
+  ca: absolutePath.optional().describe("PEM file of the CA that signed the arbiter's certificate."),
+  certificate: absolutePath
+    .optional()
+    .describe("PEM file of this agent's certificate; its name must be `agent.name` for a witness."),
+  key: absolutePath.optional().describe("PEM file of the certificate's key."),
+  insecure: z
+    .boolean()
+    .default(false)
+    .describe("Allows plain HTTP to another machine. Anybody on that network can then take a VM over."),
 };
 
 const baseUrl = z
   .url({ protocol: /^https?$/, error: "must be http(s)://ADDRESS:PORT" })
-  .refine((url) => new URL(url).pathname === "/", "must have no path");
+  .refine((url) => new URL(url).pathname === "/", "must have no path")
+  .meta({ kind: "URL" });
 
-const witness = z.strictObject({ type: z.literal("witness"), url: baseUrl, ...common });
+const witness = z.strictObject({
+  type: z.literal("witness"),
+  url: baseUrl.describe("Address of the witness, for example `https://192.0.2.3:7300`."),
+  ...common,
+});
 
 const etcd = z.strictObject({
   type: z.literal("etcd"),
-  endpoints: z.array(baseUrl).min(1, "needs at least one address").max(9),
-  /** Keys are this and the VM's name. */
-  prefix: z.string().startsWith("/").max(200).default("/colo-agent/vm/"),
-  user: z.string().min(1).optional(),
-  /** File with the password in its first line. */
-  password_file: absolutePath.optional(),
+  endpoints: z
+    .array(baseUrl)
+    .min(1, "needs at least one address")
+    .max(9)
+    .describe("Client addresses of the etcd members."),
+  prefix: z
+    .string()
+    .startsWith("/")
+    .max(200)
+    .default("/colo-agent/vm/")
+    .describe("A key is this prefix and the VM's name."),
+  user: z.string().min(1).optional().describe("User name, if etcd asks for users; with `password_file`."),
+  password_file: absolutePath.optional().describe("File with the user's password in its first line."),
   ...common,
 });
 
@@ -37,6 +53,9 @@ export const arbiterConfig = z
   .discriminatedUnion("type", [witness, etcd, none], {
     error: 'needs type = "witness", "etcd" or "none"',
   })
+  .describe(
+    "The arbiter decides who may send ([arbiters.md](arbiters.md)). Without this table there is no automatic takeover.",
+  )
   .superRefine((arbiter, context) => {
     if (arbiter.type === "none") return;
     const complain = (message: string) => context.addIssue({ code: "custom", message });

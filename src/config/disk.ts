@@ -5,18 +5,31 @@ import { managedDiskFields } from "./qemu.ts";
 /** Node names of QEMU have at most 31 characters. */
 const nodeName = z.string().min(1).max(31, "is longer than the 31 characters of a node name");
 
-const disk = z.strictObject({
-  /** The same on both hosts. */
-  name: z
-    .string()
-    .regex(/^[a-z0-9][a-z0-9-]{0,15}$/, "must be 1-16 of a-z, 0-9 and -")
-    .optional(),
-  /** Node of the quorum that the VM's drive sits on, the same on both hosts. */
-  quorum_node: nodeName.optional(),
-  /** Node that the secondary exports over NBD: its copy of the disk. */
-  export_node: nodeName.optional(),
-  ...managedDiskFields,
-});
+const disk = z
+  .strictObject({
+    name: z
+      .string()
+      .regex(/^[a-z0-9][a-z0-9-]{0,15}$/, "must be 1-16 of a-z, 0-9 and -")
+      .optional()
+      .meta({
+        description: "Name of the disk.",
+        kind: "1-16 of a-z 0-9 -",
+        otherwise: "`disk0`, `disk1`, … by position",
+      }),
+    quorum_node: nodeName
+      .optional()
+      .meta({ description: "The quorum node under the VM's device.", otherwise: "`colo-NAME`" }),
+    export_node: nodeName
+      .optional()
+      .meta({
+        description: "The node of the image, which a secondary exports over NBD.",
+        otherwise: "`NAME`",
+      }),
+    ...managedDiskFields,
+  })
+  .describe(
+    "One table for each disk, with the same values on both hosts ([storage.md](storage.md)). No table: a VM without a disk to replicate.",
+  );
 
 /** With the names filled in, by position. */
 export const disks = z

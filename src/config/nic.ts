@@ -7,20 +7,34 @@ import { interfaceName, port } from "./values.ts";
 const TUNNEL_PORT_FIRST = 4790;
 const PROXY_PORT_BASE = 7500;
 
-/** The order is the same on both hosts. */
 export const nic = z
   .strictObject({
-    tap: interfaceName,
-    /** 1..255, the same on both hosts; one per interface of all VMs. Part of the VXLAN network identifier. */
-    tunnel_id: z.number().int().min(1).max(255).default(1),
-    /** UDP port of this interface's tunnel, the same on both hosts. Without it: 4789 + tunnel_id. */
-    tunnel_port: port.optional(),
+    tap: interfaceName.describe("The VM's tap, made with `vnet_hdr`, port of a bridge."),
+    tunnel_id: z
+      .number()
+      .int()
+      .min(1)
+      .max(255)
+      .default(1)
+      .describe(
+        "Part of the VXLAN network identifier. Unique among the interfaces of all VMs, the same on both hosts.",
+      ),
+    tunnel_port: port.optional().meta({
+      description: "UDP port of this interface's tunnel. Unique on the host, the same on both hosts.",
+      otherwise: "4789 + `tunnel_id`",
+    }),
     ...managedNicFields,
-    /** proxy = "qemu": the first of two TCP ports of the primary's QEMU, the same on both hosts. Without it: 7500 + 2 * tunnel_id. */
-    proxy_port: port.max(65534).optional(),
-    /** proxy = "qemu": QEMU's netdev on this tap; needed only if QEMU was handed the tap as a file descriptor. */
-    netdev: z.string().min(1).optional(),
+    proxy_port: port.max(65534).optional().meta({
+      description:
+        'With `proxy = "qemu"`: first of two TCP ports on the replication link, the same on both hosts.',
+      otherwise: "7500 + 2 × `tunnel_id`",
+    }),
+    netdev: z.string().min(1).optional().meta({
+      description: 'With `proxy = "qemu"`: QEMU\'s netdev, if QEMU got the tap as a file descriptor.',
+      otherwise: "the netdev that opened the tap",
+    }),
   })
+  .describe("One table for each network interface, in the same order on both hosts, at most 8.")
   .transform(({ tunnel_port, proxy_port, ...rest }) => ({
     ...rest,
     tunnel_port: tunnel_port ?? TUNNEL_PORT_FIRST - 1 + rest.tunnel_id,

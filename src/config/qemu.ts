@@ -5,35 +5,78 @@ import { NIC_MODELS, type QemuSettings } from "../qemu/settings.ts";
 import { DISK_DEVICES, DISK_FORMATS, type DiskDevice, type DiskFormat } from "../storage/disk_graph.ts";
 import { absolutePath } from "./values.ts";
 
-/** [vm.qemu]. */
-export const qemuConfig = z.strictObject({
-  command: z.array(z.string().min(1)).min(1).default(["qemu-system-x86_64"]),
-  img_command: z.array(z.string().min(1)).min(1).default(["qemu-img"]),
-  /** All but the disks, network cards and the QMP socket that the agent adds. */
-  arguments: z.array(z.string()).default([]),
-  environment: z.record(z.string(), z.string()).default({}),
-  /** Sockets, log, pid file, overlays. Default: vm/NAME below agent.state_directory. */
-  directory: absolutePath.optional(),
-  /** false: a VM whose QEMU was lost without a replica stays off until `colo-agent start`. */
-  restart: z.boolean().default(true),
-});
+const argv = z.array(z.string().min(1)).min(1);
 
-/** Of a disk. Defaults: a raw image, virtio-blk. */
+/** [vm.qemu]. */
+export const qemuConfig = z
+  .strictObject({
+    command: argv.default(["qemu-system-x86_64"]).describe("The QEMU program, with leading arguments."),
+    img_command: argv.default(["qemu-img"]).describe("The qemu-img program, with leading arguments."),
+    arguments: z
+      .array(z.string())
+      .default([])
+      .describe(
+        "QEMU's arguments, the same on both hosts, without the disks, network cards and QMP socket that the agent adds.",
+      ),
+    environment: z
+      .record(z.string(), z.string())
+      .default({})
+      .describe("Environment variables of QEMU, added to the agent's own."),
+    directory: absolutePath.optional().meta({
+      description: "Directory of socket, log, pid file and overlays.",
+      otherwise: "`STATE_DIRECTORY/vm/NAME`",
+    }),
+    restart: z
+      .boolean()
+      .default(true)
+      .describe("`false`: a VM that was lost without a replica stays off until `colo-agent start`."),
+  })
+  .describe(
+    "The agent starts QEMU itself ([qemu.md](qemu.md)). Without this table it attaches to the QEMU at `qmp`.",
+  );
+
+/** Of a disk. */
 export const managedDiskFields = {
-  path: absolutePath.optional(),
-  format: z.enum(DISK_FORMATS).optional(),
-  device: z.enum(DISK_DEVICES).optional(),
+  path: absolutePath.optional().meta({
+    description: "With `[vm.qemu]`: the image, of the same size on both hosts, a multiple of 64 KiB.",
+    otherwise: "required with `[vm.qemu]`",
+  }),
+  format: z
+    .enum(DISK_FORMATS)
+    .optional()
+    .meta({ description: "With `[vm.qemu]`: format of the image.", otherwise: '`"raw"`' }),
+  device: z
+    .enum(DISK_DEVICES)
+    .optional()
+    .meta({ description: "With `[vm.qemu]`: model of the disk.", otherwise: '`"virtio-blk"`' }),
 };
 
-/** Of a network card. Defaults: virtio-net-pci, one queue, no vhost. */
+/** Of a network card. */
 export const managedNicFields = {
   mac: z
     .string()
     .regex(/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i, "must be a MAC address such as 52:54:00:12:34:56")
-    .optional(),
-  model: z.enum(NIC_MODELS).optional(),
-  queues: z.number().int().min(1).max(64).optional(),
-  vhost: z.boolean().optional(),
+    .optional()
+    .meta({
+      description: "With `[vm.qemu]`: MAC address of the card, the same on both hosts.",
+      kind: "MAC address",
+      otherwise: "required with `[vm.qemu]`",
+    }),
+  model: z
+    .enum(NIC_MODELS)
+    .optional()
+    .meta({ description: "With `[vm.qemu]`: model of the card.", otherwise: '`"virtio-net-pci"`' }),
+  queues: z
+    .number()
+    .int()
+    .min(1)
+    .max(64)
+    .optional()
+    .meta({ description: "With `[vm.qemu]`: queue pairs of a virtio card.", otherwise: "1" }),
+  vhost: z
+    .boolean()
+    .optional()
+    .meta({ description: "With `[vm.qemu]`: use the kernel's vhost.", otherwise: "`false`" }),
 };
 
 type QemuConfig = z.output<typeof qemuConfig>;

@@ -6,26 +6,34 @@ import { WORKERS_MAX } from "../ffi/layout.ts";
 import { disks } from "./disk.ts";
 import { nic } from "./nic.ts";
 import { qemuConfig } from "./qemu.ts";
-import { absolutePath, interfaceName, milliseconds, percent, port } from "./values.ts";
+import { absolutePath, interfaceName, milliseconds, NAME, percent, port } from "./values.ts";
 
 /** What holds and compares a VM's packets: the agent's own proxy on BPF, or QEMU's. */
 export const PROXY_KINDS = ["ebpf", "qemu"] as const;
 export type ProxyKind = (typeof PROXY_KINDS)[number];
 
-const checkpoint = z.strictObject({
-  /** Longest time between two checkpoints, in milliseconds. */
-  period_ms: milliseconds(100, 3_600_000).default(20_000),
-  /** Longest time a frame waits for its counterpart before a checkpoint is made. */
-  max_wait_ms: milliseconds(10, 60_000).default(250),
-  /** Pause between the end of one checkpoint and the next for the same reason: keeps a VM that always diverges running. */
-  min_interval_ms: milliseconds(0, 60_000).default(20),
-  /** Longest time given to the taps to be read empty before a checkpoint. */
-  input_drain_ms: milliseconds(0, 1_000).default(20),
-  /** From the request to the VM's STOP event. */
-  stop_timeout_ms: milliseconds(100, 600_000).default(1_500),
-  /** From STOP to the report that the secondary has loaded the state. */
-  load_timeout_ms: milliseconds(100, 600_000).default(30_000),
-});
+const checkpoint = z
+  .strictObject({
+    period_ms: milliseconds(100, 3_600_000)
+      .default(20_000)
+      .describe("Longest time between two checkpoints. `colo-agent tune` changes it."),
+    max_wait_ms: milliseconds(10, 60_000)
+      .default(250)
+      .describe("Longest wait of a frame for its counterpart. Then a checkpoint is made."),
+    min_interval_ms: milliseconds(0, 60_000)
+      .default(20)
+      .describe("Shortest pause between two checkpoints. It keeps a VM running that always diverges."),
+    input_drain_ms: milliseconds(0, 1_000)
+      .default(20)
+      .describe("Longest wait for the taps to be read empty before a checkpoint."),
+    stop_timeout_ms: milliseconds(100, 600_000)
+      .default(1_500)
+      .describe("Limit from the request to the VM's STOP. Beyond it the replica counts as lost."),
+    load_timeout_ms: milliseconds(100, 600_000)
+      .default(30_000)
+      .describe('Limit from STOP to the secondary\'s "loaded". Beyond it the replica counts as lost.'),
+  })
+  .describe("Checkpoints of the VM.");
 
 /**
  * Comparing and releasing keeps up with 10 Gbit/s on one core (docs/performance.md), and the VM, its QEMU and the
@@ -38,70 +46,124 @@ function defaultWorkers(cores: number): number {
 
 const overlay = z
   .strictObject({
-    /** With [vm.qemu]: where overlays are made, best in a RAM disk; a folder with the VM's name is made in it. */
-    directory: absolutePath.optional(),
-    /** Overlays of all disks may take so much; 0: what the file system has. */
-    size_bytes: z.number().int().min(0).max(1e15).default(0),
-    /** Of that: a checkpoint is made, which empties them. */
-    checkpoint_percent: percent.default(50),
-    /** Of that, after a checkpoint: the replica is given up, and the VM runs alone. */
-    give_up_percent: percent.default(80),
+    directory: absolutePath.optional().meta({
+      description: "With `[vm.qemu]`: parent directory of the overlays' folder, best in a RAM disk.",
+      otherwise: "`vm.qemu.directory`",
+    }),
+    size_bytes: z
+      .number()
+      .int()
+      .min(0)
+      .max(1e15)
+      .default(0)
+      .describe(
+        "Limit for all overlays together. It must be free before a replica starts. 0: only the file system limits them.",
+      ),
+    checkpoint_percent: percent
+      .default(50)
+      .describe("A checkpoint, which empties the overlays, is made above this part of the limit."),
+    give_up_percent: percent
+      .default(80)
+      .describe("The replica is given up above this part of the limit, if a checkpoint did not help."),
   })
   .refine((one) => one.checkpoint_percent <= one.give_up_percent, {
     message: "checkpoint_percent is above give_up_percent; a checkpoint is to be tried first",
-  });
+  })
+  .describe("Overlays of a replica ([storage.md](storage.md#overlays)).");
 
-const resync = z.strictObject({
-  /** Of the copies of all disks together; 0: no limit. `colo-agent tune` changes it while they run. */
-  bytes_per_second: z.number().int().min(0).max(1_000_000_000_000).default(0),
-});
+const resync = z
+  .strictObject({
+    bytes_per_second: z
+      .number()
+      .int()
+      .min(0)
+      .max(1_000_000_000_000)
+      .default(0)
+      .describe("Limit of the copy of all disks to a replica. 0: no limit. `colo-agent tune` changes it."),
+  })
+  .describe("The copy of the disks to a replica ([storage.md](storage.md#resync)).");
 
-/** Of each worker. Passing one of them costs a checkpoint; nothing is dropped. */
-const limits = z.strictObject({
-  held_frames_max: z.number().int().min(16).max(1_048_576).default(65_536),
-  held_frames_per_flow_max: z.number().int().min(16).max(1_048_576).default(16_384),
-  flows_max: z.number().int().min(16).max(1_048_576).default(65_536),
-});
+const limit = z.number().int().min(16).max(1_048_576);
+const limits = z
+  .strictObject({
+    held_frames_max: limit.default(65_536).describe("Held frames of the primary."),
+    held_frames_per_flow_max: limit.default(16_384).describe("Held frames of one flow."),
+    flows_max: limit.default(65_536).describe("Flows in the comparer's table."),
+  })
+  .describe("Limits of each worker. A limit that is reached costs a checkpoint. No frame is dropped.");
 
-export const vm = z.strictObject({
-  name: identifier,
-  /** What holds and compares the VM's packets. */
-  proxy: z.enum(PROXY_KINDS).default("ebpf"),
-  nic: z.array(nic).min(1, "needs at least one [[vm.nic]]").max(8, "has more than 8 network interfaces"),
-  /** The QMP socket of a QEMU that somebody else starts. */
-  qmp: absolutePath.optional(),
-  /** A QEMU that the agent starts itself. */
-  qemu: qemuConfig.optional(),
-  /** Who holds the VM when no record of it exists yet. */
-  initial_role: z.enum(["primary", "secondary"]),
-  /** TCP port where the secondary's QEMU waits for the migration stream. */
-  migrate_port: port.default(7410),
-  /** NBD server of the secondary's QEMU, on the replication network. */
-  nbd_port: port.default(7420),
-  /** None: a VM without a disk to replicate. */
-  disk: disks,
-  /** Threads that each interface's output is shared among. */
-  workers: z.number().int().min(1).max(WORKERS_MAX).default(defaultWorkers(availableParallelism())),
-  /** Each of a worker's two packet rings of an interface: what is held and what waits for comparison has to fit. */
-  ring_bytes: z
-    .number()
-    .int()
-    .min(64 << 10)
-    .max(1 << 30)
-    .refine((bytes) => (bytes & (bytes - 1)) === 0, "must be a power of two")
-    .default(64 << 20),
-  /** TCP connections over one interface of a secondary, or of a VM that took over, that are rewritten at a time. */
-  connections_max: z.number().int().min(64).max(4_000_000).default(65_536),
-  /** The interface to the VM's clients; without a carrier there the VM is handed over to a host that has one. */
-  uplink: interfaceName.optional(),
-  /** For so long QEMU may leave a question open before it counts as hung, in milliseconds. */
-  qemu_timeout_ms: milliseconds(100, 600_000).default(1_000),
-  /** Traffic that is released at once and not compared, one rule a line (src/compare/rules.ts). */
-  passthrough: z.array(z.string()).default([]),
-  /** Byte ranges of UDP payloads that are not compared, one rule a line. */
-  ignore: z.array(z.string()).default([]),
-  limits: limits.default(() => limits.parse({})),
-  checkpoint: checkpoint.default(() => checkpoint.parse({})),
-  resync: resync.default(() => resync.parse({})),
-  overlay: overlay.default(() => overlay.parse({})),
-});
+export const vm = z
+  .strictObject({
+    name: identifier.meta({
+      description: "Name of the VM, unique among all pairs of an arbiter.",
+      kind: NAME,
+    }),
+    proxy: z
+      .enum(PROXY_KINDS)
+      .default("ebpf")
+      .describe("The packet proxy, the same on both hosts ([proxies.md](proxies.md))."),
+    nic: z.array(nic).min(1, "needs at least one [[vm.nic]]").max(8, "has more than 8 network interfaces"),
+    qmp: absolutePath.optional().meta({
+      description: "A QMP socket for the agent alone, of a QEMU that another program starts.",
+      otherwise: "required without `[vm.qemu]`",
+    }),
+    qemu: qemuConfig.optional(),
+    initial_role: z
+      .enum(["primary", "secondary"])
+      .describe("Role of this host while the arbiter has no record of the VM."),
+    migrate_port: port
+      .default(7410)
+      .describe(
+        "TCP port of the secondary's QEMU for the migration, on the replication link. Unique per VM.",
+      ),
+    nbd_port: port
+      .default(7420)
+      .describe("TCP port of the secondary's NBD server, on the replication link. Unique per VM with disks."),
+    disk: disks,
+    workers: z.number().int().min(1).max(WORKERS_MAX).default(defaultWorkers(availableParallelism())).meta({
+      description:
+        "Threads that share the flows of an interface. A change takes effect at the host's next boot.",
+      otherwise: "1 below 4 cores, 2 below 8, else 4",
+    }),
+    ring_bytes: z
+      .number()
+      .int()
+      .min(64 << 10)
+      .max(1 << 30)
+      .refine((bytes) => (bytes & (bytes - 1)) === 0, "must be a power of two")
+      .default(64 << 20)
+      .describe(
+        "Size of each of a worker's two packet rings, a power of two. A full ring costs a checkpoint. A change takes effect at the host's next boot.",
+      ),
+    connections_max: z
+      .number()
+      .int()
+      .min(64)
+      .max(4_000_000)
+      .default(65_536)
+      .describe("TCP connections of one interface that are rewritten at the same time."),
+    uplink: interfaceName.optional().meta({
+      description: "Interface to the clients. A primary without a carrier there hands the VM over.",
+      otherwise: "not watched",
+    }),
+    qemu_timeout_ms: milliseconds(100, 600_000)
+      .default(1_000)
+      .describe("Longest answer time of QEMU. Beyond it QEMU counts as hung."),
+    passthrough: z
+      .array(z.string())
+      .default([])
+      .describe(
+        "Traffic that is released at once and not compared: `[tcp|udp|icmp|icmpv6|sctp|any|N] [ADDRESS[/PREFIX]] [port N[-M]]`.",
+      ),
+    ignore: z
+      .array(z.string())
+      .default([])
+      .describe(
+        "UDP payload bytes that are not compared: `udp [ADDRESS[/PREFIX]] port N[-M] bytes A-B[,C-D]`.",
+      ),
+    limits: limits.default(() => limits.parse({})),
+    checkpoint: checkpoint.default(() => checkpoint.parse({})),
+    resync: resync.default(() => resync.parse({})),
+    overlay: overlay.default(() => overlay.parse({})),
+  })
+  .describe("One table for each protected VM.");

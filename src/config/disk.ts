@@ -19,12 +19,10 @@ const disk = z
     quorum_node: nodeName
       .optional()
       .meta({ description: "The quorum node under the VM's device.", otherwise: "`colo-NAME`" }),
-    export_node: nodeName
-      .optional()
-      .meta({
-        description: "The node of the image, which a secondary exports over NBD.",
-        otherwise: "`NAME`",
-      }),
+    export_node: nodeName.optional().meta({
+      description: "The node of the image, which a secondary exports over NBD.",
+      otherwise: "`NAME`",
+    }),
     ...managedDiskFields,
   })
   .describe(

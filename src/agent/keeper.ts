@@ -9,8 +9,7 @@ import { join } from "node:path";
 import type { CommandNumbers } from "../api/serve.ts";
 import { isOperatorCommand, type VmStatus } from "../api/status.ts";
 import type { Config, VmConfig } from "../config/config.ts";
-import { isHolder } from "../failover/decide.ts";
-import type { Path, Phase } from "../failover/state.ts";
+import { isHolder, type Path, PHASES, type Phase } from "../failover/state.ts";
 import { bootMs } from "../host/clock.ts";
 import { checkTap } from "../host/links.ts";
 import { commitOverlays, removeOverlays } from "../qemu/images.ts";
@@ -20,8 +19,7 @@ import { blockNodes } from "../qmp/vm.ts";
 import { overlayPaths, secondaryNodes } from "../storage/disk_graph.ts";
 import { ReplicaMarker } from "../storage/replica_marker.ts";
 import { LifeMemory } from "./life_memory.ts";
-import { roleOf } from "./metrics.ts";
-import { type LastRun, nextLife } from "./next_life.ts";
+import { nextLife } from "./next_life.ts";
 import { Tuning } from "./tuning.ts";
 import { VmAgent } from "./vm.ts";
 
@@ -228,7 +226,7 @@ export class VmKeeper {
     return {
       name: config.name,
       phase,
-      role: roleOf(phase),
+      role: PHASES[phase].role,
       protected: false,
       reason,
       words: {
@@ -411,7 +409,7 @@ export class VmKeeper {
   }
 
   #phaseChanged({ state }: VmAgent): void {
-    const lastRun = lastRunOf(state.phase);
+    const lastRun = PHASES[state.phase].lastRun;
     this.#memory.keep({
       ...(state.record === undefined ? {} : { recordSeen: true }),
       ...(lastRun === undefined ? {} : { lastRun }),
@@ -507,20 +505,5 @@ export class VmKeeper {
   #wakeUp(): void {
     this.#woken = true;
     this.#wake?.();
-  }
-}
-
-function lastRunOf(phase: Phase): LastRun | undefined {
-  switch (phase) {
-    case "alone":
-    case "taking_over":
-      return "alone";
-    case "protected":
-      return "with_replica";
-    case "incoming":
-    case "standby":
-      return "as_replica";
-    default:
-      return undefined;
   }
 }

@@ -1,7 +1,7 @@
 /** What an agent has to remember of a VM across its own restarts and those of the host. */
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
-import type { LastRun } from "./next_life.ts";
+import type { LastRun } from "../failover/state.ts";
 
 export interface LifeFactsKept {
   /** Why the VM is to stay off, until `colo-agent start`. */

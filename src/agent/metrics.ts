@@ -1,7 +1,7 @@
 /** Prometheus metrics of one agent (prom-client). docs/metrics.md lists them for readers. */
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import { HOLD_BUCKETS_SECONDS, type StatName } from "../datapath/shared.ts";
-import type { Phase } from "../failover/state.ts";
+import { PHASES, type Phase } from "../failover/state.ts";
 import type { NicReading } from "../proxy/proxy.ts";
 import type { ResyncReading } from "../storage/resync_progress.ts";
 import type { CheckpointReport } from "./checkpoint.ts";
@@ -31,25 +31,6 @@ export interface VmMetrics {
   failovers: { inc(labels: { survivor: "primary" | "secondary" }): void };
   failoverSeconds: { observe(seconds: number): void };
   observeCheckpoint(report: CheckpointReport): void;
-}
-
-export function roleOf(phase: Phase): (typeof ROLES)[number] {
-  switch (phase) {
-    case "alone":
-    case "protecting":
-    case "resuming":
-    case "protected":
-    case "going_alone":
-    case "handing_over":
-      return "primary";
-    case "incoming":
-    case "standby":
-    case "taking_over":
-    case "waiting":
-      return "secondary";
-    default:
-      return "none";
-  }
 }
 
 /** BPF counters by what they mean for a frame of the VM: [name, label reason]. */
@@ -223,7 +204,7 @@ export class AgentMetrics {
       collect() {
         this.reset();
         for (const [vm, reading] of vms) {
-          const current = roleOf(reading().phase);
+          const current = PHASES[reading().phase].role;
           for (const role of ROLES) this.set({ vm, role }, role === current ? 1 : 0);
         }
       },

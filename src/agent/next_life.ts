@@ -5,10 +5,8 @@
  * or QEMU is gone, the next life begins here. The record is checked again by decide.ts, with a compare-and-swap, before anything of a
  * booted VM leaves the host; so what is decided here on an old record costs time only.
  */
+import type { LastRun } from "../failover/state.ts";
 import type { VmRecord } from "../failover/vm_record.ts";
-
-/** How the VM last ran on this host; kept on disk, since without an arbiter nobody else knows. */
-export type LastRun = "never" | "alone" | "with_replica" | "as_replica";
 
 export interface LifeFacts {
   readonly self: string;

@@ -5,14 +5,17 @@ import { inspectQemu } from "../colo/check.ts";
 import type { Config, VmConfig } from "../config/config.ts";
 import { DivergenceRecorder } from "../divergence/recorder.ts";
 import type { DivergenceStore } from "../divergence/store.ts";
-import { decide, heartbeatGeneration, isHolder, nextDeadlineMs } from "../failover/decide.ts";
+import { nextDeadlineMs } from "../failover/deadlines.ts";
+import { decide, heartbeatGeneration } from "../failover/decide.ts";
 import { describe } from "../failover/describe.ts";
 import {
   type Action,
   type ArbiterResult,
   type Event,
   initialState,
+  isHolder,
   type Path,
+  PHASES,
   type Phase,
   type QemuHas,
   type Settings,
@@ -29,7 +32,7 @@ import type { ReplicaMarker } from "../storage/replica_marker.ts";
 import type { Fence } from "./fence.ts";
 import type { ReplicaAtRest } from "./life_memory.ts";
 import type { Machine } from "./machine.ts";
-import { type AgentMetrics, roleOf } from "./metrics.ts";
+import type { AgentMetrics } from "./metrics.ts";
 import { openProxy } from "./open_proxy.ts";
 import type { Peer, SecondaryAddresses } from "./peer_api.ts";
 import { Primary, type ProtectionError } from "./primary.ts";
@@ -50,8 +53,6 @@ const RETIRE_MS = 1_000;
 const COLLECT_INTERVAL_MS = 10_000;
 /** What a QEMU has where the data plane could not be kept as an earlier agent has left it. */
 const WITHOUT_DATA_PLANE: Partial<Record<QemuHas, QemuHas>> = { protected: "running", following: "replica" };
-/** Phases that a new agent finds as they are, with nothing under way that it would have to begin again. */
-const SETTLED: ReadonlySet<Phase> = new Set(["starting", "alone", "waiting", "stopped"]);
 
 export class VmAgent {
   #machine!: Machine;
@@ -353,7 +354,7 @@ export class VmAgent {
     return {
       name: this.config.name,
       phase: reading.phase,
-      role: roleOf(reading.phase),
+      role: PHASES[reading.phase].role,
       protected: reading.phase === "protected",
       reason: state.reason,
       words: describe(state, bootMs()),
@@ -401,7 +402,7 @@ export class VmAgent {
     // Nobody may take over what has no replica, so nobody waits for this lease to run out.
     if (phase === "alone") proxy.extendLease(bootMs() + restartMs);
     // With QEMU's proxy nothing can be gone on with.
-    if (proxy.kind !== "ebpf" || SETTLED.has(phase)) return undefined;
+    if (proxy.kind !== "ebpf" || PHASES[phase].settled) return undefined;
     if (phase !== "protected" && phase !== "standby")
       throw new Error(`VM ${config.name} is ${phase} on this host: ask for the restart when that is over`);
     this.#restarting = true;
@@ -568,14 +569,14 @@ export class VmAgent {
         break;
       case "hand_over":
         this.#run(
-          this.#primary.handOver(this.#state.generation),
+          this.#primary.handOver(action.generation),
           () => ({ type: "handed_over" }),
           (reason) => ({ type: "hand_over_failed", reason }),
         );
         break;
       case "prepare_replica":
         this.#quickenAcks();
-        this.#prepared = this.#secondary.prepare(this.#state.generation);
+        this.#prepared = this.#secondary.prepare(action.generation);
         this.#remember(this.#prepared);
         this.#prepared.catch((error: Error) =>
           this.#tell({ type: "prepare_failed", reason: `preparing QEMU failed: ${error.message}` }),
@@ -589,7 +590,7 @@ export class VmAgent {
         this.#entry = undefined;
         break;
       case "follow_again":
-        this.#followAgain();
+        this.#followAgain(action.generation);
         break;
       case "promote":
         log.warn("this host takes the VM over", { reason: action.reason });
@@ -607,7 +608,7 @@ export class VmAgent {
         break;
       }
       case "fence":
-        this.#fence();
+        this.#fence(action.term);
         break;
       case "answer_heartbeat":
         break; // the heartbeat's own way: heartbeatCame()
@@ -624,13 +625,13 @@ export class VmAgent {
   }
 
   /** Turns the peer off. */
-  #fence(): void {
+  #fence(term: number): void {
     const { agent } = this.agent;
     const facts = {
       agent: agent.name,
       peer: this.agent.peer.name,
       vm: this.config.name,
-      term: this.#state.record?.term ?? 0,
+      term,
     };
     void this.fence.run(facts).then(({ ok, output, reason }) => {
       this.#machine.log.warn("fence command", { ok, reason, output });
@@ -665,8 +666,7 @@ export class VmAgent {
     );
   }
 
-  #followAgain(): void {
-    const { generation } = this.#state;
+  #followAgain(generation: number): void {
     const following = this.#secondary.followAgain(generation, this.#rest!);
     this.#remember(following);
     following.catch((error: Error) =>

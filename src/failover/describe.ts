@@ -1,6 +1,5 @@
 /** The state in words, for people who have to decide something at night. */
-import { isHolder } from "./decide.ts";
-import type { State } from "./state.ts";
+import { isHolder, type State } from "./state.ts";
 import { judgePeer } from "./verdict.ts";
 
 export interface VmInWords {

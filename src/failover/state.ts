@@ -1,4 +1,4 @@
-/** What the failover decisions know, are told and ask for; decide.ts decides. No clocks, no I/O, plain data only. */
+/** What the failover decisions know, learn and ask for; decide.ts decides. No clocks, no I/O, plain data only. */
 import type { VmRecord, VmRecordUpdate } from "./vm_record.ts";
 
 /**
@@ -22,6 +22,41 @@ export type Phase =
   | "standby"
   | "taking_over"
   | "stopped";
+
+/** How the VM last ran on a host; kept on disk, because without an arbiter nobody else knows. */
+export type LastRun = "never" | "alone" | "with_replica" | "as_replica";
+
+/** What a phase says about the host that is in it. */
+interface PhaseTraits {
+  /** This host's QEMU is the VM that the network sees. */
+  holder: boolean;
+  /** The role in status and metrics. */
+  role: "primary" | "secondary" | "none";
+  /** Nothing is under way that a new agent would have to begin again. */
+  settled: boolean;
+  /** What this host remembers of the VM; undefined: what it remembered before. */
+  lastRun?: LastRun;
+}
+
+export const PHASES: Readonly<Record<Phase, PhaseTraits>> = {
+  starting: { holder: false, role: "none", settled: true },
+  alone: { holder: true, role: "primary", settled: true, lastRun: "alone" },
+  protecting: { holder: true, role: "primary", settled: false },
+  resuming: { holder: true, role: "primary", settled: false },
+  protected: { holder: true, role: "primary", settled: false, lastRun: "with_replica" },
+  going_alone: { holder: true, role: "primary", settled: false },
+  handing_over: { holder: true, role: "primary", settled: false },
+  waiting: { holder: false, role: "secondary", settled: true },
+  incoming: { holder: false, role: "secondary", settled: false, lastRun: "as_replica" },
+  standby: { holder: false, role: "secondary", settled: false, lastRun: "as_replica" },
+  taking_over: { holder: false, role: "secondary", settled: false, lastRun: "alone" },
+  stopped: { holder: false, role: "none", settled: true },
+};
+
+/** Whether this agent's QEMU is the VM that the network sees. */
+export function isHolder({ phase }: Pick<State, "phase">): boolean {
+  return PHASES[phase].holder;
+}
 
 export interface Settings {
   readonly self: string;
@@ -96,8 +131,11 @@ export interface State {
   peerReady: boolean;
   ownUplink: boolean;
   peerUplink: boolean;
-  /** Protecting: "copying": the procedure runs. Protecting and resuming: "answer": waits for the first answered heartbeat. */
-  protecting: "copying" | "answer" | undefined;
+  /**
+   * Protecting: "copying": the procedure runs; "undoing": it was told to end and undoes itself. Protecting and resuming: "answer":
+   * waits for the first answered heartbeat.
+   */
+  protecting: "copying" | "undoing" | "answer" | undefined;
   /** The peer's agent has said that it restarts: until then nothing of it need be heard. */
   peerBackByMs: number;
   /** Handing over: when the secondary was told that it may take the VM. */
@@ -217,12 +255,13 @@ export type Action =
   | { type: "catch_up" }
   /** Ends protection's procedures and checkpoints, whatever they are at. */
   | { type: "end_protection"; reason: string }
-  | { type: "hand_over" }
-  | { type: "prepare_replica" }
-  | { type: "follow" }
+  | { type: "hand_over"; generation: number }
+  | { type: "prepare_replica"; generation: number }
+  | { type: "follow"; generation: number }
   /** Go on following where an earlier life has left off, and tell the primary; may end in `follow_failed`. */
-  | { type: "follow_again" }
-  | { type: "fence" }
+  | { type: "follow_again"; generation: number }
+  /** `term`: of the takeover, for the fence command. */
+  | { type: "fence"; term: number }
   | { type: "promote"; reason: string }
   | { type: "tell_peer"; what: "give_up" | "replica_lost" | "abandon"; generation: number; reason: string };
 

@@ -1,6 +1,8 @@
 /** Each transition of docs/failover.md by itself; test/simulation tries them together. */
 import { describe, expect, test } from "bun:test";
-import { decide, heartbeatGeneration, nextDeadlineMs, takeoverRefusal } from "../../src/failover/decide.ts";
+import { nextDeadlineMs } from "../../src/failover/deadlines.ts";
+import { decide, heartbeatGeneration } from "../../src/failover/decide.ts";
+import { takeoverRefusal } from "../../src/failover/goal.ts";
 import {
   type Action,
   type Event,
@@ -251,6 +253,13 @@ const CASES: Case[] = [
     ["extend_lease"],
   ],
   ["primed", copying, { type: "primed", generation: 5 }, "protecting", []],
+  [
+    "primed: when it was told to end, and nothing undoes itself any more",
+    { ...copying, protecting: "undoing" },
+    { type: "primed", generation: 5 },
+    "going_alone",
+    ["tell_peer abandon", "extend_lease", "run_alone"],
+  ],
   ["primed: of another attempt", copying, { type: "primed", generation: 4 }, "protecting", []],
   [
     "protected: recorded first",
@@ -650,11 +659,46 @@ test("heartbeats name the replica that is made or depended on", () => {
 
 test("a deadline never lies in the past for good: the event that comes then changes it", () => {
   for (const [name, before] of CASES) {
-    const dueMs = nextDeadlineMs(before);
-    if (dueMs > NOW) continue;
-    const { state: after } = decide(before, { type: "deadline" }, NOW + 1);
-    expect([name, nextDeadlineMs(after) > NOW + 1 || after.call !== undefined]).toEqual([name, true]);
+    // Now, and when nothing else happens for long: each deadline in turn, to the last one.
+    let s = before;
+    for (let nowMs = NOW; nowMs < NOW + 60_000; ) {
+      const atMs = Math.max(nowMs, nextDeadlineMs(s));
+      if (!Number.isFinite(atMs)) break;
+      s = decide(s, { type: "deadline" }, atMs).state;
+      expect([name, nextDeadlineMs(s) > atMs]).toEqual([name, true]);
+      nowMs = atMs;
+    }
   }
+});
+
+describe("what happens when nothing happens", () => {
+  const dueIn = (before: State) => nextDeadlineMs(before) - NOW;
+
+  test("is due as soon as it can be, in the phases that only wait for a message", () => {
+    expect(dueIn({ ...copying, heardMs: { control: NOW - 100, client: NOW } })).toBe(400);
+    expect(dueIn(incoming)).toBe(400);
+    expect(dueIn(standby)).toBe(400);
+    expect(dueIn({ ...alone, protectAtMs: NOW + 700 })).toBe(700);
+    expect(dueIn({ ...alone, protectAtMs: NOW + 700, unprotectedUntilMs: NOW + 900 })).toBe(900);
+    expect(dueIn({ ...alone, unprotectedUntilMs: Number.POSITIVE_INFINITY })).toBe(Number.POSITIVE_INFINITY);
+    expect(dueIn({ ...alone, peerReady: false })).toBe(Number.POSITIVE_INFINITY);
+  });
+
+  test("happens at a deadline as at a round", () => {
+    const at = (before: State) => decide(before, { type: "deadline" }, nextDeadlineMs(before));
+    expect(at(incoming).state.phase).toBe("stopped");
+    expect(at(standby).state.claim).toBeDefined();
+    expect(at({ ...alone, protectAtMs: NOW + 700 }).state.phase).toBe("protecting");
+  });
+
+  test("an attempt to protect is told to end once", () => {
+    const silent = { ...copying, heardMs: { control: NOW - 600, client: NOW } };
+    const first = decide(silent, round, NOW);
+    expect(first.actions.map(({ type }) => type)).toEqual(["extend_lease", "end_protection"]);
+    const second = decide(first.state, round, NOW + 100);
+    expect(second.actions.map(({ type }) => type)).toEqual(["extend_lease"]);
+    expect(nextDeadlineMs(second.state)).toBe(Number.POSITIVE_INFINITY);
+  });
 });
 
 test("a takeover is refused from whatever does not cover what was seen", () => {
@@ -683,8 +727,8 @@ describe("a secondary's agent that is restarted as announced", () => {
     });
     const late = NOW + settings.restartMs;
     expect(nextDeadlineMs(closed.state)).toBe(late);
-    expect(decide(closed.state, round, late).state.phase).toBe("protected");
-    expect(decide(closed.state, round, late + 1).state.phase).toBe("going_alone");
+    expect(decide(closed.state, round, late - 1).state.phase).toBe("protected");
+    expect(decide(closed.state, round, late).state.phase).toBe("going_alone");
   });
 
   test("goes on when it is back, and counts as heard", () => {
@@ -719,8 +763,8 @@ describe("a primary's agent that is restarted as announced", () => {
   test("is waited for, for as long as is configured", () => {
     expect(closed.claim).toBeUndefined();
     const late = NOW + settings.restartMs;
-    expect(decide(closed, round, late).state.claim).toBeUndefined();
-    const { state: given, actions } = decide(closed, round, late + 1);
+    expect(decide(closed, round, late - 1).state.claim).toBeUndefined();
+    const { state: given, actions } = decide(closed, round, late);
     expect(given.claim).toBeDefined();
     // Its lease ran out long ago.
     expect(actions.map(({ type }) => type)).toEqual(["read_record"]);

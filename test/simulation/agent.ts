@@ -2,8 +2,16 @@
  * One agent process: runs the real decide() and carries out its actions in simulated time. What it does follows
  * src/agent/{vm,agent,control_channel}.ts; the procedures are in procedures.ts.
  */
-import { heartbeatGeneration, isHolder, nextDeadlineMs } from "../../src/failover/decide.ts";
-import { type Action, type Event, initialState, type Path, type State } from "../../src/failover/state.ts";
+import { nextDeadlineMs } from "../../src/failover/deadlines.ts";
+import { heartbeatGeneration } from "../../src/failover/decide.ts";
+import {
+  type Action,
+  type Event,
+  initialState,
+  isHolder,
+  type Path,
+  type State,
+} from "../../src/failover/state.ts";
 import type { Host } from "./host.ts";
 import { Connection } from "./network.ts";
 import { type Pause, type Procedure, ProcedureError, type Running, run } from "./procedure.ts";
@@ -321,7 +329,7 @@ export class Agent {
         break;
       case "hand_over":
         this.#run(
-          procedures.handOver(this, this.state.generation),
+          procedures.handOver(this, action.generation),
           () => ({ type: "handed_over" }),
           (reason) => ({ type: "hand_over_failed", reason }),
         );

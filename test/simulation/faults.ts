@@ -242,6 +242,16 @@ const CHAINS: readonly ((world: World, fromMs: number) => void)[] = [
         world.after(ms, () => strike(world, "unprotect wanted", host));
       },
     }),
+  // "Replica valid" is written late, by an agent that has ended; the one after it begins from the record as it was.
+  (world) =>
+    world.traps.push({
+      on: "action swap_record",
+      when: ({ agent }) => agent?.state.phase === "protecting",
+      fire: (host) => {
+        world.arbiter.late.push({ requestMs: world.random.between(500, 2_500), answerMs: 0 });
+        world.after(world.random.between(0, 20), () => strike(world, "agent crash", host));
+      },
+    }),
   // The one that is handed the VM is lost before it has it.
   (world, fromMs) => {
     once(world, fromMs, "phase protected", (host) => {

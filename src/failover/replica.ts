@@ -1,0 +1,146 @@
+/** The half of docs/failover.md that is about the replica: when it offers itself, when it takes over, when it is useless. */
+import type { Event, State } from "./state.ts";
+import { enter, retryProtectionLater, type Step, want } from "./step.ts";
+
+export function replicaWanted(step: Step, generation: number): void {
+  const { s, now, actions } = step;
+  if (s.phase !== "waiting" || s.unsuitable !== undefined) return;
+  s.generation = generation;
+  s.lastAnswerMs = now;
+  enter(step, "incoming");
+  actions.push({ type: "prepare_replica", generation });
+}
+
+export function replicaEntered(step: Step, generation: number): void {
+  const { s, now, actions } = step;
+  if (s.phase !== "incoming" || generation !== s.generation) return;
+  s.lastAnswerMs = now;
+  s.givenUp = false;
+  s.claim = undefined;
+  enter(step, "standby");
+  actions.push({ type: "follow", generation });
+}
+
+/** `heartbeat`: an answer lets the holder send for another lease, so none is given once this agent may be the holder. */
+export function heartbeatCame(step: Step, event: Extract<Event, { type: "heartbeat" }>): void {
+  const { s, now, actions } = step;
+  const own = event.generation === s.generation;
+  if (s.phase === "incoming" && own) s.lastAnswerMs = now;
+  const accepted = s.phase === "standby" && own && !s.givenUp && !s.committed;
+  if (accepted) {
+    s.lastAnswerMs = now;
+    // The primary is back before anything was written.
+    if (s.claim !== undefined) s.reason = undefined;
+    s.claim = undefined;
+    s.goal = undefined;
+    s.call = undefined;
+  }
+  actions.push({ type: "answer_heartbeat", accepted });
+}
+
+export function primaryGaveUp(step: Step, event: Extract<Event, { type: "peer_gave_up" }>): void {
+  const { s } = step;
+  if (s.phase !== "standby" || event.generation !== s.generation) return;
+  s.givenUp = true;
+  if (s.claim === undefined) claim(step, `the primary gave up: ${event.reason}`);
+  else claimIfDue(step);
+}
+
+/** `claim`: the primary seems lost. Until the record is being written, a heartbeat ends the claim. */
+export function claim(step: Step, reason: string): void {
+  const { s, now } = step;
+  s.claim = { reason, sinceMs: now, fence: "none" };
+  if (!s.settings.arbiter)
+    s.reason = `${reason}; there is no arbiter to tell a dead primary from a cut link, so only an administrator can promote this replica (colo-agent promote)`;
+  claimIfDue(step);
+}
+
+/** When the holder's lease has run out for sure. */
+export function takeoverAtMs(s: State): number {
+  return s.lastAnswerMs + s.settings.leaseMs + s.settings.marginMs;
+}
+
+export function claimIfDue(step: Step): void {
+  const { s, now } = step;
+  if (s.claim === undefined || s.goal !== undefined || !s.settings.arbiter) return;
+  if (!s.givenUp && now < takeoverAtMs(s)) return;
+  want(step, "take");
+}
+
+/** The record names this agent, which does not run the VM yet. */
+export function isFencing(s: State): boolean {
+  return s.phase === "taking_over" && s.goal === undefined && s.leaseFrom === "none";
+}
+
+/**
+ * `fence`: only after the record names this agent. Before that, the fence command could turn off a primary that rightly continues
+ * alone, with the only copy. A primary that gave up has blocked itself.
+ */
+export function fenceFirst(step: Step, reason: string): void {
+  const { s, now, actions } = step;
+  s.committed = true;
+  s.claim ??= { reason, sinceMs: now, fence: "none" };
+  if (s.phase !== "taking_over") enter(step, "taking_over", reason);
+  if (s.settings.fence === "none" || s.givenUp) {
+    becomeHolder(step, reason);
+    return;
+  }
+  s.claim.fence = "running";
+  actions.push({ type: "fence", term: s.record?.term ?? 0 });
+}
+
+export function fenced(step: Step, event: Extract<Event, { type: "fenced" }>): void {
+  const { s, now } = step;
+  if (!isFencing(s) || s.claim?.fence !== "running") return;
+  if (!event.ok && s.settings.fence === "required") {
+    s.claim.fence = "none";
+    s.retryAtMs = now + s.settings.arbiterRetryMs;
+    s.reason = `the fence command failed: ${event.output}`;
+    return;
+  }
+  s.claim.fence = "done";
+  becomeHolder(step, s.claim.reason);
+}
+
+export function promoted(step: Step): void {
+  const { s } = step;
+  if (s.phase !== "taking_over") return;
+  s.claim = undefined;
+  s.committed = false;
+  s.givenUp = false;
+  retryProtectionLater(step);
+  enter(step, "alone", s.reason);
+}
+
+export function promoteByHand(step: Step): void {
+  const { s } = step;
+  if (s.settings.arbiter || s.phase !== "standby") return;
+  becomeHolder(step, "promoted by the administrator");
+}
+
+export function becomeHolder(step: Step, reason: string): void {
+  const { s, now, actions } = step;
+  s.leaseFrom = "self";
+  s.committed = true;
+  enter(step, "taking_over", reason);
+  actions.push({ type: "extend_lease", untilMs: now + s.settings.leaseMs }, { type: "promote", reason });
+}
+
+/** `useless`: this replica can never take over; the primary should know at once. */
+export function replicaUseless(step: Step, reason: string): void {
+  const { s, actions } = step;
+  const told = s.phase === "standby" || s.phase === "incoming";
+  s.leaseFrom = "none";
+  s.claim = undefined;
+  s.goal = undefined;
+  s.call = undefined;
+  actions.push({ type: "block" });
+  enter(step, "stopped", reason);
+  if (told) actions.push({ type: "tell_peer", what: "replica_lost", generation: s.generation, reason });
+}
+
+/** `useless`, unless this replica may be the last copy: a takeover empties the overlays into the disks. */
+export function overlaysFull(step: Step, reason: string): void {
+  const { s } = step;
+  if (s.phase === "standby" && s.claim === undefined && !s.givenUp) replicaUseless(step, reason);
+}

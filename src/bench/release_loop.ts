@@ -7,11 +7,10 @@ import { Intake } from "../compare/intake.ts";
 import { recordTimeNs } from "../compare/parse.ts";
 import { ReleaseQueue } from "../datapath/release_queue.ts";
 import { BATCH_RECORDS } from "../datapath/shared.ts";
-import type { LiveFramesSetup, RingSetup } from "../ffi/data_plane.ts";
 import { bootTimeNsNumber, memcmp } from "../ffi/libc.ts";
-import { LiveFrames } from "../ffi/live_frames.ts";
+import { LiveFrames, type LiveFramesSetup } from "../ffi/live_frames.ts";
 import { PacketSocket } from "../ffi/packet_socket.ts";
-import { Ring } from "../ffi/ring.ts";
+import { Ring, type RingSetup } from "../ffi/ring.ts";
 
 export interface ReleaseLoopSetup {
   worker: number;
@@ -53,8 +52,8 @@ export class ReleaseLoop {
   #divergence: string | undefined;
 
   constructor({ worker, primary, secondary, liveFrames, injectIfindex }: ReleaseLoopSetup) {
-    this.#primary = new Ring(primary.fd, primary.bytes);
-    this.#secondary = new Ring(secondary.fd, secondary.bytes);
+    this.#primary = new Ring(primary);
+    this.#secondary = new Ring(secondary);
     this.#inject = new PacketSocket(injectIfindex);
     this.#live = new LiveFrames(liveFrames, worker);
     this.#releases = new ReleaseQueue(this.#primary, this.#inject, this.#live);

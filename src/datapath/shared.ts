@@ -8,7 +8,9 @@
 import type { ComparerLimits } from "../compare/comparer.ts";
 import type { RuleLines } from "../compare/rules.ts";
 import type { ReportedDivergence } from "../divergence/recorder.ts";
-import type { LiveFramesSetup, RingSetup, WorkerRings } from "../ffi/data_plane.ts";
+import type { LiveFramesSetup } from "../ffi/live_frames.ts";
+import type { RingSetup } from "../ffi/ring.ts";
+import type { WorkerRings } from "../ffi/worker_rings.ts";
 
 /**
  * Records taken from one ring before the other is looked at; what was released is sent after each turn. With more, more

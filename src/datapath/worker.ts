@@ -97,13 +97,13 @@ class DataPathLoop {
     this.#stats = this.#shared.stats;
     const { rings, input } = setup;
     this.#state = new StateView(setup.stateFd, setup.worker);
-    this.#primary = new Ring(rings.primary.fd, rings.primary.bytes);
-    this.#secondary = new Ring(rings.secondary.fd, rings.secondary.bytes);
+    this.#primary = new Ring(rings.primary);
+    this.#secondary = new Ring(rings.secondary);
     this.#inject = new PacketSocket(setup.injectIfindex);
     this.#live = new LiveFrames(setup.liveFrames, setup.worker);
     if (input !== undefined) {
       this.#input = {
-        ring: new Ring(input.fd, input.bytes),
+        ring: new Ring(input),
         socket: new PacketSocket(setup.tapIfindex, { mark: setup.replayMark }),
       };
     }

@@ -1,5 +1,4 @@
 /** What the running kernel takes of BPF, found out by loading programs and making maps. */
-import type { Pointer } from "bun:ffi";
 import { Btf } from "./btf.ts";
 import { libbpf } from "./libbpf.ts";
 import { Arena, closeFd, errorText, textAt } from "./libc.ts";
@@ -114,11 +113,11 @@ function loadProgram(program: readonly Instruction[], type: ProgramType = "tc"):
     view.setBigUint64(options + LOAD_OPTIONS.log, BigInt(address + log), true);
     const fd = libbpf().bpf_prog_load(
       PROGRAM_TYPES[type],
-      arena.string("doctor") as Pointer,
-      arena.string("GPL") as Pointer,
-      (address + at) as Pointer,
+      arena.string("doctor"),
+      arena.string("GPL"),
+      address + at,
       program.length,
-      (address + options) as Pointer,
+      address + options,
     );
     return { fd, log: textAt(address + log) };
   } finally {

@@ -1,5 +1,4 @@
 /** What keeps the machine's clock (adjtimex(2), asked without changing anything). */
-import type { Pointer } from "bun:ffi";
 import { Arena, check, libc } from "./libc.ts";
 
 const TIMEX_BYTES = 208;
@@ -23,10 +22,7 @@ export function clockState(): ClockState {
   const arena = new Arena(4096);
   try {
     const timex = arena.allocate(TIMEX_BYTES);
-    const state = check(
-      libc.adjtimex((arena.address + timex) as Pointer),
-      "Cannot ask for the clock's state",
-    );
+    const state = check(libc.adjtimex(arena.address + timex), "Cannot ask for the clock's state");
     const { view } = arena;
     return {
       synchronised: state !== TIME_ERROR && (view.getInt32(timex + STATUS, true) & STA_UNSYNC) === 0,

@@ -1,5 +1,4 @@
 /** The state of a network interface in this process's own network namespace (sysfs may show another one's). */
-import type { Pointer } from "bun:ffi";
 import { Arena, check, libc } from "./libc.ts";
 
 const AF_INET = 2;
@@ -22,6 +21,6 @@ export function isRunning(name: string): boolean {
   );
   arena.bytes.fill(0, 0, IFREQ_BYTES);
   arena.bytes.set(new TextEncoder().encode(name).subarray(0, FLAGS_OFFSET - 1));
-  if (libc.ioctl(fd, SIOCGIFFLAGS, arena.address as Pointer) < 0) return false;
+  if (libc.ioctl(fd, SIOCGIFFLAGS, arena.address) < 0) return false;
   return (arena.view.getUint16(FLAGS_OFFSET, true) & IFF_RUNNING) !== 0;
 }

@@ -4,11 +4,13 @@
  * Memory that native code is to see lives in an {@link Arena}: an address of a JavaScript typed array goes stale when
  * the engine moves or frees it, an mmapped one does not.
  */
-import { CString, dlopen, FFIType, type Pointer, read, toArrayBuffer } from "bun:ffi";
+import { CString, FFIType, read, toArrayBuffer } from "bun:ffi";
+import { type Address, openLibrary } from "./native.ts";
 
 const { i32, i64, ptr, u32, u64 } = FFIType;
 
-const { symbols: c } = dlopen("libc.so.6", {
+/** The raw functions, for the modules of src/ffi/ only. */
+export const libc = openLibrary("libc.so.6", {
   __errno_location: { args: [], returns: ptr },
   strerror: { args: [i32], returns: ptr },
   mmap: { args: [ptr, u64, i32, i32, i32, i64], returns: i64 },
@@ -20,6 +22,7 @@ const { symbols: c } = dlopen("libc.so.6", {
   ioctl: { args: [i32, u64, ptr], returns: i32 },
   socket: { args: [i32, i32, i32], returns: i32 },
   bind: { args: [i32, ptr, u32], returns: i32 },
+  connect: { args: [i32, ptr, u32], returns: i32 },
   setsockopt: { args: [i32, i32, i32, ptr, u32], returns: i32 },
   sendmmsg: { args: [i32, ptr, u32, i32], returns: i32 },
   poll: { args: [ptr, u64, i32], returns: i32 },
@@ -37,14 +40,6 @@ const { symbols: c } = dlopen("libc.so.6", {
   adjtimex: { args: [ptr], returns: i32 },
   setns: { args: [i32, i32], returns: i32 },
 });
-
-/** An address that came out of mmap or native code. */
-export type Address = number;
-
-const asPointer = (address: Address): Pointer => address as Pointer;
-
-/** The raw functions, for the modules of src/ffi/ only. Addresses are plain numbers. */
-export const libc = c;
 
 export const EAGAIN = 11;
 export const EBUSY = 16;
@@ -66,12 +61,12 @@ const IFNAMSIZ = 16;
 
 /** The error number of the last libc or libbpf call on this thread. */
 export function errno(): number {
-  return read.i32(c.__errno_location() as Pointer, 0);
+  return read.i32(Number(libc.__errno_location()), 0);
 }
 
 /** What an error number means, in the C library's words. */
 export function errorText(number: number): string {
-  return `${new CString(c.strerror(number) as Pointer)} (errno ${number})`;
+  return `${new CString(libc.strerror(number))} (errno ${number})`;
 }
 
 /** An error that says what was tried and what the system answered. */
@@ -109,16 +104,16 @@ export class Mapping {
    */
   constructor(byteLength: number, fd = -1, protection = PROT_READ | PROT_WRITE, offset = 0) {
     const flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-    const address = Number(c.mmap(null, byteLength, protection, flags, fd, offset));
+    const address = Number(libc.mmap(null, byteLength, protection, flags, fd, offset));
     if (address === -1) throw new SystemError(`Cannot map ${byteLength} bytes`);
     this.address = address;
     this.byteLength = byteLength;
-    this.buffer = toArrayBuffer(asPointer(address), 0, byteLength);
+    this.buffer = toArrayBuffer(address, 0, byteLength);
   }
 
   /** Views of the mapping must not be used afterwards: the process would be killed. */
   close(): void {
-    c.munmap(asPointer(this.address), this.byteLength);
+    libc.munmap(this.address, this.byteLength);
   }
 }
 
@@ -183,40 +178,35 @@ const timespecAddress = scratch.address + timespecOffset;
 const callOffset = scratch.allocate(8192);
 
 /** Address of `text` as a C string, good for one call. */
-export function temporaryString(text: string): Pointer {
+export function temporaryString(text: string): Address {
   const { written } = new TextEncoder().encodeInto(
     text,
     scratch.bytes.subarray(callOffset, callOffset + 8191),
   );
   scratch.bytes[callOffset + written] = 0;
-  return asPointer(scratch.address + callOffset);
+  return scratch.address + callOffset;
 }
 
 /** Text of a C string in native memory. */
 export function textAt(address: Address): string {
-  return new CString(asPointer(address)).toString();
-}
-
-/** A copy of native memory. */
-export function bytesAt(address: Address, byteLength: number): Uint8Array {
-  return new Uint8Array(toArrayBuffer(asPointer(address), 0, byteLength)).slice();
+  return new CString(address).toString();
 }
 
 /** Nanoseconds since boot, suspended time included (CLOCK_BOOTTIME): the clock of leases and records. */
 export function bootTimeNs(): bigint {
-  c.clock_gettime(CLOCK_BOOTTIME, asPointer(timespecAddress));
+  libc.clock_gettime(CLOCK_BOOTTIME, timespecAddress);
   return timespec.getBigInt64(0, true) * 1_000_000_000n + timespec.getBigInt64(8, true);
 }
 
 /** Nanoseconds since 1970 (CLOCK_REALTIME): the clock of QMP's stamps. */
 export function realTimeNs(): bigint {
-  c.clock_gettime(CLOCK_REALTIME, asPointer(timespecAddress));
+  libc.clock_gettime(CLOCK_REALTIME, timespecAddress);
   return timespec.getBigInt64(0, true) * 1_000_000_000n + timespec.getBigInt64(8, true);
 }
 
 /** {@link bootTimeNs} as a number, without allocating: exact for the first 104 days, then to 2 ns. */
 export function bootTimeNsNumber(): number {
-  c.clock_gettime(CLOCK_BOOTTIME, asPointer(timespecAddress));
+  libc.clock_gettime(CLOCK_BOOTTIME, timespecAddress);
   const seconds = timespec.getUint32(0, true) + timespec.getInt32(4, true) * 0x1_0000_0000;
   return seconds * 1e9 + timespec.getUint32(8, true);
 }
@@ -228,19 +218,19 @@ export function bootTimeMs(): number {
 
 /** Compares native memory; 0 if equal. `a` and `b` are addresses. Allocation free. */
 export function memcmp(a: Address, b: Address, byteLength: number): number {
-  return c.memcmp(asPointer(a), asPointer(b), byteLength);
+  return libc.memcmp(a, b, byteLength);
 }
 
 /** Index of a network interface of this thread's network namespace; 0 if there is none of that name. */
 export function ifindex(name: string): number {
-  return name.length < IFNAMSIZ ? c.if_nametoindex(temporaryString(name)) : 0;
+  return name.length < IFNAMSIZ ? libc.if_nametoindex(temporaryString(name)) : 0;
 }
 
 /** Closes a file descriptor; errors are of no use to anybody. */
 export function closeFd(fd: number): void {
-  c.close(fd);
+  libc.close(fd);
 }
 
 export function isRoot(): boolean {
-  return c.geteuid() === 0;
+  return libc.geteuid() === 0;
 }

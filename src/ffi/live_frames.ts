@@ -3,8 +3,6 @@
  * frames (bpf/live.h; Documentation/bpf/bpf_prog_run.rst), which puts them where the VM's own frames come from. For each
  * frame that costs less than half of what PacketSocket does, but a run as such costs as much as six or seven frames there.
  */
-import type { Pointer } from "bun:ffi";
-import type { LiveFramesSetup } from "./data_plane.ts";
 import {
   LIVE_FRAME,
   LIVE_FRAME_BYTES_MAX,
@@ -14,8 +12,10 @@ import {
   LIVE_START_BYTES,
   VNET_BYTES,
 } from "./layout.ts";
-import { libbpf, TEST_RUN, TEST_RUN_BYTES } from "./libbpf.ts";
-import { type Address, Arena, EINTR, Mapping, PAGE_BYTES, setAddress } from "./libc.ts";
+import { libbpf } from "./libbpf.ts";
+import { Arena, EINTR, Mapping, PAGE_BYTES, setAddress } from "./libc.ts";
+import type { Address } from "./native.ts";
+import { TEST_RUN, TEST_RUN_BYTES } from "./test_run.ts";
 
 /** include/uapi/linux/bpf.h */
 const BPF_F_TEST_XDP_LIVE_FRAMES = 2;
@@ -27,6 +27,14 @@ const MARK_BYTES = 4;
 /** Of a virtio_net_hdr and the frame behind it: what LiveFrames takes. */
 export const LIVE_SEND_BYTES_MAX = VNET_BYTES + LIVE_FRAME_BYTES_MAX;
 
+/** What {@link LiveFrames} is opened with, in any thread. */
+export interface LiveFramesSetup {
+  programFd: number;
+  listsFd: number;
+  workers: number;
+  tapIfindex: number;
+}
+
 export class LiveFrames {
   /** Frames that the program did not understand, and frames that it has passed. */
   failed = 0;
@@ -37,7 +45,7 @@ export class LiveFrames {
   readonly #list: Int32Array;
   readonly #entries: DataView;
   readonly #arena = new Arena(PAGE_BYTES);
-  readonly #options: Pointer;
+  readonly #options: Address;
   readonly #repeat: number;
   #queued = 0;
 
@@ -65,7 +73,7 @@ export class LiveFrames {
     view.setBigUint64(options + TEST_RUN.ctx_in, BigInt(address + context), true);
     view.setUint32(options + TEST_RUN.ctx_size_in, XDP_MD_BYTES, true);
     view.setUint32(options + TEST_RUN.flags, BPF_F_TEST_XDP_LIVE_FRAMES, true);
-    this.#options = (address + options) as Pointer;
+    this.#options = address + options;
     this.#repeat = options + TEST_RUN.repeat;
   }
 

@@ -5,7 +5,6 @@
  * The messages are those of net/netfilter/nf_tables_api.c (nf_tables_newsetelem, nf_tables_delsetelem): a batch that empties the
  * set and fills it again takes effect as a whole, so that a frame meets either what was there before or what is there afterwards.
  */
-import type { Pointer } from "bun:ffi";
 import { Arena, check, closeFd, EAGAIN, errno, libc, SystemError } from "./libc.ts";
 
 const AF_NETLINK = 16;
@@ -85,7 +84,7 @@ export class NftSet {
     }
     this.#message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, NFPROTO_UNSPEC, NFNL_SUBSYS_NFTABLES, () => undefined);
     check(
-      libc.write(this.#fd, this.#arena.address as Pointer, this.#at),
+      libc.write(this.#fd, this.#arena.address, this.#at),
       `Cannot ask nftables to change the set ${this.set} of table ${this.table}`,
     );
     this.#readAnswers(first, keys.length > 0 ? 2 : 1);
@@ -102,7 +101,7 @@ export class NftSet {
     let error = 0;
     let acknowledged = 0;
     for (;;) {
-      const bytes = Number(libc.read(this.#fd, (address + this.#answers) as Pointer, BUFFER_BYTES));
+      const bytes = Number(libc.read(this.#fd, address + this.#answers, BUFFER_BYTES));
       if (bytes < 0) {
         if (errno() === EAGAIN) break;
         throw new SystemError("Cannot read the answer of nftables");

@@ -2,9 +2,7 @@
  * Sends frames out of memory that they already lie in: an AF_PACKET socket with PACKET_VNET_HDR (packet(7),
  * net/packet/af_packet.c) and sendmmsg, many frames a call. Segmentation and checksum offload travel in the header.
  */
-import type { Pointer } from "bun:ffi";
 import {
-  type Address,
   Arena,
   check,
   closeFd,
@@ -16,6 +14,7 @@ import {
   SystemError,
   setAddress,
 } from "./libc.ts";
+import type { Address } from "./native.ts";
 
 const AF_PACKET = 17;
 const SOCK_RAW = 3;
@@ -64,7 +63,7 @@ export class PacketSocket {
   readonly #messages: Address;
   readonly #headers: DataView;
   readonly #startsAddress: Address;
-  readonly #pollFd: Pointer;
+  readonly #pollFd: Address;
   readonly #iovecs: DataView;
   /** How many iovecs each message has at the moment. */
   readonly #pieces = new Uint8Array(MESSAGES_MAX).fill(1);
@@ -91,7 +90,7 @@ export class PacketSocket {
     const address = arena.allocate(SOCKADDR_LL_BYTES);
     arena.view.setUint16(address, AF_PACKET, true);
     arena.view.setInt32(address + 4, ifindex, true);
-    if (libc.bind(this.#fd, (arena.address + address) as Pointer, SOCKADDR_LL_BYTES) < 0) {
+    if (libc.bind(this.#fd, arena.address + address, SOCKADDR_LL_BYTES) < 0) {
       const reason = errno();
       closeFd(this.#fd);
       throw new SystemError(`Cannot bind a packet socket to interface ${ifindex}`, reason);
@@ -100,7 +99,7 @@ export class PacketSocket {
     const poll = arena.allocate(8);
     arena.view.setInt32(poll, this.#fd, true);
     arena.view.setInt16(poll + 4, POLLOUT, true);
-    this.#pollFd = (arena.address + poll) as Pointer;
+    this.#pollFd = arena.address + poll;
 
     const messages = arena.allocate(MESSAGES_MAX * MMSGHDR_BYTES);
     const iovecsBytes = MESSAGES_MAX * IOVECS_MAX * IOVEC_BYTES;
@@ -226,7 +225,7 @@ export class PacketSocket {
     let first = from;
     let retries = 0;
     while (first < to) {
-      const messages = (this.#messages + first * MMSGHDR_BYTES) as Pointer;
+      const messages = this.#messages + first * MMSGHDR_BYTES;
       const sent = libc.sendmmsg(this.#fd, messages, to - first, MSG_DONTWAIT);
       if (sent > 0) {
         first += sent;
@@ -262,7 +261,7 @@ export class PacketSocket {
     this.#arena.reset();
     const offset = this.#arena.allocate(4);
     this.#arena.view.setUint32(offset, value, true);
-    const result = libc.setsockopt(this.#fd, level, option, (this.#arena.address + offset) as Pointer, 4);
+    const result = libc.setsockopt(this.#fd, level, option, this.#arena.address + offset, 4);
     this.#arena.reset();
     if (result < 0) {
       const reason = errno();

@@ -5,8 +5,10 @@
  * Nothing is captured here. The npm packages `pcap` and `cap` end the process when they open a file under
  * Bun.
  */
-import { dlopen, FFIType, type Pointer, read } from "bun:ffi";
-import { type Address, Arena, libc, temporaryString, textAt } from "./libc.ts";
+import { FFIType, read } from "bun:ffi";
+import { Arena, libc, temporaryString, textAt } from "./libc.ts";
+import type { Address } from "./native.ts";
+import { openLibrary } from "./native.ts";
 
 const { i32, ptr } = FFIType;
 
@@ -17,7 +19,7 @@ const NEXT_END = -2;
 
 function open() {
   try {
-    return dlopen("libpcap.so.0.8", {
+    return openLibrary("libpcap.so.0.8", {
       pcap_open_offline: { args: [ptr, ptr], returns: ptr },
       pcap_next_ex: { args: [ptr, ptr, ptr], returns: i32 },
       pcap_datalink: { args: [ptr], returns: i32 },
@@ -26,7 +28,7 @@ function open() {
       pcap_geterr: { args: [ptr], returns: ptr },
       pcap_close: { args: [ptr], returns: FFIType.void },
       pcap_lib_version: { args: [], returns: ptr },
-    }).symbols;
+    });
   } catch (cause) {
     throw new Error("libpcap.so.0.8 cannot be loaded: install libpcap 1.0 or later (Debian: libpcap0.8).", {
       cause,
@@ -70,7 +72,7 @@ export class PcapFile {
   wireBytes = 0;
   /** Where libpcap keeps the packet; good until the next call of next() or close(). */
   address: Address = 0;
-  readonly #pcap: Pointer;
+  readonly #pcap: Address;
   readonly #arena: Arena;
   readonly #out: number;
 
@@ -80,13 +82,13 @@ export class PcapFile {
     this.#arena = new Arena(4096);
     this.#out = this.#arena.allocate(16);
     const error = this.#arena.address + this.#arena.allocate(PCAP_ERRBUF_SIZE);
-    const pcap = library.pcap_open_offline(temporaryString(path), error as Pointer);
+    const pcap = library.pcap_open_offline(temporaryString(path), error);
     if (pcap === null || Number(pcap) === 0) {
       const text = textAt(error);
       this.#arena.close();
       throw new PcapError(text);
     }
-    this.#pcap = pcap as Pointer;
+    this.#pcap = Number(pcap);
     this.linkType = library.pcap_datalink(this.#pcap);
     const name = library.pcap_datalink_val_to_name(this.linkType);
     this.linkTypeName = name === null ? `DLT ${this.linkType}` : textAt(Number(name));
@@ -99,28 +101,28 @@ export class PcapFile {
    */
   next(): boolean {
     const out = this.#arena.address + this.#out;
-    const result = libpcap().pcap_next_ex(this.#pcap, out as Pointer, (out + 8) as Pointer);
+    const result = libpcap().pcap_next_ex(this.#pcap, out, out + 8);
     if (result === NEXT_END) return false;
     if (result !== NEXT_PACKET) {
       throw new PcapError(textAt(Number(libpcap().pcap_geterr(this.#pcap))));
     }
     // struct pcap_pkthdr: struct timeval ts (16 bytes), caplen, len.
-    const header = read.ptr(out as Pointer, 0) as Pointer;
+    const header = read.ptr(out, 0);
     this.capturedBytes = read.u32(header, 16);
     this.wireBytes = read.u32(header, 20);
-    this.address = read.ptr(out as Pointer, 8);
+    this.address = read.ptr(out, 8);
     return true;
   }
 
   /** Copies the packet without its first `skipBytes` bytes to native memory, which must have room for it. */
   copyTo(address: Address, skipBytes = 0): void {
     const bytes = this.capturedBytes - skipBytes;
-    if (bytes > 0) libc.memcpy(address as Pointer, (this.address + skipBytes) as Pointer, bytes);
+    if (bytes > 0) libc.memcpy(address, this.address + skipBytes, bytes);
   }
 
   /** A byte of the packet. */
   byte(offset: number): number {
-    return read.u8(this.address as Pointer, offset);
+    return read.u8(this.address, offset);
   }
 
   close(): void {

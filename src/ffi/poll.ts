@@ -4,8 +4,8 @@
  * To sleep without missing a record: set StateView.consumerSleeping, look at the rings once more, then wait. The BPF
  * program clears the flag when it rings.
  */
-import type { Pointer } from "bun:ffi";
 import { Arena, check, closeFd, EINTR, errno, libc, SystemError } from "./libc.ts";
+import type { Address } from "./native.ts";
 import { Ring } from "./ring.ts";
 
 const EPOLL_CTL_ADD = 1;
@@ -24,20 +24,20 @@ export class Waiter {
   readonly #wakeFd: number;
   readonly #epollFd: number;
   readonly #arena = new Arena(4096);
-  readonly #events: Pointer;
-  readonly #counter: Pointer;
+  readonly #events: Address;
+  readonly #counter: Address;
 
   /**
-   * @param doorbellFd DataPlane.ringFds.doorbell
+   * @param doorbellFd WorkerRings.doorbellFd
    * @param wakeFd an eventfd of createEventfd(), for signalEventfd() from other threads
    */
   constructor(doorbellFd: number, wakeFd: number) {
-    this.#doorbell = new Ring(doorbellFd, DOORBELL_BYTES);
+    this.#doorbell = new Ring({ fd: doorbellFd, bytes: DOORBELL_BYTES });
     this.#wakeFd = wakeFd;
     this.#epollFd = check(libc.epoll_create1(EPOLL_CLOEXEC), "Cannot create an epoll instance");
     const events = this.#arena.allocate(EPOLL_EVENT_BYTES * EVENTS_MAX);
-    this.#events = (this.#arena.address + events) as Pointer;
-    this.#counter = (this.#arena.address + this.#arena.allocate(8)) as Pointer;
+    this.#events = this.#arena.address + events;
+    this.#counter = this.#arena.address + this.#arena.allocate(8);
     this.#arena.view.setUint32(events, EPOLLIN, true);
     for (const fd of [doorbellFd, wakeFd]) {
       check(libc.epoll_ctl(this.#epollFd, EPOLL_CTL_ADD, fd, this.#events), "Cannot watch a doorbell");
@@ -77,5 +77,5 @@ one.view.setBigUint64(0, 1n, true);
 
 /** Wakes whoever waits for `fd`, now or at the next wait. From any thread. */
 export function signalEventfd(fd: number): void {
-  libc.write(fd, one.address as Pointer, 8);
+  libc.write(fd, one.address, 8);
 }

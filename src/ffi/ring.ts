@@ -5,7 +5,8 @@
  * The kernel maps the data area twice in a row, so a record never wraps. All positions are kept modulo 2^32: a ring is
  * much smaller than that.
  */
-import { type Address, Mapping, PAGE_BYTES, PROT_READ } from "./libc.ts";
+import { Mapping, PAGE_BYTES, PROT_READ } from "./libc.ts";
+import type { Address } from "./native.ts";
 
 const HEADER_BYTES = 8;
 const BUSY = 0x8000_0000;
@@ -19,6 +20,13 @@ const SMALLEST_PACKET_BYTES = HEADER_BYTES + 64;
 const SLOT_FREE = 0;
 const SLOT_READ = 1;
 const SLOT_DONE = 2;
+
+/** What {@link Ring} is opened with, in any thread. */
+export interface RingSetup {
+  fd: number;
+  /** A power of two, and a multiple of the page size: as the ring was made. */
+  bytes: number;
+}
 
 export class Ring {
   /** The data area, twice in a row. Never use Atomics on it: it is mapped read-only. */
@@ -51,8 +59,7 @@ export class Ring {
   #consumedHigh: number;
   #readLow: number;
 
-  /** @param byteLength size of the ring, a power of two and a multiple of the page size; as it was loaded */
-  constructor(fd: number, byteLength: number) {
+  constructor({ fd, bytes: byteLength }: RingSetup) {
     if (byteLength < PAGE_BYTES || byteLength > 2 ** 30 || (byteLength & (byteLength - 1)) !== 0) {
       throw new Error(`A ring has a power of two bytes between ${PAGE_BYTES} and 2^30, not ${byteLength}.`);
     }

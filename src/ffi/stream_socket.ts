@@ -2,12 +2,8 @@
  * Blocking unix sockets on native memory: whole megabytes a call, nothing copied on the way. For benchmarks that feed
  * another process and must not be what is measured.
  */
-import { dlopen, FFIType, type Pointer } from "bun:ffi";
-import { type Address, Arena, check, closeFd, EAGAIN, EINTR, errno, libc, SystemError } from "./libc.ts";
-
-const { symbols: c } = dlopen("libc.so.6", {
-  connect: { args: [FFIType.i32, FFIType.ptr, FFIType.u32], returns: FFIType.i32 },
-});
+import { Arena, check, closeFd, EAGAIN, EINTR, errno, libc, SystemError } from "./libc.ts";
+import type { Address } from "./native.ts";
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
@@ -41,13 +37,13 @@ export class StreamSocket {
       const address = arena.allocate(SOCKADDR_UN_BYTES);
       arena.view.setUint16(address, AF_UNIX, true);
       arena.bytes.set(new TextEncoder().encode(path), address + 2);
-      const at = (arena.address + address) as Pointer;
-      check(c.connect(fd, at, SOCKADDR_UN_BYTES), `Cannot connect to ${path}`);
+      const at = arena.address + address;
+      check(libc.connect(fd, at, SOCKADDR_UN_BYTES), `Cannot connect to ${path}`);
       const timeval = arena.allocate(16);
       arena.view.setBigInt64(timeval, BigInt(Math.floor(timeoutMs / 1000)), true);
       arena.view.setBigInt64(timeval + 8, BigInt((timeoutMs % 1000) * 1000), true);
       for (const option of [SO_RCVTIMEO, SO_SNDTIMEO]) {
-        const value = (arena.address + timeval) as Pointer;
+        const value = arena.address + timeval;
         check(libc.setsockopt(fd, SOL_SOCKET, option, value, 16), "Cannot set a socket's timeout");
       }
       return new StreamSocket(fd);
@@ -62,7 +58,7 @@ export class StreamSocket {
   /** Writes all of it. Throws if the reader takes too long or has gone. */
   write(address: Address, byteLength: number): void {
     for (let at = 0; at < byteLength; ) {
-      const written = Number(libc.write(this.fd, (address + at) as Pointer, byteLength - at));
+      const written = Number(libc.write(this.fd, address + at, byteLength - at));
       if (written >= 0) at += written;
       else if (errno() !== EINTR) throw failed("write to");
     }
@@ -71,7 +67,7 @@ export class StreamSocket {
   /** Reads what there is, waiting for the first byte; 0 when the other end has closed. */
   read(address: Address, byteLength: number): number {
     for (;;) {
-      const got = Number(libc.read(this.fd, address as Pointer, byteLength));
+      const got = Number(libc.read(this.fd, address, byteLength));
       if (got >= 0) return got;
       if (errno() !== EINTR) throw failed("read from");
     }
@@ -81,7 +77,7 @@ export class StreamSocket {
   setNonBlocking(): void {
     const arena = new Arena(4096);
     arena.view.setInt32(0, 1, true);
-    const result = libc.ioctl(this.fd, FIONBIO, arena.address as Pointer);
+    const result = libc.ioctl(this.fd, FIONBIO, arena.address);
     const reason = errno();
     arena.close();
     if (result < 0) throw new SystemError("Cannot make a socket non-blocking", reason);
@@ -104,7 +100,7 @@ function failed(what: string): Error {
  * @throws SystemError
  */
 export function readAvailable(fd: number, address: Address, byteLength: number): number {
-  const got = Number(libc.read(fd, address as Pointer, byteLength));
+  const got = Number(libc.read(fd, address, byteLength));
   if (got >= 0) return got;
   const reason = errno();
   if (reason === EAGAIN || reason === EINTR) return -1;

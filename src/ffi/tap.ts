@@ -2,18 +2,8 @@
  * The VM's end of a tap device, as QEMU opens it: for benchmarks and tests that stand in for a VM
  * (Documentation/networking/tuntap.rst). Frames carry a 10-byte virtio_net_hdr.
  */
-import type { Pointer } from "bun:ffi";
-import {
-  type Address,
-  Arena,
-  check,
-  closeFd,
-  EAGAIN,
-  errno,
-  libc,
-  SystemError,
-  temporaryString,
-} from "./libc.ts";
+import { Arena, check, closeFd, EAGAIN, errno, libc, SystemError, temporaryString } from "./libc.ts";
+import type { Address } from "./native.ts";
 
 const O_RDWR = 2;
 const O_NONBLOCK = 0o4000;
@@ -44,8 +34,7 @@ export const TAP_FRAME_BYTES_MAX = VNET_HEADER_BYTES + 65536 + 64;
 
 /** Tap.writeFrom() for a thread that has only the descriptor. */
 export function writeFrame(fd: number, address: Address, byteLength: number): void {
-  if (Number(libc.write(fd, address as Pointer, byteLength)) < 0)
-    throw new SystemError("Cannot send into a tap");
+  if (Number(libc.write(fd, address, byteLength)) < 0) throw new SystemError("Cannot send into a tap");
 }
 
 export class Tap {
@@ -71,14 +60,14 @@ export class Tap {
     arena.bytes.set(new TextEncoder().encode(name), request);
     const queues = multiQueue ? IFF_MULTI_QUEUE : 0;
     arena.view.setUint16(request + 16, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | queues, true);
-    const at = (arena.address + request) as Pointer;
+    const at = arena.address + request;
     check(libc.ioctl(this.fd, TUNSETIFF, at), `Cannot open the tap ${name}`);
     arena.view.setUint32(request, VNET_HEADER_BYTES, true);
     check(libc.ioctl(this.fd, TUNSETVNETHDRSZ, at), `Cannot set up the tap ${name}`);
     const flags = offload
       ? TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN | TUN_F_USO4 | TUN_F_USO6
       : 0;
-    check(libc.ioctl(this.fd, TUNSETOFFLOAD, flags as Pointer), `Cannot set the offloads of the tap ${name}`);
+    check(libc.ioctl(this.fd, TUNSETOFFLOAD, flags), `Cannot set the offloads of the tap ${name}`);
     this.#buffer = arena.allocate(TAP_FRAME_BYTES_MAX);
   }
 
@@ -87,7 +76,7 @@ export class Tap {
     const arena = new Arena(4096);
     const request = arena.allocate(IFREQ_BYTES);
     arena.view.setUint16(request + 16, attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE, true);
-    const done = libc.ioctl(this.fd, TUNSETQUEUE, (arena.address + request) as Pointer);
+    const done = libc.ioctl(this.fd, TUNSETQUEUE, arena.address + request);
     arena.close();
     check(done, "Cannot switch a tap's queue");
   }
@@ -105,7 +94,7 @@ export class Tap {
 
   /** What the VM would get next, virtio_net_hdr first; undefined if there is nothing. */
   read(): Uint8Array | undefined {
-    const at = (this.#arena.address + this.#buffer) as Pointer;
+    const at = this.#arena.address + this.#buffer;
     const length = Number(libc.read(this.fd, at, TAP_FRAME_BYTES_MAX));
     if (length < 0) {
       if (errno() === EAGAIN) return undefined;

@@ -1,5 +1,4 @@
 /** The ioctls of a watchdog device (linux/watchdog.h, Documentation/watchdog/watchdog-api.rst). */
-import type { Pointer } from "bun:ffi";
 import { Arena, check, libc } from "./libc.ts";
 
 export const WDIOC_GETSUPPORT = 0x80285700;
@@ -22,7 +21,7 @@ export interface WatchdogSupport {
 /** Throws a SystemError when `fd` is no watchdog. */
 export function watchdogSupport(fd: number): WatchdogSupport {
   arena.bytes.fill(0, 0, WATCHDOG_INFO_BYTES);
-  check(libc.ioctl(fd, WDIOC_GETSUPPORT, arena.address as Pointer), "WDIOC_GETSUPPORT");
+  check(libc.ioctl(fd, WDIOC_GETSUPPORT, arena.address), "WDIOC_GETSUPPORT");
   const identity = arena.bytes.slice(IDENTITY_OFFSET, WATCHDOG_INFO_BYTES);
   const end = identity.indexOf(0);
   return {
@@ -34,12 +33,12 @@ export function watchdogSupport(fd: number): WatchdogSupport {
 /** Sets the timeout, in seconds; returns the one the device has taken. Throws a SystemError when it cannot be set. */
 export function setWatchdogTimeout(fd: number, seconds: number): number {
   arena.view.setInt32(0, seconds, true);
-  check(libc.ioctl(fd, WDIOC_SETTIMEOUT, arena.address as Pointer), "WDIOC_SETTIMEOUT");
+  check(libc.ioctl(fd, WDIOC_SETTIMEOUT, arena.address), "WDIOC_SETTIMEOUT");
   return arena.view.getInt32(0, true);
 }
 
 /** The timeout in seconds. Throws a SystemError. */
 export function watchdogTimeout(fd: number): number {
-  check(libc.ioctl(fd, WDIOC_GETTIMEOUT, arena.address as Pointer), "WDIOC_GETTIMEOUT");
+  check(libc.ioctl(fd, WDIOC_GETTIMEOUT, arena.address), "WDIOC_GETTIMEOUT");
   return arena.view.getInt32(0, true);
 }

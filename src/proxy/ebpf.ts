@@ -87,8 +87,8 @@ export class EbpfProxy implements PacketProxy {
     await this.#sum(({ dataPath }) => dataPath.start(epoch));
     this.#setRole(ROLE.PRIMARY);
     const nics = this.nics.map(({ dataPlane }) => ({
-      mirroredFrames: dataPlane.counters().mirrored,
-      connections: Buffer.from(dataPlane.exportConnections()).toString("base64"),
+      mirroredFrames: dataPlane.counter("mirrored"),
+      connections: Buffer.from(dataPlane.connections.export()).toString("base64"),
     }));
     return { epoch, nics };
   }
@@ -109,7 +109,7 @@ export class EbpfProxy implements PacketProxy {
 
   divertInput(): number[] {
     for (const { dataPlane } of this.nics) dataPlane.state.divertInput = true;
-    return this.nics.map(({ dataPlane }) => dataPlane.counters().mirrored);
+    return this.nics.map(({ dataPlane }) => dataPlane.counter("mirrored"));
   }
 
   drainInput(timeoutMs: number): Promise<boolean> {
@@ -139,7 +139,7 @@ export class EbpfProxy implements PacketProxy {
     let collected = -1;
     for (let quietMs = 0; quietMs < SETTLE_QUIET_MS; ) {
       await Bun.sleep(1);
-      const now = this.nics.reduce((sum, { dataPlane }) => sum + dataPlane.counters().collected, 0);
+      const now = this.nics.reduce((sum, { dataPlane }) => sum + dataPlane.counter("collected"), 0);
       quietMs = now === collected && pending() === 0 ? quietMs + 1 : 0;
       collected = now;
       if (performance.now() - begun > SETTLE_LIMIT_MS) return pending();
@@ -160,7 +160,7 @@ export class EbpfProxy implements PacketProxy {
     this.stopped(epoch);
     this.nics.forEach((nic, index) => {
       const { mirroredFrames, connections } = nics[index]!;
-      nic.dataPlane.importConnections(Buffer.from(connections, "base64"));
+      nic.dataPlane.connections.import(Buffer.from(connections, "base64"));
       nic.follow(mirroredFrames);
     });
   }
@@ -187,7 +187,7 @@ export class EbpfProxy implements PacketProxy {
   }
 
   loaded(epoch: number): void {
-    for (const { dataPlane } of this.nics) dataPlane.clearConnections(epoch);
+    for (const { dataPlane } of this.nics) dataPlane.connections.clear(epoch);
   }
 
   succeed(): void {
@@ -219,7 +219,7 @@ export class EbpfProxy implements PacketProxy {
 
   collectConnections(): void {
     for (const { dataPlane } of this.nics) {
-      dataPlane.collectConnections({
+      dataPlane.connections.collect({
         closedForMs: CONNECTION_CLOSED_FOR_MS,
         idleForMs: CONNECTION_IDLE_FOR_MS,
       });

@@ -51,10 +51,11 @@ export class EbpfNic {
     /** {@link EbpfNicOptions.keep} found something to keep. */
     readonly kept: boolean,
   ) {
-    this.#input = new TapQueue(tap, () => {
-      const counters = dataPlane.counters();
-      return counters.mirrored + counters.mirror_failed + counters.input_solo;
-    });
+    this.#input = new TapQueue(
+      tap,
+      () =>
+        dataPlane.counter("mirrored") + dataPlane.counter("mirror_failed") + dataPlane.counter("input_solo"),
+    );
   }
 
   /** Makes the devices, loads and attaches the programs, or takes over what an earlier agent left: closed, unless it is to be kept. */
@@ -87,14 +88,14 @@ export class EbpfNic {
   /** From now on the tap takes mirrored frames only. */
   follow(mirroredFrames: number): void {
     const { dataPlane } = this;
-    this.followAgain(mirroredFrames - dataPlane.counters().delivered);
+    this.followAgain(mirroredFrames - dataPlane.counter("delivered"));
     dataPlane.state.leaseDeadlineNs = 0n;
     dataPlane.state.role = ROLE.SECONDARY;
   }
 
   /** As it does already, if that was kept. */
   followAgain(mirrorBase: number): void {
-    this.#mirrored = new TapQueue(this.tap, () => this.dataPlane.counters().delivered);
+    this.#mirrored = new TapQueue(this.tap, () => this.dataPlane.counter("delivered"));
     this.#mirrorBase = mirrorBase;
   }
 
@@ -105,7 +106,7 @@ export class EbpfNic {
   async drainMirrored(mirroredFrames: number, timeoutMs: number): Promise<boolean> {
     if (this.#mirrored === undefined) return false;
     const drained = await drain(this.#mirrored, mirroredFrames - this.#mirrorBase, timeoutMs);
-    if (!drained) this.#mirrorBase = mirroredFrames - this.dataPlane.counters().delivered;
+    if (!drained) this.#mirrorBase = mirroredFrames - this.dataPlane.counter("delivered");
     return drained;
   }
 

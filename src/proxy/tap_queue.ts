@@ -22,12 +22,8 @@ export class TapQueue {
 
   /** Frames put in and not yet taken out. */
   queued(): number {
-    const taken = tapFramesTaken(this.tap) - this.#base;
-    const queued = this.put() - taken;
-    if (queued >= 0) return queued;
-    // Something else wrote to the tap (a frame from before the programs were attached): start from here.
-    this.#base -= queued;
-    return 0;
+    const taken = tapFramesTaken(this.tap);
+    return this.#behind(this.put(), taken);
   }
 
   /**
@@ -37,7 +33,10 @@ export class TapQueue {
   async drained(putMin: number, timeoutMs: number): Promise<boolean> {
     const deadline = performance.now() + timeoutMs;
     for (;;) {
-      if (this.put() >= putMin && this.queued() === 0) return true;
+      // The count of frames taken comes first: one that is put in and taken out between the two then counts as queued.
+      const taken = tapFramesTaken(this.tap);
+      const put = this.put();
+      if (put >= putMin && this.#behind(put, taken) === 0) return true;
       if (performance.now() >= deadline) return false;
       await Bun.sleep(POLL_MS);
     }
@@ -46,5 +45,13 @@ export class TapQueue {
   /** Takes the queue as empty from now on. */
   rebase(): void {
     this.#base = tapFramesTaken(this.tap) - this.put();
+  }
+
+  #behind(put: number, taken: number): number {
+    const queued = put - (taken - this.#base);
+    if (queued >= 0) return queued;
+    // Something else wrote to the tap (a frame from before the programs were attached): start from here.
+    this.#base -= queued;
+    return 0;
   }
 }

@@ -122,8 +122,8 @@ class Releaser {
 
   /** @param alone release everything at once */
   constructor(namespace: string, plane: DataPlane, { alone = false } = {}) {
-    this.#primary = new Ring(plane.ringFds.primary, plane.ringBytes.primary);
-    this.#secondary = alone ? undefined : new Ring(plane.ringFds.secondary, plane.ringBytes.secondary);
+    this.#primary = new Ring(plane.workers[0].primary);
+    this.#secondary = alone ? undefined : new Ring(plane.workers[0].secondary);
     this.#socket = inNamespace(namespace, () => new PacketSocket(ifindex("inj0")));
     this.#timer = setInterval(() => this.#step(), 1);
   }
@@ -275,7 +275,7 @@ describe.each([
     expect(await client.ask("get 1000")).toBe("got 1000");
     expect(await client.ask("get 900000")).toBe("got 900000");
     expect(await client.ask("put 600000")).toBe("put 600000");
-    expect(planes[1].connectionCount()).toBe(1);
+    expect(planes[1].connections.count()).toBe(1);
     expect(planes[0].counters().passed_released).toBeGreaterThan(0);
     expect(planes[1].counters().passed_solo).toBe(0);
 

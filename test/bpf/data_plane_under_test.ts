@@ -1,6 +1,7 @@
 /** A data plane with pins of its own for a test file, removed again with the test process. */
 import { join } from "node:path";
-import { DataPlane, type DataPlaneOptions, type DataPlaneSettings } from "../../src/ffi/data_plane.ts";
+import { DataPlane, type DataPlaneOptions } from "../../src/ffi/data_plane.ts";
+import type { DataPlaneSettings } from "../../src/ffi/data_plane_settings.ts";
 import type { CounterName } from "../../src/ffi/layout.ts";
 import { bootTimeNs } from "../../src/ffi/libc.ts";
 

@@ -88,14 +88,14 @@ beforeEach(async () => {
   grantLease(primary.plane);
   endLease(secondary.plane);
   for (const host of [primary, secondary]) {
-    host.plane.clearConnections();
+    host.plane.connections.clear();
     for (const tap of [host.vm, host.neighbour]) while (tap.read() !== undefined);
     for (const ring of ["primary", "secondary", "input"] as const) emptyRing(host, ring);
   }
 });
 
 function openRing(host: Host, which: "primary" | "secondary" | "input"): Ring {
-  return new Ring(host.plane.ringFds[which], host.plane.ringBytes[which]);
+  return new Ring(which === "input" ? host.plane.input : host.plane.workers[0][which]);
 }
 
 function emptyRing(host: Host, which: "primary" | "secondary" | "input"): void {
@@ -256,7 +256,7 @@ describe("hold and release", () => {
     });
     try {
       plane.state.role = ROLE.PRIMARY;
-      const ring = new Ring(plane.ringFds.primary, plane.ringBytes.primary);
+      const ring = new Ring(plane.workers[0].primary);
       for (const [, sent] of FRAMES) {
         primary.vm.write(sent);
         const slot = ring.next();

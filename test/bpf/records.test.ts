@@ -45,7 +45,7 @@ describe.each([
   ];
 
   test.each(FRAMES)("holds %s byte for byte", (_what, frame) => {
-    const ring = new Ring(plane.ringFds.primary, plane.ringBytes.primary);
+    const ring = new Ring(plane.workers[0].primary);
     for (let slot = ring.next(); slot >= 0; slot = ring.next()) ring.done(slot);
     const before = bootTimeNs();
     expect(plane.testRun("from_vm", frame).verdict).toBe(VERDICT.SHOT);
@@ -70,7 +70,7 @@ describe.each([
   });
 
   test("frames of a flow have the same hash, those of another one a different hash", () => {
-    const ring = new Ring(plane.ringFds.primary, plane.ringBytes.primary);
+    const ring = new Ring(plane.workers[0].primary);
     for (let slot = ring.next(); slot >= 0; slot = ring.next()) ring.done(slot);
     plane.testRun("from_vm", segment({ sequence: 1 }));
     plane.testRun("from_vm", segment({ sequence: 2, payload: [1] }));
@@ -88,7 +88,7 @@ describe.each([
 
   test("a diverted frame is in the input ring byte for byte", () => {
     plane.state.divertInput = true;
-    const ring = new Ring(plane.ringFds.input, plane.ringBytes.input);
+    const ring = new Ring(plane.input);
     for (let slot = ring.next(); slot >= 0; slot = ring.next()) ring.done(slot);
     expect(plane.testRun("to_vm", input).verdict).toBe(VERDICT.SHOT);
     const at = ring.offset(ring.next());

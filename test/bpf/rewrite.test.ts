@@ -14,7 +14,7 @@ beforeAll(() => {
 afterAll(() => unload(NAME, plane));
 beforeEach(() => {
   grantLease(plane);
-  plane.clearConnections();
+  plane.connections.clear();
   plane.state.rewriteEpoch = 1;
 });
 
@@ -217,7 +217,7 @@ describe("learning", () => {
     // The guest's answer is a challenge acknowledgment.
     expect(fromGuest({ sequence: secondary(1), acknowledgment: CLIENT_ISN + 1 }).sequence).toBe(primary(1));
     expect(toGuest({ acknowledgment: primary(2) }).acknowledgment).toBe(secondary(2));
-    expect(plane.connectionCount()).toBe(1);
+    expect(plane.connections.count()).toBe(1);
   });
 
   test("a new connection of the same addresses and ports is learned anew", () => {
@@ -225,7 +225,7 @@ describe("learning", () => {
     fromGuest({ sequence: 3_000, acknowledgment: 1, flags: tcp.SYN | tcp.ACK });
     expect(toGuest({ acknowledgment: 9_001 }).acknowledgment).toBe(3_001);
     expect(fromGuest({ sequence: 3_010 }).sequence).toBe(9_010);
-    expect(plane.connectionCount()).toBe(1);
+    expect(plane.connections.count()).toBe(1);
   });
 
   test("connections are told apart by port and by IP version", () => {
@@ -236,7 +236,7 @@ describe("learning", () => {
     expect(toGuest({ acknowledgment: 201, clientPort: 40001 }).acknowledgment).toBe(101);
     expect(toGuest({ acknowledgment: primary(1) }).acknowledgment).toBe(secondary(1));
     expect(toGuest({ acknowledgment: primary(1), version: 6 }).acknowledgment).toBe(secondary(1));
-    expect(plane.connectionCount()).toBe(3);
+    expect(plane.connections.count()).toBe(3);
   });
 
   test("a full map is counted, and the frame still goes out", () => {
@@ -246,7 +246,7 @@ describe("learning", () => {
       }
     });
     expect(added).toEqual({ forwarded: 20, connection_full: 4 });
-    expect(plane.connectionCount()).toBe(16);
+    expect(plane.connections.count()).toBe(16);
   });
 });
 
@@ -286,8 +286,8 @@ describe("epochs", () => {
     plane.state.rewriteEpoch = 2;
     expect(toGuest({ acknowledgment: primary(50) }).acknowledgment).toBe(primary(50));
     expect(fromGuest({ sequence: primary(50) }).sequence).toBe(primary(50));
-    expect(plane.clearConnections(2)).toBe(1);
-    expect(plane.connectionCount()).toBe(0);
+    expect(plane.connections.clear(2)).toBe(1);
+    expect(plane.connections.count()).toBe(0);
   });
 
   test("a checkpoint between SYN|ACK and acknowledgment leaves the connection alone", () => {
@@ -300,7 +300,7 @@ describe("epochs", () => {
     passiveOpen({ clientPort: 1 });
     plane.state.rewriteEpoch = 2;
     passiveOpen({ clientPort: 2 });
-    expect(plane.clearConnections(2)).toBe(1);
+    expect(plane.connections.clear(2)).toBe(1);
     expect(fromGuest({ sequence: secondary(5), clientPort: 2 }).sequence).toBe(primary(5));
   });
 });
@@ -312,9 +312,9 @@ describe("an empty map", () => {
     expect(plane.state.connectionsKept).toBe(true);
     plane.state.rewriteEpoch = 2;
     passiveOpen({ clientPort: 2 });
-    plane.clearConnections(2);
+    plane.connections.clear(2);
     expect(plane.state.connectionsKept).toBe(true);
-    plane.clearConnections(3);
+    plane.connections.clear(3);
     expect(plane.state.connectionsKept).toBe(false);
   });
 });
@@ -335,7 +335,7 @@ describe("a VM that took over", () => {
   test("opens new connections in its own numbers", () => {
     expect(fromGuest({ sequence: 5, flags: tcp.SYN }, ROLE.SOLO).sequence).toBe(5);
     expect(toGuest({ acknowledgment: 6, flags: tcp.SYN | tcp.ACK }).acknowledgment).toBe(6);
-    expect(plane.connectionCount()).toBe(0);
+    expect(plane.connections.count()).toBe(0);
   });
 
   test("forgets a connection once it accepts another one on the same ports", () => {
@@ -346,7 +346,7 @@ describe("a VM that took over", () => {
     ).toBe(800);
     expect(toGuest({ acknowledgment: 801 }).acknowledgment).toBe(801);
     expect(fromGuest({ sequence: 801 }, ROLE.SOLO).sequence).toBe(801);
-    expect(plane.connectionCount()).toBe(0);
+    expect(plane.connections.count()).toBe(0);
   });
 
   test("as a primary again: its frames are put right when they are released, not when they are held", () => {
@@ -438,53 +438,53 @@ describe("connections that have ended", () => {
 
   test("are forgotten when both sides have sent FIN and the time is over", () => {
     guestFin();
-    expect(plane.collectConnections(CLOSED_NOW)).toBe(0);
+    expect(plane.connections.collect(CLOSED_NOW)).toBe(0);
     clientFin();
-    expect(plane.collectConnections(LATER)).toBe(0);
-    expect(plane.connectionCount()).toBe(1);
-    expect(plane.collectConnections(CLOSED_NOW)).toBe(1);
-    expect(plane.connectionCount()).toBe(0);
+    expect(plane.connections.collect(LATER)).toBe(0);
+    expect(plane.connections.count()).toBe(1);
+    expect(plane.connections.collect(CLOSED_NOW)).toBe(1);
+    expect(plane.connections.count()).toBe(0);
     expect(plane.state.connectionsKept).toBe(false);
   });
 
   test("a client's FIN alone ends nothing", () => {
     clientFin();
-    expect(plane.collectConnections(CLOSED_NOW)).toBe(0);
+    expect(plane.connections.collect(CLOSED_NOW)).toBe(0);
     expect(plane.state.connectionsKept).toBe(true);
   });
 
   test("a RST of the guest's ends it", () => {
     fromGuest({ sequence: secondary(1), flags: tcp.RST });
-    expect(plane.collectConnections(CLOSED_NOW)).toBe(1);
+    expect(plane.connections.collect(CLOSED_NOW)).toBe(1);
   });
 
   test("a RST of the client's ends it, unless the guest goes on", () => {
     const reset = () => toGuest({ sequence: CLIENT_ISN + 1, flags: tcp.RST });
     reset();
     fromGuest({ sequence: secondary(1) });
-    expect(plane.collectConnections(CLOSED_NOW)).toBe(0);
+    expect(plane.connections.collect(CLOSED_NOW)).toBe(0);
     reset();
     toGuest({ acknowledgment: primary(1) });
-    expect(plane.collectConnections(CLOSED_NOW)).toBe(1);
+    expect(plane.connections.collect(CLOSED_NOW)).toBe(1);
   });
 
   test("silence ends it after a longer time", () => {
-    expect(plane.collectConnections(CLOSED_NOW)).toBe(0);
-    expect(plane.collectConnections(NOW)).toBe(1);
+    expect(plane.connections.collect(CLOSED_NOW)).toBe(0);
+    expect(plane.connections.collect(NOW)).toBe(1);
   });
 
   test("a handshake that was never completed ends it", () => {
     fromGuest({ clientPort: 9, sequence: SECONDARY_ISN, flags: tcp.SYN | tcp.ACK });
-    expect(plane.connectionCount()).toBe(2);
-    expect(plane.collectConnections(CLOSED_NOW)).toBe(1);
-    expect(plane.connectionCount()).toBe(1);
+    expect(plane.connections.count()).toBe(2);
+    expect(plane.connections.collect(CLOSED_NOW)).toBe(1);
+    expect(plane.connections.count()).toBe(1);
   });
 
   test("the others stay, and are put right as before", () => {
     guestFin();
     clientFin();
     passiveOpen({ version: 6 });
-    expect(plane.collectConnections(CLOSED_NOW)).toBe(1);
+    expect(plane.connections.collect(CLOSED_NOW)).toBe(1);
     expect(fromGuest({ version: 6, sequence: secondary(7) }).sequence).toBe(primary(7));
     expect(fromGuest({ sequence: secondary(7) }).sequence).toBe(secondary(7));
   });
@@ -495,17 +495,17 @@ describe("connections that have ended", () => {
     }
     const open = () => fromGuest({ clientPort: 99, sequence: SECONDARY_ISN, flags: tcp.SYN | tcp.ACK });
     expect(counted(plane, () => void open())).toEqual({ forwarded: 1, connection_full: 1 });
-    expect(plane.collectConnections(CLOSED_NOW)).toBe(15);
+    expect(plane.connections.collect(CLOSED_NOW)).toBe(15);
     expect(counted(plane, () => void open())).toEqual({ forwarded: 1 });
   });
 
   test("the age of an inherited one counts from when it was handed over", () => {
-    const exported = plane.exportConnections();
+    const exported = plane.connections.export();
     // Long ago, on the clock of a host that was started long before this one.
     new DataView(exported.buffer).setBigUint64(CONNECTION_KEY_BYTES + CONNECTION.last_seen_ns, 1n, true);
-    plane.importConnections(exported);
-    expect(plane.collectConnections({ closedForMs: 60_000, idleForMs: 60_000 })).toBe(0);
-    expect(plane.collectConnections(NOW)).toBe(1);
+    plane.connections.import(exported);
+    expect(plane.connections.collect({ closedForMs: 60_000, idleForMs: 60_000 })).toBe(0);
+    expect(plane.connections.collect(NOW)).toBe(1);
   });
 });
 
@@ -522,7 +522,7 @@ describe("a secondary of a VM that once took over", () => {
     heir.state.rewriteEpoch = 50;
     passiveOpen();
     fromGuest({ sequence: 1, flags: tcp.SYN | tcp.ACK, clientPort: 2 }); // its numbers are not known yet
-    expect(heir.importConnections(plane.exportConnections())).toBe(1);
+    expect(heir.connections.import(plane.connections.export())).toBe(1);
   });
 
   function at(role: number, program: "from_vm" | "to_vm", o: SegmentOptions) {
@@ -544,7 +544,7 @@ describe("a secondary of a VM that once took over", () => {
 
   test("goes on in the client's numbers when it takes over in its turn, after any number of checkpoints", () => {
     heir.state.rewriteEpoch = 60;
-    expect(heir.clearConnections(60)).toBe(0);
+    expect(heir.connections.clear(60)).toBe(0);
     expect(at(ROLE.SOLO, "from_vm", { sequence: secondary(5) })).toMatchObject({
       sequence: primary(5),
       checksumRight: true,
@@ -558,7 +558,7 @@ describe("a secondary of a VM that once took over", () => {
   test("hands them on again", () => {
     const third = loadFresh("rewrite-third");
     try {
-      expect(third.importConnections(heir.exportConnections())).toBe(1);
+      expect(third.connections.import(heir.connections.export())).toBe(1);
     } finally {
       unload("rewrite-third", third);
     }
@@ -571,7 +571,7 @@ describe("a secondary of a VM that once took over", () => {
   });
 
   test("takes nothing that is not an export", () => {
-    expect(() => heir.importConnections(new Uint8Array(71))).toThrow("entries of 72 bytes");
+    expect(() => heir.connections.import(new Uint8Array(71))).toThrow("entries of 72 bytes");
   });
 });
 

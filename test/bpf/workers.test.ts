@@ -51,8 +51,8 @@ beforeAll(() => {
   grantLease(plane);
   secondary.state.role = ROLE.SECONDARY;
   rings = plane.workers.map(({ primary, secondary }) => ({
-    primary: new Ring(primary.fd, primary.bytes),
-    secondary: new Ring(secondary.fd, secondary.bytes),
+    primary: new Ring(primary),
+    secondary: new Ring(secondary),
   }));
 });
 afterAll(() => {
@@ -64,7 +64,7 @@ afterAll(() => {
   removeNamespaces(PREFIX);
 });
 beforeEach(() => {
-  for (const plane of planes) plane.clearConnections();
+  for (const plane of planes) plane.connections.clear();
 });
 
 interface Place {

@@ -39,7 +39,7 @@ beforeAll(() => {
   plane.state.role = ROLE.PRIMARY;
   socket = inNamespace(HOST, () => new PacketSocket(ifindex("inj0")));
   live = new LiveFrames(plane.liveFrames);
-  ring = new Ring(plane.ringFds.primary, plane.ringBytes.primary);
+  ring = new Ring(plane.workers[0].primary);
 });
 afterAll(() => {
   for (const part of [ring, socket, live, vm, neighbour]) part?.close();

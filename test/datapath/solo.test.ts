@@ -40,8 +40,8 @@ function produced(): number[] {
       { fd: doorbellFd, bytes: 4096 },
     ]),
   ];
-  return setups.map(({ fd, bytes }) => {
-    const ring = new Ring(fd, bytes);
+  return setups.map((setup) => {
+    const ring = new Ring(setup);
     const place = ring.producedTo();
     ring.close();
     return place;

@@ -104,8 +104,8 @@ describe("four workers", () => {
     expect(vm.divergences).toEqual([]);
     // Each worker has read its own rings: none is at the beginning still.
     for (const { primary, secondary } of vm.plane.workers) {
-      for (const { fd, bytes } of [primary, secondary]) {
-        const ring = new Ring(fd, bytes);
+      for (const setup of [primary, secondary]) {
+        const ring = new Ring(setup);
         expect(ring.producedTo()).toBeGreaterThan(0);
         expect(ring.unreadBytes()).toBe(0);
         ring.close();

@@ -3,10 +3,10 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { lastVerifierLines } from "../../src/ffi/bpf_object.ts";
 import { Btf } from "../../src/ffi/btf.ts";
 import { DataPlane, type DataPlaneOptions } from "../../src/ffi/data_plane.ts";
 import { CONNECTION_KEY, RECORD_HEADER_BYTES, ROLE, SLEEP } from "../../src/ffi/layout.ts";
-import { lastVerifierLines } from "../../src/ffi/libbpf.ts";
 import { ifindex } from "../../src/ffi/libc.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
 import { Ring } from "../../src/ffi/ring.ts";
@@ -47,19 +47,24 @@ const load = (options: Partial<DataPlaneOptions> = {}) =>
     }),
   );
 
+/** Of the first worker's rings, and the one for input. */
+function ringBytes({ workers: [{ primary, secondary }], input }: DataPlane) {
+  return { primary: primary.bytes, secondary: secondary.bytes, input: input.bytes };
+}
+
 describe("a fresh data plane", () => {
   test("lets nothing pass and has counted nothing", () => {
     const plane = load();
     expect(plane.state.role).toBe(ROLE.BLOCKED);
     expect(plane.state.leaseDeadlineNs).toBe(0n);
     expect(Object.values(plane.counters()).every((count) => count === 0)).toBe(true);
-    expect(plane.connectionCount()).toBe(0);
-    expect(plane.ringBytes).toEqual({ primary: 65536, secondary: 65536, input: 65536, doorbell: 4096 });
+    expect(plane.connections.count()).toBe(0);
+    expect(ringBytes(plane)).toEqual({ primary: 65536, secondary: 65536, input: 65536 });
   });
 
   test("has 64 MiB for each VM's output and 8 MiB for input unless told otherwise", () => {
     const plane = keep(DataPlane.load({ objectPath: OBJECT, pinDirectory: PIN, settings: SETTINGS }));
-    expect(plane.ringBytes).toEqual({ primary: 2 ** 26, secondary: 2 ** 26, input: 2 ** 23, doorbell: 4096 });
+    expect(ringBytes(plane)).toEqual({ primary: 2 ** 26, secondary: 2 ** 26, input: 2 ** 23 });
   });
 
   test("is pinned", () => {
@@ -113,8 +118,8 @@ describe("a later agent", () => {
     const second = load();
     expect(second.state.role).toBe(ROLE.PRIMARY);
     expect(second.counters()).toMatchObject({ held: 1, forwarded: 1 });
-    expect(second.connectionCount()).toBe(1);
-    const ring = new Ring(second.ringFds.primary, second.ringBytes.primary);
+    expect(second.connections.count()).toBe(1);
+    const ring = new Ring(second.workers[0].primary);
     const at = ring.offset(ring.next());
     expect(ring.view.getUint32(at + RECORD_HEADER_BYTES + 38)).toBe(1234);
     ring.close();
@@ -122,7 +127,11 @@ describe("a later agent", () => {
 
   test("keeps the sizes that are there", () => {
     load();
-    expect(load({ ringBytes: 2 ** 20, inputRingBytes: 2 ** 20 }).ringBytes.primary).toBe(65536);
+    expect(ringBytes(load({ ringBytes: 2 ** 20, inputRingBytes: 2 ** 20 }))).toEqual({
+      primary: 65536,
+      secondary: 65536,
+      input: 65536,
+    });
   });
 
   test("keeps the number of workers, and what is held for each of them", () => {
@@ -133,7 +142,7 @@ describe("a later agent", () => {
     for (let port = 0; port < count; port++) first.testRun("from_vm", segment({ clientPort: port }));
     const held = (plane: DataPlane) =>
       plane.workers.map(({ primary }) => {
-        const ring = new Ring(primary.fd, primary.bytes);
+        const ring = new Ring(primary);
         let records = 0;
         while (ring.next() >= 0) records++;
         ring.close();
@@ -383,17 +392,17 @@ describe("connections", () => {
         plane.state.role = ROLE.SOLO;
         plane.testRun("to_vm", segment({ from: "client", acknowledgment: 100, clientPort: port }));
       }
-      expect(plane.connectionCount()).toBe(3000);
-      const exported = plane.exportConnections();
+      expect(plane.connections.count()).toBe(3000);
+      const exported = plane.connections.export();
       const ports = new Set<number>();
       const view = new DataView(exported.buffer, exported.byteOffset, exported.byteLength);
       for (let at = 0; at < exported.length; at += 72)
         ports.add(view.getUint16(at + CONNECTION_KEY.client_port_be));
       expect(ports.size).toBe(3000);
-      expect(heir.importConnections(exported)).toBe(3000);
-      expect(heir.connectionCount()).toBe(3000);
-      expect(plane.clearConnections()).toBe(3000);
-      expect(plane.connectionCount()).toBe(0);
+      expect(heir.connections.import(exported)).toBe(3000);
+      expect(heir.connections.count()).toBe(3000);
+      expect(plane.connections.clear()).toBe(3000);
+      expect(plane.connections.count()).toBe(0);
     } finally {
       for (const each of [plane, heir]) each.close();
       for (const name of ["many", "many-heir"]) DataPlane.remove(join(PINS, name), []);
@@ -402,7 +411,7 @@ describe("connections", () => {
 
   test("an import that is larger than the map fails and says so", () => {
     const plane = load();
-    expect(() => plane.importConnections(new Uint8Array(72 * 70).map((_, i) => i % 251))).toThrow(
+    expect(() => plane.connections.import(new Uint8Array(72 * 70).map((_, i) => i % 251))).toThrow(
       "Cannot take over a connection",
     );
   });

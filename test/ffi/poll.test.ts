@@ -28,12 +28,12 @@ afterAll(() => unload(NAME, plane));
 beforeEach(() => {
   plane.state.consumerSleeping = SLEEP.NONE;
   wakeFd = createEventfd();
-  waiter = new Waiter(plane.ringFds.doorbell, wakeFd);
+  waiter = new Waiter(plane.workers[0].doorbellFd, wakeFd);
 });
 afterEach(() => {
   waiter.close();
   closeFd(wakeFd);
-  const ring = new Ring(plane.ringFds.primary, plane.ringBytes.primary);
+  const ring = new Ring(plane.workers[0].primary);
   for (let slot = ring.next(); slot >= 0; slot = ring.next()) ring.done(slot);
   ring.close();
 });
@@ -80,7 +80,7 @@ test("a worker that waits for ever is woken by a frame, then by a signal", async
   const worker = new Worker(join(import.meta.dir, "waiting_worker.ts"));
   const messages: unknown[] = [];
   worker.onmessage = ({ data }) => messages.push(data);
-  worker.postMessage({ doorbellFd: plane.ringFds.doorbell, wakeFd, stateFd: plane.stateFd });
+  worker.postMessage({ doorbellFd: plane.workers[0].doorbellFd, wakeFd, stateFd: plane.stateFd });
   try {
     await until("worker that sleeps", () => plane.state.consumerSleeping !== SLEEP.NONE);
     plane.testRun("from_vm", FRAME);

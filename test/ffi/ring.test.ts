@@ -26,7 +26,7 @@ afterEach(() => {
   ring.close();
 });
 
-const open = () => new Ring(plane.ringFds.primary, plane.ringBytes.primary);
+const open = () => new Ring(plane.workers[0].primary);
 
 function put(sequence: number, payloadBytes: number): boolean {
   const before = plane.counters().held;
@@ -146,8 +146,8 @@ test("what was not done is there for whoever opens the ring next", () => {
 });
 
 test("a wrong size is refused", () => {
-  expect(() => new Ring(plane.ringFds.primary, 100_000)).toThrow("power of two");
-  expect(() => new Ring(plane.ringFds.primary, 2 * RING_BYTES)).toThrow("Cannot map");
+  expect(() => new Ring({ ...plane.workers[0].primary, bytes: 100_000 })).toThrow("power of two");
+  expect(() => new Ring({ ...plane.workers[0].primary, bytes: 2 * RING_BYTES })).toThrow("Cannot map");
 });
 
 describe("beyond 4 GiB", () => {

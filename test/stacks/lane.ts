@@ -232,7 +232,7 @@ export class Lane {
     for (const { plane } of [a, b]) {
       plane.state.epoch = this.#epoch;
       plane.state.rewriteEpoch = this.#epoch;
-      plane.clearConnections();
+      plane.connections.clear();
     }
     await a.path.start(this.#epoch);
     a.plane.state.role = ROLE.PRIMARY;
@@ -336,7 +336,7 @@ export class Lane {
     for (const { plane, name, path } of this.#hosts) {
       const counters = Object.entries(plane.counters()).filter(([, count]) => count > 0);
       lines.push(
-        `${name}: role ${plane.state.role}, ${plane.connectionCount()} connections, ` +
+        `${name}: role ${plane.state.role}, ${plane.connections.count()} connections, ` +
           `${path.shared.stat("held_frames")} held, ${JSON.stringify(Object.fromEntries(counters))}`,
       );
     }

@@ -1,7 +1,8 @@
 /** Loss on chosen links: loss.bpf.c, compiled here, its numbers mapped. There is no netem in every kernel. */
 import { join } from "node:path";
-import { attachFilter, checkBpf, checkPointer, libbpf, TC_INGRESS } from "../../src/ffi/libbpf.ts";
-import { Mapping, PAGE_BYTES, temporaryString } from "../../src/ffi/libc.ts";
+import { BpfObject } from "../../src/ffi/bpf_object.ts";
+import { attachFilter, TC_INGRESS } from "../../src/ffi/filters.ts";
+import { Mapping, PAGE_BYTES } from "../../src/ffi/libc.ts";
 import { run } from "../bpf/network.ts";
 
 /** In the order of enum place. */
@@ -46,25 +47,21 @@ export function compileLoss(object: string): void {
 
 /** One set of programs. */
 export class Loss {
-  readonly #object: ReturnType<typeof checkPointer>;
+  readonly #object: BpfObject;
   readonly #links: Mapping;
   readonly #view: DataView;
 
   constructor(objectPath: string) {
-    const bpf = libbpf();
-    const opened = bpf.bpf_object__open_file(temporaryString(objectPath), null);
-    this.#object = checkPointer(opened, `Cannot read ${objectPath}`);
-    checkBpf(bpf.bpf_object__load(this.#object), `Cannot load ${objectPath}`);
-    const map = bpf.bpf_object__find_map_by_name(this.#object, temporaryString("links"));
-    this.#links = new Mapping(PAGE_BYTES, bpf.bpf_map__fd(map));
+    this.#object = BpfObject.open(objectPath);
+    this.#object.load(PLACES);
+    this.#links = new Mapping(PAGE_BYTES, this.#object.mapFd("links"));
     this.#view = new DataView(this.#links.buffer);
     for (const place of PLACES) this.set(place, NO_LOSS, 1);
   }
 
   /** What arrives at an interface of this thread's namespace. */
   attach(place: Place, ifindex: number): void {
-    const program = libbpf().bpf_object__find_program_by_name(this.#object, temporaryString(place));
-    attachFilter(ifindex, TC_INGRESS, libbpf().bpf_program__fd(program));
+    attachFilter(ifindex, TC_INGRESS, this.#object.programFd(place));
   }
 
   set(place: Place, rate: LossRate, seed: number): void {
@@ -81,6 +78,6 @@ export class Loss {
 
   close(): void {
     this.#links.close();
-    libbpf().bpf_object__close(this.#object);
+    this.#object.close();
   }
 }

@@ -86,16 +86,13 @@ export function tapFramesGiven(tap: string): number {
 
 function deviceCounters(device: string) {
   const text = readFileSync("/proc/self/net/dev", "utf8");
-  for (const line of text.split("\n")) {
-    const colon = line.indexOf(":");
-    if (colon < 0 || line.slice(0, colon).trim() !== device) continue;
-    // receive: bytes packets errs drop fifo frame compressed multicast; transmit: bytes packets errs drop ...
-    const fields = line
-      .slice(colon + 1)
-      .trim()
-      .split(/\s+/)
-      .map(Number);
-    return { receivedFrames: fields[1]!, transmittedFrames: fields[9]!, transmitDrops: fields[11]! };
-  }
-  throw new NetworkSetupError(`interface "${device}" has gone`);
+  const line = text.split("\n").find((each) => each.trimStart().startsWith(`${device}:`));
+  if (line === undefined) throw new NetworkSetupError(`interface "${device}" has gone`);
+  // receive: bytes packets errs drop fifo frame compressed multicast; transmit: bytes packets errs drop ...
+  const fields = line
+    .slice(line.indexOf(":") + 1)
+    .trim()
+    .split(/\s+/)
+    .map(Number);
+  return { receivedFrames: fields[1]!, transmittedFrames: fields[9]!, transmitDrops: fields[11]! };
 }

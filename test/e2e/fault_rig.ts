@@ -15,7 +15,7 @@ import type { FaultCase, FaultScene } from "./fault_cases.ts";
 import { judgeSenders, mergeCaptures } from "./single_sender.ts";
 import { SwitchCapture } from "./switch_capture.ts";
 
-const LAB = "faults";
+const LAB = "test-faults";
 const OPTIONS = { memoryMib: 256, vmConfig: "checkpoint = { period_ms = 2000 }" };
 const FORGED_IPV4 = "198.18.0.98";
 const NOBODYS_IPV4 = "198.18.0.99";

@@ -1,4 +1,4 @@
-/** A lab of the tests' own: a name of its own, taken down before (what a crash left behind) and after. */
+/** A lab of the tests' own: a name of its own (test-...), taken down before (what a crash left behind) and after. */
 import { afterAll, beforeAll } from "bun:test";
 import { join } from "node:path";
 import { Lab, type LabOptions } from "../../src/lab/lab.ts";
@@ -7,7 +7,8 @@ import type { HostLetter } from "../../src/lab/network.ts";
 const LAB_TIMEOUT_MS = 240_000;
 
 /** Brings a lab up for a file's tests. Call at the top of a `describe`; use the returned function inside the tests. */
-export function labUnderTest(name: string, options: Partial<LabOptions> = {}): () => Lab {
+export function labUnderTest(topic: string, options: Partial<LabOptions> = {}): () => Lab {
+  const name = `test-${topic}`;
   let lab: Lab | undefined;
   beforeAll(async () => {
     await Lab.down(name);

@@ -80,7 +80,7 @@ async function blocksRead(lab: Lab, blocks: readonly number[]): Promise<number> 
 }
 
 describe.each(["ebpf", "qemu"] as const)("a pair with proxy %s that is never helped", (proxy) => {
-  const directory = mkdtempSync(join(tmpdir(), "colo-lives-"));
+  const directory = mkdtempSync(join(tmpdir(), "colo-test-lives-"));
   afterAll(() => rmSync(directory, { recursive: true, force: true }));
   const lab = labUnderTest("lives", {
     secondDiskImage: emptyFileSystem(join(directory, "empty.raw")),

@@ -16,7 +16,7 @@ const OVERLAY_MIB = 8;
 
 /** A small file system for the overlays of each host, gone with the tests. */
 function ramDisks(): string {
-  const directory = mkdtempSync(join(tmpdir(), "colo-overlays-"));
+  const directory = mkdtempSync(join(tmpdir(), "colo-test-overlays-"));
   beforeAll(() => {
     for (const letter of ["a", "b"]) {
       mkdirSync(join(directory, letter));

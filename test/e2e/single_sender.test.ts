@@ -6,7 +6,7 @@ import { join } from "node:path";
 import type { HostLetter } from "../../src/lab/network.ts";
 import { frameTimes, judgeSenders, mergeCaptures, senderRuns } from "./single_sender.ts";
 
-const directory = mkdtempSync(join(tmpdir(), "colo-single-sender-"));
+const directory = mkdtempSync(join(tmpdir(), "colo-test-single-sender-"));
 afterAll(() => rmSync(directory, { recursive: true }));
 
 /** A classic capture file with nanoseconds, as tcpdump writes it: an announcement of the VM's MAC at each time. */

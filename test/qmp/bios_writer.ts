@@ -10,7 +10,7 @@ const FIRST_SECTOR = 128;
 
 /** Assembles the boot sector. Throws an Error with the assembler's words if it does not take it. */
 function bootSector(): Buffer {
-  const directory = mkdtempSync(join(tmpdir(), "colo-bios-writer-"));
+  const directory = mkdtempSync(join(tmpdir(), "colo-test-bios-writer-"));
   try {
     const object = join(directory, "writer.o");
     const output = join(directory, "writer.bin");

@@ -14,7 +14,7 @@ import { debianGuestOptions } from "../../src/lab/debian_guest.ts";
 import { Lab } from "../../src/lab/lab.ts";
 import { CounterWorkload, causes, DatabaseWorkload, HttpWorkload, PipeWorkload, sql } from "./clients.ts";
 
-const NAME = "rates";
+const NAME = "test-rates";
 const seconds = Number(process.argv[2] ?? "8");
 const vmConfig = process.argv[3] ?? "";
 const FINISH_TIMEOUT_MS = 60_000;
@@ -60,7 +60,7 @@ async function transactions(namespace: string, logs: string, clients: number): P
 
 const alone = new Map<string, number>();
 for (const proxy of ["none", "agent"] as const) {
-  const logs = mkdtempSync(join(tmpdir(), "colo-rates-"));
+  const logs = mkdtempSync(join(tmpdir(), "colo-test-rates-"));
   await Lab.down(NAME);
   try {
     const lab = await Lab.up({ name: NAME, proxy, vmConfig, ...debianGuestOptions() });

@@ -24,7 +24,7 @@ import {
   type Workload,
 } from "./clients.ts";
 
-const NAME = "workload";
+const NAME = "test-workload";
 const PHASE_SECONDS = count("COLO_WORKLOAD_SECONDS");
 const PROTECT_TIMEOUT_MS = 90_000;
 const TAKEOVER_TIMEOUT_MS = 30_000;
@@ -64,7 +64,7 @@ describe("nginx, Redis and PostgreSQL", () => {
   let lab: Lab;
   const options = debianGuestOptions();
   const clients: Workload[] = [];
-  const temporary = mkdtempSync(join(tmpdir(), "colo-workload-"));
+  const temporary = mkdtempSync(join(tmpdir(), "colo-test-workload-"));
 
   beforeAll(async () => {
     await Lab.down(NAME);

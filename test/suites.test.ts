@@ -1,0 +1,57 @@
+/** The classes of test files (test/runner/suites.ts), and what the runner makes of a file that crashes or tests nothing. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { countsOf, summary } from "./runner/junit.ts";
+import { run } from "./runner/process.ts";
+import { classesOf, SUITES } from "./runner/suites.ts";
+
+const REPOSITORY = join(import.meta.dir, "..");
+const directory = mkdtempSync(join(tmpdir(), "colo-test-runner-"));
+afterAll(() => rmSync(directory, { recursive: true }));
+const files = [...new Bun.Glob("test/**/*.test.ts").scanSync(REPOSITORY)].sort();
+
+test("every test file is in exactly one class", () => {
+  expect(files.filter((file) => classesOf(file).length !== 1).map((file) => [file, classesOf(file)])).toEqual(
+    [],
+  );
+});
+
+test("every entry of a class exists", () => {
+  const entries = Object.values(SUITES).flatMap((suites) => suites.entries);
+  expect(entries.filter((entry) => !existsSync(join(REPOSITORY, entry)))).toEqual([]);
+});
+
+describe("the runner's count", () => {
+  const report = (tests: number, failures: number, skipped: number) =>
+    `<?xml version="1.0"?>\n<testsuites name="bun test" tests="${tests}" failures="${failures}" skipped="${skipped}" time="1">`;
+
+  test.each([
+    ["all passed", report(3, 0, 0), 0, "3 passed, 0 failed"],
+    ["some skipped", report(3, 0, 2), 0, "1 passed, 0 failed, 2 skipped"],
+    ["one failed", report(3, 1, 0), 1, "2 passed, 1 failed"],
+    ["an error outside of the tests", report(3, 0, 0), 1, "3 passed, 1 failed"],
+    ["no test", report(0, 0, 0), 0, "0 passed, 1 failed"],
+    ["a crash before the report", undefined, 139, "0 passed, 1 failed"],
+    ["no report in spite of success", undefined, 0, "0 passed, 1 failed"],
+  ])("%s", (_, text, status, line) => {
+    expect(summary(countsOf(text, status))).toBe(line);
+  });
+});
+
+test("a process that takes too long is killed with its children", async () => {
+  const { timedOut, status, output } = await run(["sh", "-c", "sleep 600 & echo $!; wait"], {
+    limitMs: 500,
+    log: join(directory, "log"),
+  });
+  expect(timedOut).toBe(true);
+  expect(status).toBe(137);
+  const sleeper = Number(output);
+  expect(sleeper).toBeGreaterThan(0);
+  // A killed process stays in /proc until somebody has read its status.
+  const state = existsSync(`/proc/${sleeper}/stat`)
+    ? (await Bun.file(`/proc/${sleeper}/stat`).text()).split(" ")[2]
+    : "gone";
+  expect(["gone", "Z", "X"]).toContain(state as string);
+});

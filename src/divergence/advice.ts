@@ -148,14 +148,16 @@ export function adviceFor(record: DivergenceRecord): Advice {
   if (why === "overflow") {
     return {
       sentences: [
-        "Look whether the secondary keeps up (CPU of its host, replication link): what it has not sent yet is held on the primary.",
+        "Check whether the secondary keeps up (CPU of its host, replication link): the primary's frames are held until then.",
       ],
       ignore: [],
     };
   }
   if (why === "boundary") {
     return {
-      sentences: ["Nothing: the second checkpoint has put it right. It is rare; if it is not, report it."],
+      sentences: [
+        "Nothing: the second checkpoint has corrected it. This is rare. If it is frequent, report it.",
+      ],
       ignore: [],
     };
   }
@@ -165,17 +167,17 @@ export function adviceFor(record: DivergenceRecord): Advice {
       why
     ];
     sentences.push(
-      `If it happens often in many flows, the ${late} is late: look at the CPU of its host and at the replication link, or raise max_wait_ms of [vm.checkpoint].`,
-      "If it is always this flow, the VM does there what the other does not: a timer, or an answer to something random.",
+      `If it happens often in many flows, the ${late} is late. Check the CPU of its host and the replication link, or raise max_wait_ms of [vm.checkpoint].`,
+      "If it is always this flow, only one of the VMs sends there, for example because of a timer or a random value.",
     );
   }
   if (why === "payload" || why === "flags") {
     sentences.push(
-      "A divergence now and then does no harm: a checkpoint makes the VMs the same again, and nothing is lost.",
+      "An occasional divergence is harmless: a checkpoint makes the VMs identical again, and no data is lost.",
     );
   }
   if (flow.protocol === "tcp" && why === "payload") {
-    sentences.push("Connections that are kept open (keep-alive, pools) diverge less often than new ones.");
+    sentences.push("Long-lived connections (keep-alive, pools) diverge less often than new ones.");
   }
   const passthrough = ruleFor(flow);
   const ignore = ignoreRules(record);

@@ -4,7 +4,7 @@ import { adviceFor } from "./advice.ts";
 import { serviceOf } from "./flow.ts";
 import { hexView } from "./hex_view.ts";
 import { hintsOf } from "./hints.ts";
-import type { DivergenceRecord, RecordClass } from "./record.ts";
+import { type DivergenceRecord, type RecordClass, STORED_PER_SECOND } from "./record.ts";
 import { redact } from "./redact.ts";
 
 const WIDTH = 96;
@@ -32,17 +32,17 @@ const WHAT: Record<RecordClass, string> = {
   payload: "The two VMs sent different bytes at the same place.",
   length: "The two VMs sent packets that differ in length, or in how they are fragmented.",
   missing_on_secondary:
-    "The primary sent something for which nothing came from the secondary in time: the secondary is late, or does not send it at all.",
+    "The primary sent a frame without a counterpart from the secondary in time: the secondary is late, or does not send it at all.",
   missing_on_primary:
-    "The secondary sent something for which nothing came from the primary in time: the primary is late, or does not send it at all.",
+    "The secondary sent a frame without a counterpart from the primary in time: the primary is late, or does not send it at all.",
   flags:
     "One VM opened or closed the connection where the other did not, or they offered different TCP options.",
   timeout: "A counterpart was not there in time, and it cannot be said which of the two VMs was late.",
   unparsed:
-    "The two VMs sent different frames of a kind that colo-agent cannot take apart and so compares whole.",
-  overflow: "More had to wait to be compared than the comparer keeps.",
+    "The two VMs sent different frames of an unknown format. colo-agent compares such frames as a whole.",
+  overflow: "More frames waited for comparison than the comparer's limits allow.",
   boundary:
-    "Frames newer than a checkpoint had already been compared with what that checkpoint undid on the secondary, so one more checkpoint was needed.",
+    "Frames newer than a checkpoint had already been compared with output that this checkpoint undid on the secondary. One more checkpoint was needed.",
 };
 
 export function explanationOf(record: DivergenceRecord): Explanation {
@@ -93,22 +93,25 @@ function placeOf(record: DivergenceRecord): string {
   }
   const place = `Flow: ${parts.join(" ")}`;
   if (streamOffset === undefined) return `${place}.`;
-  return `${place}; at byte ${streamOffset} of what the VM has sent on this connection (0 is the first).`;
+  return `${place}, byte ${streamOffset} of the VM's data on this connection (0 is the first).`;
 }
 
 function costOf(record: DivergenceRecord): string[] {
   const { checkpoint, repeats, crowdedOut } = record;
-  const sentences = [`What is concerned had waited ${milliseconds(record.waitedMs)} when this was found.`];
-  sentences.push(`Done: ${record.action}.`);
+  const sentences = [`The frame had waited ${milliseconds(record.waitedMs)}.`];
+  sentences.push(`Result: ${record.action}.`);
   if (checkpoint !== undefined) {
     sentences.push(
-      `The checkpoint stopped the VM for ${milliseconds(checkpoint.pauseMs)} and took ${milliseconds(checkpoint.totalMs)} in all; what it released was held that much longer.`,
+      `The checkpoint stopped the VM for ${milliseconds(checkpoint.pauseMs)} and took ${milliseconds(checkpoint.totalMs)} in all. The frames that it released were held that much longer.`,
     );
   }
-  if (repeats > 0) sentences.push(`The same was found ${times(repeats)} more within a second.`);
+  if (repeats > 0)
+    sentences.push(
+      `The same divergence occurred ${repeats} more time${repeats === 1 ? "" : "s"} within a second.`,
+    );
   if (crowdedOut > 0) {
     sentences.push(
-      `${crowdedOut} other divergence${crowdedOut === 1 ? "" : "s"} of the same second ${crowdedOut === 1 ? "was" : "were"} counted only, there were so many.`,
+      `${crowdedOut} more divergence${crowdedOut === 1 ? "" : "s"} in that second ${crowdedOut === 1 ? "was" : "were"} counted but not stored (limit ${STORED_PER_SECOND}/s).`,
     );
   }
   return sentences;
@@ -119,7 +122,7 @@ function adviceLines(record: DivergenceRecord, { advice, passthrough, ignore }: 
   if (ignore.length > 0) {
     lines.push(
       ...wrap(
-        `To leave these bytes out of the comparison, add to [[vm]] ${record.vm} on both hosts (what leaves is the primary's; the secondary, if it takes over, believes it sent its own):`,
+        `To leave these bytes out of the comparison, add this to [[vm]] ${record.vm} on both hosts. The primary's bytes leave; a secondary that takes over assumes that it sent its own:`,
       ),
       `    ignore = ${list(ignore)}`,
     );
@@ -128,10 +131,10 @@ function adviceLines(record: DivergenceRecord, { advice, passthrough, ignore }: 
     const risk =
       record.flow.protocol === "tcp"
         ? "such connections may break at a failover"
-        : "after a failover the VM that goes on may not have sent them";
+        : "after a failover the surviving VM may not have sent them";
     lines.push(
       ...wrap(
-        `To let such packets leave at once, never compared, add to [[vm]] ${record.vm} on both hosts (nothing is promised for them: ${risk}):`,
+        `To release such packets at once and never compare them, add this to [[vm]] ${record.vm} on both hosts. They are not protected: ${risk}:`,
       ),
       `    passthrough = ${list([passthrough])}`,
     );
@@ -147,10 +150,6 @@ function list(rules: string[]): string {
 export function milliseconds(value: number): string {
   if (value >= 100) return `${Math.round(value)} ms`;
   return `${value >= 1 ? Number(value.toPrecision(3)) : Math.round(value * 1000) / 1000} ms`;
-}
-
-function times(n: number): string {
-  return n === 1 ? "once" : `${n} times`;
 }
 
 function wrap(sentence: string, indent = ""): string[] {

@@ -21,10 +21,10 @@ const TLS_HANDSHAKE = 22;
 const TLS_APPLICATION_DATA = 23;
 
 const HEADERS: Record<string, string> = {
-  date: "the moment of the answer; the second ended between the two VMs' answers",
-  expires: "a moment computed from the clock",
-  "last-modified": "a moment taken from the clock",
-  age: "a time that has gone by",
+  date: "the time of the answer; the second changed between the two VMs' answers",
+  expires: "a time computed from the clock",
+  "last-modified": "a time taken from the clock",
+  age: "an elapsed time",
   "set-cookie": "usually a random session number",
   etag: "often made from a time or a random number",
   "x-request-id": "a random number",
@@ -52,11 +52,11 @@ function payloadHints(primary: Side): string[] {
   const tls = tlsRecordAt(primary, at);
   if (tls === TLS_HANDSHAKE) {
     hints.push(
-      "This is a TLS handshake: each side puts 32 random bytes and an ephemeral key into it, so every new TLS connection of the VM diverges once.",
+      "This is a TLS handshake. It contains 32 random bytes and an ephemeral key, so every new TLS connection of the VM diverges.",
     );
   } else if (tls === TLS_APPLICATION_DATA) {
     hints.push(
-      "This is data inside TLS: the two VMs encrypt with different keys when the handshake was not the same.",
+      "This is data inside TLS: after different handshakes the two VMs encrypt with different keys.",
     );
   }
   const header = /^([A-Za-z][A-Za-z-]*):/.exec(lineAround(primary) ?? "")?.[1];
@@ -79,7 +79,7 @@ function portHints(record: DivergenceRecord): string[] {
   const { flow } = record;
   if (record.class !== "payload" && record.class !== "length") return absenceHints(flow);
   if (flow.protocol === "icmp" || flow.protocol === "icmpv6") {
-    return ["ping puts the time of sending into its data when it is the VM that pings."];
+    return ["A ping from the VM contains its time of sending."];
   }
   if (flow.protocol === "50") return ["ESP is encrypted, with keys that the two VMs agreed on separately."];
   const service = serviceOf(flow);
@@ -92,20 +92,20 @@ function portHints(record: DivergenceRecord): string[] {
 function absenceHints(flow: FlowDescription): string[] {
   if (serviceOf(flow)?.side !== "destination") return [];
   return [
-    "Clients choose their own port at random: the other VM may have sent the same from another port, in a flow of its own.",
+    "Clients choose their port at random: the other VM may have sent the same data from another port, in another flow.",
   ];
 }
 
 const TLS_PORT =
-  "TLS puts 32 random bytes and an ephemeral key into each handshake, so every new connection of the VM diverges once.";
-const DHCP = "A DHCP client chooses a random transaction number and counts the seconds it has waited.";
+  "A TLS handshake contains 32 random bytes and an ephemeral key, so every new connection of the VM diverges.";
+const DHCP = "A DHCP client chooses a random transaction number and counts its seconds of waiting.";
 const DHCPV6 = "A DHCPv6 client chooses a random transaction number.";
 /** By protocol and port, and by what the VM is where only one end does it. */
 const PORT_HINTS: Record<string, string> = {
   "tcp 22":
-    "SSH puts a random cookie and an ephemeral key into each key exchange, so every new connection diverges once.",
-  "tcp 80 server": "HTTP servers put the time into the Date: header and random numbers into cookies.",
-  "tcp 8080 server": "HTTP servers put the time into the Date: header and random numbers into cookies.",
+    "An SSH key exchange contains a random cookie and an ephemeral key, so every new connection diverges.",
+  "tcp 80 server": "HTTP servers send the time in the Date: header and random numbers in cookies.",
+  "tcp 8080 server": "HTTP servers send the time in the Date: header and random numbers in cookies.",
   "tcp 443": TLS_PORT,
   "tcp 465": TLS_PORT,
   "tcp 636": TLS_PORT,
@@ -114,25 +114,25 @@ const PORT_HINTS: Record<string, string> = {
   "tcp 995": TLS_PORT,
   "tcp 6443": TLS_PORT,
   "tcp 8443": TLS_PORT,
-  "tcp 3306 server": "A MySQL server greets with 20 random bytes, so every new connection diverges once.",
+  "tcp 3306 server": "A MySQL server's greeting has 20 random bytes, so every new connection diverges.",
   "tcp 5432 server":
-    "PostgreSQL gives each session a random cancel key, and salts passwords at random, so every new connection diverges once.",
+    "PostgreSQL gives each session a random cancel key and a random password salt, so every new connection diverges.",
   "tcp 53 client": "A DNS client gives each query a random number.",
   "udp 53 client": "A DNS client gives each query a random number (its first two bytes) and a random port.",
   "udp 67": DHCP,
   "udp 68": DHCP,
-  "udp 123": "NTP carries the time of day, to fractions of a microsecond.",
+  "udp 123": "NTP carries the time of day, in fractions of a microsecond.",
   "udp 161": "SNMP numbers its requests at random and reports times and counters.",
   "udp 319": "PTP carries the time of day.",
   "udp 320": "PTP carries the time of day.",
   "udp 443": "QUIC begins with random connection identifiers and keys.",
   "udp 500": "IKE begins with random cookies and keys.",
-  "udp 514": "syslog puts the time and process numbers into each message.",
+  "udp 514": "Each syslog message contains the time and a process number.",
   "udp 546": DHCPV6,
   "udp 547": DHCPV6,
   "udp 3478": "STUN numbers its requests at random.",
   "udp 4500": "IPsec is encrypted, with keys that the two VMs agreed on separately.",
-  "udp 5353": "mDNS waits for random times, and so orders and joins its answers differently.",
+  "udp 5353": "mDNS waits for random times, so the two VMs order and combine answers differently.",
   "udp 51820": "WireGuard makes a new random key for each handshake.",
 };
 
@@ -141,11 +141,13 @@ function extentHints(primary: Side, secondary: Side): string[] {
   if (primary.differenceAt === undefined || secondary.differenceAt === undefined) return [];
   const { compared, different } = countDifferent(primary, secondary, RANDOM_SAMPLE_BYTES);
   if (compared >= RANDOM_SAMPLE_MIN && different >= compared * 0.9) {
-    return [`From there on ${different} of ${compared} bytes differ, as in random or encrypted data.`];
+    return [
+      `From the difference on, ${different} of ${compared} bytes differ, as in random or encrypted data.`,
+    ];
   }
   if (compared >= RANDOM_SAMPLE_MIN && different <= 8) {
     return [
-      `From there on only ${different} of ${compared} bytes differ, as in a time, a counter or an identifier.`,
+      `From the difference on, only ${different} of ${compared} bytes differ, as in a time, a counter or an identifier.`,
     ];
   }
   return [];

@@ -21,6 +21,9 @@ export const RECORD_CLASSES = [
   "boundary",
 ] as const satisfies readonly RecordClass[];
 
+/** New divergences of a second that are stored; more are counted only. */
+export const STORED_PER_SECOND = 100;
+
 /** One direction of traffic, from the VM to somebody. */
 export interface FlowDescription {
   /** For people: "tcp 198.18.0.2:80 > 198.18.0.9:40000". */

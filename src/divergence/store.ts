@@ -15,14 +15,15 @@ import { dirname } from "node:path";
 import type { Logger } from "../host/log.ts";
 import { keepFrame } from "./kept_frame.ts";
 import { DivergenceReader } from "./reader.ts";
-import type {
-  DivergenceRecord,
-  DivergenceSource,
-  ListOptions,
-  NewDivergence,
-  Outcome,
-  TopEntry,
-  TopOptions,
+import {
+  type DivergenceRecord,
+  type DivergenceSource,
+  type ListOptions,
+  type NewDivergence,
+  type Outcome,
+  STORED_PER_SECOND,
+  type TopEntry,
+  type TopOptions,
 } from "./record.ts";
 import { CREATE_TABLE, INSERT, SCHEMA_VERSION, schemaState, toRow } from "./schema.ts";
 
@@ -51,7 +52,7 @@ export interface DivergenceStoreOptions {
   countMax?: number;
   /** Bytes of frames and texts kept. Default 16 MiB; the file is a few MiB larger. */
   bytesMax?: number;
-  /** New records a second; more are counted in `crowdedOut` of the last one. Default 100. */
+  /** New records a second; more are counted in `crowdedOut` of the last one. Default {@link STORED_PER_SECOND}. */
   perSecondMax?: number;
   log?: Pick<Logger, "warn" | "error">;
 }
@@ -91,7 +92,7 @@ export class DivergenceStore implements DivergenceSource {
     this.path = options.path;
     this.#countMax = Math.max(1, options.countMax ?? 1000);
     this.#bytesMax = options.bytesMax ?? 16 * 2 ** 20;
-    this.#perSecondMax = Math.max(1, options.perSecondMax ?? 100);
+    this.#perSecondMax = Math.max(1, options.perSecondMax ?? STORED_PER_SECOND);
     this.#log = options.log;
     this.#open();
   }

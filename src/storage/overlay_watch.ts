@@ -31,7 +31,7 @@ export type OverlayVerdict =
 const ASK_AGAIN_MS = 1_000;
 
 export class OverlayWatch {
-  /** The epoch in which a checkpoint was asked for, and when. */
+  /** The epoch in which a checkpoint was requested, and when. */
   #asked: { epoch: number; atMs: number } | undefined;
 
   constructor(private readonly limits: OverlayLimits) {}

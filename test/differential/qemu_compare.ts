@@ -41,7 +41,7 @@ export interface QemuCompareOptions {
 export interface Reaction {
   /** Frames sent to outdev, in order. */
   released: Uint8Array[];
-  /** How many times a checkpoint was asked for. */
+  /** How many times a checkpoint was requested. */
   asked: number;
 }
 

@@ -63,7 +63,7 @@ class Run {
   private readonly releasedByQemu = new Map<number, Release>();
   private readonly releasedByUs = new Set<number>();
   private readonly outstanding = new Map<string, number[]>();
-  /** Flows for which a checkpoint was asked for since the last one. */
+  /** Flows for which a checkpoint was requested since the last one. */
   private readonly askedByQemu = new Set<number>();
   private readonly result: Comparison = {
     steps: 0,

@@ -74,7 +74,7 @@ describe("divergences", () => {
         "1",
         "12.3 ms",
         "",
-        "a checkpoint was asked for",
+        "a checkpoint was requested",
         "",
       ],
       [
@@ -87,7 +87,7 @@ describe("divergences", () => {
         "1",
         "12.3 ms",
         "",
-        "a checkpoint was asked for",
+        "a checkpoint was requested",
         "",
       ],
       [

@@ -246,7 +246,7 @@ describe("the outcome", () => {
     recorder.checkpointed(cost);
     expect(store.get(before)?.checkpoint?.epoch).toBe(18);
     expect(store.get(after)?.checkpoint).toBeUndefined();
-    expect(store.get(after)?.action).toBe("a checkpoint was asked for");
+    expect(store.get(after)?.action).toBe("a checkpoint was requested");
     recorder.checkpointed({ ...cost, epoch: 19 });
     expect(store.get(after)?.action).toBe("checkpoint 19");
     expect(store.get(before)?.action).toBe("checkpoint 18");

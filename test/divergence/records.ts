@@ -20,7 +20,7 @@ export function divergence(options: Partial<NewDivergence> = {}): NewDivergence 
     flow: parseFlow(WEB_FLOW),
     class: "payload",
     waitedMs: 12.34,
-    action: "a checkpoint was asked for",
+    action: "a checkpoint was requested",
     detail: "sequence 2000 differs: 0x61 on the primary, 0x62 on the secondary",
     ...options,
   };

@@ -92,7 +92,7 @@ describe("what is added", () => {
     store.flush();
     store.complete(late, { checkpoint });
     expect(store.get(early)).toMatchObject({ action: "checkpoint 18", checkpoint });
-    expect(store.get(late)).toMatchObject({ action: "a checkpoint was asked for", checkpoint });
+    expect(store.get(late)).toMatchObject({ action: "a checkpoint was requested", checkpoint });
     store.complete(late, { action: "checkpoint 18" });
     store.complete(0, { action: "nothing" });
     store.complete(999, { action: "nothing" });

@@ -1,4 +1,4 @@
-/** The state in words, for people who have to decide something at night. */
+/** The state in sentences, for `colo-agent status`. docs/operate.md has the action for each. */
 import { isHolder, type State } from "./state.ts";
 import { judgePeer } from "./verdict.ts";
 
@@ -22,17 +22,17 @@ function sentenceNow(s: State, since: string, nowMs: number): string {
   const waits = s.goal === undefined || s.call !== undefined ? "" : "; the arbiter does not answer";
   switch (s.phase) {
     case "starting":
-      return `${self} is finding out who runs the VM, ${since}${waits}`;
+      return `${self} is reading who runs the VM, ${since}${waits}`;
     case "alone":
       return `${self} runs the VM, unprotected ${since}${pause(s, nowMs)}`;
     case "protecting":
-      return `${self} runs the VM and makes a replica on ${peer}, ${since}`;
+      return `${self} runs the VM and is making a replica on ${peer}, ${since}`;
     case "resuming":
-      return `${self} is the primary and makes sure of its replica on ${peer}, ${since}${waits}`;
+      return `${self} is the primary and is confirming its replica on ${peer}, ${since}${waits}`;
     case "protected":
       return `${self} is the primary, protected by ${peer} ${since}${restart(s, nowMs)}`;
     case "going_alone":
-      return `${self} runs the VM and is giving its replica up, ${since}; its output waits for that${waits}`;
+      return `${self} runs the VM and is giving up its replica, ${since}; output is held until then${waits}`;
     case "handing_over":
       return `${self} is handing the VM over to ${peer}, ${since}`;
     case "waiting":
@@ -41,12 +41,12 @@ function sentenceNow(s: State, since: string, nowMs: number): string {
       return `${self} is receiving a replica from ${peer}, ${since}`;
     case "standby":
       return s.claim === undefined
-        ? `${self} is the secondary and follows ${peer}, ${since}; the peer is ${judgePeer(s, nowMs).replace("_", " ")}${restart(s, nowMs)}`
-        : `${self} is the secondary and waits until ${peer}'s lease has run out`;
+        ? `${self} is the secondary of ${peer}, ${since}; the peer is ${judgePeer(s, nowMs).replace("_", " ")}${restart(s, nowMs)}`
+        : `${self} is the secondary and waits for the end of ${peer}'s lease`;
     case "taking_over":
-      return `${self} is taking the VM over from ${peer}, ${since}${waits}`;
+      return `${self} is taking over the VM from ${peer}, ${since}${waits}`;
     case "stopped":
-      return `${self} does nothing for the VM and lets nothing of it pass, ${since}`;
+      return `${self} has stopped for this VM and blocks its output, ${since}`;
   }
 }
 
@@ -58,38 +58,38 @@ function pause(s: State, nowMs: number): string {
   if (s.unsuitable !== undefined) return `, and cannot be protected: ${s.unsuitable.replace(/\.$/, "")}`;
   if (s.unprotectedUntilMs <= nowMs) return "";
   if (s.unprotectedUntilMs === Number.POSITIVE_INFINITY) return ", until `colo-agent protect`";
-  return `, protection goes on in ${duration(s.unprotectedUntilMs - nowMs)}`;
+  return `, paused; protection resumes in ${duration(s.unprotectedUntilMs - nowMs)}`;
 }
 
 function prospects(s: State): Omit<VmInWords, "now"> {
   const { peer, arbiter, leaseMs, marginMs } = s.settings;
   const takeover = arbiter
     ? `would take over ${leaseMs + marginMs} ms after the last heartbeat, with disk, memory and connections`
-    : "would not take over by itself, since there is no arbiter; an administrator can promote it";
+    : "would not take over by itself, because there is no arbiter; use `colo-agent promote`";
   switch (s.phase) {
     case "resuming":
     case "protected":
     case "handing_over":
       return {
         ifThisHostDies: `${peer} ${takeover}`,
-        ifPeerDies: "this host would go on alone, at once",
+        ifPeerDies: "this host would continue alone at once",
       };
     case "standby":
       return {
-        ifThisHostDies: `${peer} would go on alone, at once`,
+        ifThisHostDies: `${peer} would continue alone at once`,
         ifPeerDies: `this host ${takeover}`,
       };
     case "going_alone":
       return {
-        ifThisHostDies: `${peer} may still take over, unless this host has recorded that it goes on alone`,
-        ifPeerDies: "this host would go on alone",
+        ifThisHostDies: `${peer} may still take over, unless the arbiter has recorded that this host is alone`,
+        ifPeerDies: "this host would continue alone",
       };
     case "taking_over":
       return { ifThisHostDies: "the VM would be lost", ifPeerDies: "nothing would change" };
     default:
       return isHolder(s)
         ? { ifThisHostDies: "the VM would be lost: there is no replica", ifPeerDies: "nothing would change" }
-        : { ifThisHostDies: "nothing would change", ifPeerDies: "the VM would be lost if it runs there" };
+        : { ifThisHostDies: "nothing would change", ifPeerDies: "the VM would be lost, if it runs there" };
   }
 }
 

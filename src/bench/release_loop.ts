@@ -4,7 +4,7 @@
  */
 import { Comparer } from "../compare/comparer.ts";
 import { Intake } from "../compare/intake.ts";
-import { recordTimeNs } from "../compare/parse.ts";
+import { recordTimeNs } from "../compare/parsed_frame.ts";
 import { ReleaseQueue } from "../datapath/release_queue.ts";
 import { BATCH_RECORDS } from "../datapath/shared.ts";
 import { bootTimeNsNumber, memcmp } from "../ffi/libc.ts";

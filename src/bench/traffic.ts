@@ -5,23 +5,23 @@
  * below one MTU is a write of its own and says so (PSH), while full ones are parts of a long one.
  */
 import { VNET, VNET_BYTES } from "../ffi/layout.ts";
+import { fold } from "../packet/checksum.ts";
+import { ETHERNET_HEADER_BYTES, PROTOCOL_TCP, TCP_ACK } from "../packet/protocol_numbers.ts";
 
-const ETHERNET_BYTES = 14;
 const IPV4_BYTES = 20;
 const TCP_BYTES = 32;
-export const HEADER_BYTES = ETHERNET_BYTES + IPV4_BYTES + TCP_BYTES;
+export const HEADER_BYTES = ETHERNET_HEADER_BYTES + IPV4_BYTES + TCP_BYTES;
 /** Payload of a full frame at an MTU of 1500. */
 export const SEGMENT_BYTES = 1448;
 /** Payload of the largest frame that Linux hands over unsegmented: whole segments, below 64 KiB. */
 export const LARGE_PAYLOAD_BYTES = 45 * SEGMENT_BYTES;
 
-const IP = VNET_BYTES + ETHERNET_BYTES;
+const IP = VNET_BYTES + ETHERNET_HEADER_BYTES;
 const TCP = IP + IPV4_BYTES;
 const PAYLOAD = TCP + TCP_BYTES;
 /** Of a segment's TCP timestamp value, which no comparer looks at: room for a number of one's own. */
 export const NUMBER_OFFSET = TCP + 24;
 const FLAGS = TCP + 13;
-const ACK = 0x10;
 const PSH = 0x08;
 const FIRST_PORT = 1024;
 const FIRST_SEQUENCE = 1;
@@ -114,11 +114,11 @@ function template(payloadBytes: number): Uint8Array {
     view.setUint16(VNET.gso_size, SEGMENT_BYTES, true);
   }
   bytes.set([0x02, 0, 0, 0, 0, 0x09, 0x02, 0, 0, 0, 0, 0x02, 0x08, 0x00], VNET_BYTES);
-  bytes.set([0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 198, 18, 0, 2, 198, 18, 0, 9], IP);
+  bytes.set([0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, PROTOCOL_TCP, 0, 0, 198, 18, 0, 2, 198, 18, 0, 9], IP);
   view.setUint16(TCP, 80);
   view.setUint32(TCP + 8, 1);
-  bytes.set([(TCP_BYTES / 4) << 4, ACK, 0xfa, 0xf0], TCP + 12);
-  if (payloadBytes < SEGMENT_BYTES) bytes[FLAGS] = ACK | PSH;
+  bytes.set([(TCP_BYTES / 4) << 4, TCP_ACK, 0xfa, 0xf0], TCP + 12);
+  if (payloadBytes < SEGMENT_BYTES) bytes[FLAGS] = TCP_ACK | PSH;
   bytes.set([1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 1], TCP + 20);
   for (let at = PAYLOAD; at < bytes.length; at++) bytes[at] = PATTERN[(at - PAYLOAD) & 3];
   return bytes;
@@ -129,9 +129,4 @@ function sumOf(view: DataView, at: number, byteLength: number): number {
   let sum = 0;
   for (let i = 0; i < byteLength; i += 2) sum += view.getUint16(at + i);
   return sum;
-}
-
-function fold(sum: number): number {
-  const folded = (sum & 0xffff) + (sum >>> 16);
-  return (folded & 0xffff) + (folded >>> 16);
 }

@@ -8,6 +8,7 @@
  */
 import { DatagramFlows } from "../compare/datagram.ts";
 import type { DivergenceClass } from "../compare/divergence.ts";
+import { KEY_KIND, KIND_TCP } from "../compare/flow_key.ts";
 import {
   FLOW_FRAGMENTS,
   FLOW_FROZEN,
@@ -17,7 +18,7 @@ import {
   FLOW_VERIFIED_KNOWN,
 } from "../compare/flow_table.ts";
 import { FragmentFlows, isWaitingRoom } from "../compare/fragments.ts";
-import { KEY_KIND, KIND_TCP, type ParsedFrame } from "../compare/parse.ts";
+import type { ParsedFrame } from "../compare/parsed_frame.ts";
 import { rowOf } from "../compare/rows.ts";
 import type { Rules } from "../compare/rules.ts";
 import { CompareState, type DivergencePlace } from "../compare/state.ts";

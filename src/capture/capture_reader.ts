@@ -1,15 +1,10 @@
 /** One capture file, frame by frame, as Ethernet frames. */
 import { statSync } from "node:fs";
 import { PcapError, PcapFile } from "../ffi/pcap.ts";
+import { ETHERNET_HEADER_BYTES } from "../packet/protocol_numbers.ts";
 import { CaptureError } from "./error.ts";
 import type { FrameWindow } from "./frame_window.ts";
-import {
-  ETHERNET_HEADER_BYTES,
-  type LinkType,
-  linkTypeOf,
-  repairIpv4Length,
-  SUPPORTED_LINK_TYPES,
-} from "./link_types.ts";
+import { type LinkType, linkTypeOf, repairIpv4Length, SUPPORTED_LINK_TYPES } from "./link_types.ts";
 
 /** struct pcap_pkthdr in a file; those of pcapng are larger. For bytesLeft, which need not be exact. */
 const RECORD_HEADER_BYTES = 16;

@@ -11,7 +11,9 @@
  * (sequence_map.ts), until then they are parked in their window.
  */
 
-import { KIND_BYPASS, KIND_TCP, ParsedFrame, parseRecord } from "../compare/parse.ts";
+import { KIND_BYPASS, KIND_TCP } from "../compare/flow_key.ts";
+import { parseRecord } from "../compare/parse.ts";
+import { ParsedFrame } from "../compare/parsed_frame.ts";
 import { parseRules, type RuleLines } from "../compare/rules.ts";
 import { SEGMENT_ACK } from "../compare/segment_pool.ts";
 import { CaptureComparer, type SideCounts } from "./capture_comparer.ts";

@@ -2,7 +2,7 @@
  * The TCP connections of two captures: both directions of each, and the frames that cannot be compared yet
  * because the other capture has not said where their stream begins.
  */
-import { FlowTable } from "../compare/flow_table.ts";
+
 import {
   KEY_DESTINATION,
   KEY_KIND,
@@ -10,8 +10,9 @@ import {
   KEY_SOURCE,
   KEY_VLAN,
   KEY_WORDS,
-  type ParsedFrame,
-} from "../compare/parse.ts";
+} from "../compare/flow_key.ts";
+import { FlowTable } from "../compare/flow_table.ts";
+import type { ParsedFrame } from "../compare/parsed_frame.ts";
 import { rowOf } from "../compare/rows.ts";
 import { Direction, type Stream } from "./sequence_map.ts";
 

@@ -1,6 +1,7 @@
 /** The divergences of a comparison, with what the report says of each. */
 import { type DivergenceClass, describeFlow } from "../compare/divergence.ts";
-import { ParsedFrame, parseRecord } from "../compare/parse.ts";
+import { parseRecord } from "../compare/parse.ts";
+import { ParsedFrame } from "../compare/parsed_frame.ts";
 import type { SegmentPool } from "../compare/segment_pool.ts";
 import type { CompareState } from "../compare/state.ts";
 import type { Finding } from "./finding.ts";

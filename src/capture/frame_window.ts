@@ -4,15 +4,14 @@
  * free again when all older ones are: so the oldest frame that waits decides how far the capture can be read
  * on, and that is what "a window of N MiB" means.
  */
-import { RECORD_HEADER_BYTES } from "../compare/parse.ts";
+
 import type { RecordMemory } from "../compare/state.ts";
+import { RECORD, RECORD_HEADER_BYTES } from "../ffi/layout.ts";
 import { Mapping } from "../ffi/libc.ts";
 
 const RECORD_ALIGNMENT = 8;
 /** A window of N bytes has entries for N / this frames. */
 const BYTES_PER_ENTRY = 1024;
-/** Room for the largest frame that libpcap takes (MAXIMUM_SNAPLEN), twice. */
-export const WINDOW_BYTES_MIN = 1 << 20;
 
 export class FrameWindow implements RecordMemory {
   readonly bytes: Uint8Array;
@@ -63,9 +62,9 @@ export class FrameWindow implements RecordMemory {
     this.frames++;
     this.liveBytes += size;
     this.bytes.fill(0, offset, offset + RECORD_HEADER_BYTES);
-    this.view.setUint32(offset, timeNs >>> 0, true);
-    this.view.setUint32(offset + 4, Math.floor(timeNs / 2 ** 32), true);
-    this.view.setUint32(offset + 8, frameBytes, true);
+    this.view.setUint32(offset + RECORD.time_ns, timeNs >>> 0, true);
+    this.view.setUint32(offset + RECORD.time_ns + 4, Math.floor(timeNs / 2 ** 32), true);
+    this.view.setUint32(offset + RECORD.frame_bytes, frameBytes, true);
     return slot;
   }
 

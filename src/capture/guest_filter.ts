@@ -1,6 +1,7 @@
 /** Which frames `--guest` lets through: those whose IP source address is one of the given ones. */
 import { isIP } from "node:net";
-import { KEY_KIND, KEY_SOURCE, KIND_DATAGRAM, KIND_TCP, type ParsedFrame } from "../compare/parse.ts";
+import { KEY_KIND, KEY_SOURCE, KIND_DATAGRAM, KIND_TCP } from "../compare/flow_key.ts";
+import type { ParsedFrame } from "../compare/parsed_frame.ts";
 import { CaptureError } from "./error.ts";
 
 export class GuestFilter {

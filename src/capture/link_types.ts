@@ -5,6 +5,7 @@
  * Source: the link-layer header types of the Tcpdump group (LINKTYPE_* pages), pcap/dlt.h.
  */
 import type { PcapFile } from "../ffi/pcap.ts";
+import { ETHERNET_HEADER_BYTES, ETHERTYPE_IPV4, ETHERTYPE_IPV6 } from "../packet/protocol_numbers.ts";
 
 const DLT_NULL = 0;
 const DLT_EN10MB = 1;
@@ -15,9 +16,6 @@ const DLT_IPV4 = 228;
 const DLT_IPV6 = 229;
 const DLT_LINUX_SLL2 = 276;
 
-export const ETHERNET_HEADER_BYTES = 14;
-const ETHERTYPE_IPV4 = 0x0800;
-const ETHERTYPE_IPV6 = 0x86dd;
 const SLL_HEADER_BYTES = 16;
 const SLL2_HEADER_BYTES = 20;
 const MAC_BYTES = 6;

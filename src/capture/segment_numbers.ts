@@ -1,5 +1,5 @@
 /** Changes to what was parsed of a TCP segment before it is compared; the frame itself stays as it is. */
-import type { ParsedFrame } from "../compare/parse.ts";
+import type { ParsedFrame } from "../compare/parsed_frame.ts";
 import { SEGMENT_ACK, SEGMENT_FIN, SEGMENT_SYN } from "../compare/segment_pool.ts";
 import type { StreamPair } from "./sequence_map.ts";
 

@@ -21,7 +21,7 @@
  * chance numbers are that close once in 512 times) and began at different moments, so that the comparison
  * begins where the later one does. Otherwise the first segments are taken for the same place.
  */
-import type { ParsedFrame } from "../compare/parse.ts";
+import type { ParsedFrame } from "../compare/parsed_frame.ts";
 import { SEGMENT_ACK, SEGMENT_RST, SEGMENT_SYN } from "../compare/segment_pool.ts";
 
 export const HEARD = 1;

@@ -1,6 +1,7 @@
 import { DatagramFlows } from "./datagram.ts";
 import { Deadlines } from "./deadlines.ts";
 import { EarlyRecords } from "./early_records.ts";
+import { KIND_BYPASS, KIND_TCP } from "./flow_key.ts";
 import {
   FLOW_CLOSED,
   FLOW_CLOSED_BEFORE,
@@ -13,7 +14,8 @@ import {
 import { FragmentFlows, isWaitingRoom } from "./fragments.ts";
 import { InOrderTcp } from "./in_order.ts";
 import { OverflowList } from "./overflow_list.ts";
-import { KIND_BYPASS, KIND_TCP, ParsedFrame, parseRecord } from "./parse.ts";
+import { parseRecord } from "./parse.ts";
+import { ParsedFrame } from "./parsed_frame.ts";
 import { ID_STEP } from "./rows.ts";
 import type { Rules } from "./rules.ts";
 import type { ComparerLimits, ComparerSink, ComparerStats, RecordMemory } from "./state.ts";
@@ -247,17 +249,12 @@ export class Comparer {
 
   /**
    * A checkpoint is about to be asked for: from now on primary frames newer than `horizonNs` are held without
-   * being compared, until checkpoint() or cancelCheckpoint(). Older ones are compared as before. Timeouts are
-   * not reported meanwhile. May be called again with a later time (that of the STOP event) or, if no
-   * checkpoint came of it, for the next one.
+   * being compared, until checkpoint(). Older ones are compared as before. Timeouts are not reported meanwhile.
+   * May be called again with a later time (that of the STOP event) or, if no checkpoint came of it, for the next
+   * one: the frames in between are then compared.
    */
   beginCheckpoint(horizonNs: number): void {
     this.moveHorizon(horizonNs);
-  }
-
-  /** The checkpoint that was announced will not come: everything is compared again. */
-  cancelCheckpoint(): void {
-    this.moveHorizon(Number.POSITIVE_INFINITY);
   }
 
   /**

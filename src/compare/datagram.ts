@@ -1,5 +1,5 @@
+import { KIND_UNPARSED } from "./flow_key.ts";
 import { FLOW_FROZEN, FLOW_IGNORES } from "./flow_table.ts";
-import { KIND_UNPARSED } from "./parse.ts";
 import { SEGMENT_BROKEN, SEGMENT_FIRST_PIECE, SEGMENT_PIECE, type SegmentPool } from "./segment_pool.ts";
 import type { CompareState } from "./state.ts";
 

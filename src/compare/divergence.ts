@@ -1,4 +1,11 @@
-import type { FlowTable } from "./flow_table.ts";
+import {
+  PROTOCOL_ICMP,
+  PROTOCOL_ICMPV6,
+  PROTOCOL_SCTP,
+  PROTOCOL_TCP,
+  PROTOCOL_UDP,
+  PROTOCOL_UDPLITE,
+} from "../packet/protocol_numbers.ts";
 import {
   KEY_DESTINATION,
   KEY_FRAGMENT,
@@ -8,13 +15,8 @@ import {
   KEY_VLAN,
   KIND_FRAME,
   KIND_UNPARSED,
-  PROTOCOL_ICMP,
-  PROTOCOL_ICMPV6,
-  PROTOCOL_SCTP,
-  PROTOCOL_TCP,
-  PROTOCOL_UDP,
-  PROTOCOL_UDPLITE,
-} from "./parse.ts";
+} from "./flow_key.ts";
+import type { FlowTable } from "./flow_table.ts";
 
 /**
  * Why a checkpoint is needed.

@@ -1,3 +1,4 @@
+import { PROTOCOL_TCP } from "../packet/protocol_numbers.ts";
 import {
   KEY_DESTINATION,
   KEY_KIND,
@@ -6,8 +7,7 @@ import {
   KEY_VLAN,
   KEY_WORDS,
   KIND_TCP,
-  PROTOCOL_TCP,
-} from "./parse.ts";
+} from "./flow_key.ts";
 import { ID_STEP, Rows } from "./rows.ts";
 
 /**

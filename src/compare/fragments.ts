@@ -1,4 +1,5 @@
 import type { DatagramFlows } from "./datagram.ts";
+import { KEY_FRAGMENT, KEY_FRAGMENT_AS_IS, KEY_KIND, KIND_DATAGRAM, KIND_TCP } from "./flow_key.ts";
 import {
   FLOW_FROZEN,
   FLOW_PASSTHROUGH,
@@ -7,15 +8,8 @@ import {
   FLOW_TCP,
 } from "./flow_table.ts";
 import type { LinkedLists } from "./linked_lists.ts";
-import {
-  KEY_FRAGMENT,
-  KEY_FRAGMENT_AS_IS,
-  KEY_KIND,
-  KIND_DATAGRAM,
-  KIND_TCP,
-  ParsedFrame,
-  parseRecord,
-} from "./parse.ts";
+import { parseRecord } from "./parse.ts";
+import { ParsedFrame } from "./parsed_frame.ts";
 import {
   SEGMENT_BROKEN,
   SEGMENT_FIN,

@@ -14,7 +14,8 @@ import {
   FLOW_VERIFIED_KNOWN,
   UNKNOWN_SCALE,
 } from "./flow_table.ts";
-import { type ParsedFrame, parsePlainTcp, recordTimeNs } from "./parse.ts";
+import { parsePlainTcp } from "./parse_plain_tcp.ts";
+import { type ParsedFrame, recordTimeNs } from "./parsed_frame.ts";
 import { SameSegment } from "./same_segment.ts";
 import { SEGMENT_FIN, SEGMENT_RST, SEGMENT_SYN, SEGMENT_URG } from "./segment_pool.ts";
 import type { CompareState, RecordMemory } from "./state.ts";

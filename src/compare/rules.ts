@@ -14,6 +14,15 @@
  * A line is looked at once for each flow, when the first frame of it is seen. Fragments whose datagram is not
  * complete have no ports yet: lines with a port wait for the rest.
  */
+
+import {
+  PROTOCOL_ICMP,
+  PROTOCOL_ICMPV6,
+  PROTOCOL_SCTP,
+  PROTOCOL_TCP,
+  PROTOCOL_UDP,
+  PROTOCOL_UDPLITE,
+} from "../packet/protocol_numbers.ts";
 import {
   KEY_DESTINATION,
   KEY_FRAGMENT,
@@ -22,13 +31,7 @@ import {
   KEY_SOURCE,
   KIND_DATAGRAM,
   KIND_TCP,
-  PROTOCOL_ICMP,
-  PROTOCOL_ICMPV6,
-  PROTOCOL_SCTP,
-  PROTOCOL_TCP,
-  PROTOCOL_UDP,
-  PROTOCOL_UDPLITE,
-} from "./parse.ts";
+} from "./flow_key.ts";
 
 /** Lines as they stand in the configuration. */
 export interface RuleLines {

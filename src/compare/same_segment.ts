@@ -1,4 +1,5 @@
-import { PROTOCOL_TCP, RECORD_EPOCH, RECORD_FRAME_BYTES, RECORD_HEADER_BYTES } from "./parse.ts";
+import { RECORD, RECORD_HEADER_BYTES } from "../ffi/layout.ts";
+import { PROTOCOL_TCP } from "../packet/protocol_numbers.ts";
 import type { RecordMemory } from "./state.ts";
 
 /*
@@ -63,9 +64,9 @@ export class SameSegment {
     const { primary, secondary } = this;
     const p = (primaryOffset + RECORD_HEADER_BYTES) >>> 2;
     const s = (secondaryOffset + RECORD_HEADER_BYTES) >>> 2;
-    const frameBytes = wordOf(primary, primaryOffset, RECORD_FRAME_BYTES);
-    if (wordOf(secondary, secondaryOffset, RECORD_FRAME_BYTES) !== frameBytes) return false;
-    if ((wordOf(secondary, secondaryOffset, RECORD_EPOCH) & 0xffff) !== epoch) return false;
+    const frameBytes = wordOf(primary, primaryOffset, RECORD.frame_bytes);
+    if (wordOf(secondary, secondaryOffset, RECORD.frame_bytes) !== frameBytes) return false;
+    if ((wordOf(secondary, secondaryOffset, RECORD.epoch) & 0xffff) !== epoch) return false;
     if (frameBytes < IPV4_TRANSPORT + TCP_BYTES_MIN) return false;
     const words = frameBytes >>> 2;
     if (p + words > primary.length || s + words > secondary.length) return false;

@@ -1,9 +1,10 @@
+import { RECORD_HEADER_BYTES } from "../ffi/layout.ts";
 import type { Divergence, DivergenceClass } from "./divergence.ts";
 import { ALL_FLOWS, flowFacts } from "./divergence.ts";
 import { FLOW_FROZEN, FlowTable } from "./flow_table.ts";
 import { FrameChange } from "./frame_change.ts";
 import { LinkedLists } from "./linked_lists.ts";
-import { type ParsedFrame, RECORD_HEADER_BYTES } from "./parse.ts";
+import type { ParsedFrame } from "./parsed_frame.ts";
 import { Rows } from "./rows.ts";
 import type { Rules } from "./rules.ts";
 import { SEGMENT_PARTED, SegmentPool } from "./segment_pool.ts";

@@ -21,7 +21,7 @@ import {
   FLOW_VERIFIED_KNOWN,
   UNKNOWN_SCALE,
 } from "./flow_table.ts";
-import type { ParsedFrame } from "./parse.ts";
+import type { ParsedFrame } from "./parsed_frame.ts";
 import {
   SEGMENT_ACK,
   SEGMENT_FIN,

@@ -4,22 +4,26 @@
  * mapped for reading only; the payload is sent from there.
  */
 import type { FrameChange } from "../compare/frame_change.ts";
-import { ParsedFrame, parseRecord } from "../compare/parse.ts";
+import { parseRecord } from "../compare/parse.ts";
+import { ParsedFrame } from "../compare/parsed_frame.ts";
 import { RECORD, VNET, VNET_BYTES } from "../ffi/layout.ts";
+import { fold } from "../packet/checksum.ts";
+import {
+  ETHERNET_HEADER_BYTES,
+  ETHERTYPE_IPV4,
+  ETHERTYPE_VLAN,
+  ETHERTYPE_VLAN_SERVICE,
+  PROTOCOL_TCP,
+  TCP_FIN,
+} from "../packet/protocol_numbers.ts";
 
-const ETHERNET_BYTES = 14;
 const VLAN_TAG_BYTES = 4;
-const ETHERTYPE_IPV4 = 0x0800;
-const ETHERTYPE_VLAN = 0x8100;
-const ETHERTYPE_VLAN_SERVICE = 0x88a8;
 /** Offsets in the IPv4, IPv6 and TCP headers (RFC 791, RFC 8200, RFC 9293). */
 const IPV4 = { totalBytes: 2, checksum: 10, source: 12 } as const;
 const IPV4_ADDRESSES_BYTES = 8;
 const IPV6 = { payloadBytes: 4, source: 8 } as const;
 const IPV6_ADDRESSES_BYTES = 32;
 const TCP = { sequence: 4, acknowledgement: 8, flags: 12, window: 14, checksum: 16 } as const;
-const FIN = 1;
-const PROTOCOL_TCP = 6;
 /** include/uapi/linux/virtio_net.h */
 const NEEDS_CHECKSUM = 1;
 const NO_SEGMENTATION = 0;
@@ -60,7 +64,7 @@ export class ChangedFrames {
     setWord(target, transport + TCP.window, change.window, checksumAt);
     if (!change.fin) {
       const flags = target.getUint16(transport + TCP.flags);
-      setWord(target, transport + TCP.flags, flags & ~FIN, checksumAt);
+      setWord(target, transport + TCP.flags, flags & ~TCP_FIN, checksumAt);
     }
     return startBytes;
   }
@@ -108,7 +112,7 @@ export class ChangedFrames {
 
 /** Where the IP header begins; the EtherType is right before it. */
 function networkOffset(target: DataView, ethernet: number): number {
-  let network = ethernet + ETHERNET_BYTES;
+  let network = ethernet + ETHERNET_HEADER_BYTES;
   for (;;) {
     const etherType = target.getUint16(network - 2);
     if (etherType !== ETHERTYPE_VLAN && etherType !== ETHERTYPE_VLAN_SERVICE) return network;
@@ -129,11 +133,4 @@ function setWord(target: DataView, at: number, value: number, checksumAt: number
 function setLong(target: DataView, at: number, value: number, checksumAt: number): void {
   setWord(target, at, (value >>> 16) & 0xffff, checksumAt);
   setWord(target, at + 2, value & 0xffff, checksumAt);
-}
-
-/** RFC 1071: the 16-bit ones' complement sum. */
-function fold(sum: number): number {
-  let folded = (sum & 0xffff) + (sum >>> 16);
-  folded = (folded & 0xffff) + (folded >>> 16);
-  return folded;
 }

@@ -20,6 +20,14 @@ import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET, VNET, VNET_BYTES } fro
 import { LIVE_SEND_BYTES_MAX, type LiveFrames } from "../ffi/live_frames.ts";
 import { IOVECS_MAX, MESSAGES_MAX, type PacketSocket } from "../ffi/packet_socket.ts";
 import type { Ring } from "../ffi/ring.ts";
+import { fold } from "../packet/checksum.ts";
+import {
+  ETHERNET_HEADER_BYTES,
+  ETHERTYPE_IPV4,
+  ETHERTYPE_IPV6,
+  PROTOCOL_TCP,
+  TCP_ACK,
+} from "../packet/protocol_numbers.ts";
 import { ChangedFrames } from "./changed_frame.ts";
 
 /** Frames that wait for a flush at most. */
@@ -33,19 +41,14 @@ const JOINED_MAX = IOVECS_MAX - 1;
 /** Of an IPv4 packet (RFC 791), and of what follows an IPv6 header (RFC 8200). */
 const LENGTH_MAX = 65_535;
 
-const ETHERNET_BYTES = 14;
-const ETHERTYPE_IPV4 = 0x0800;
-const ETHERTYPE_IPV6 = 0x86dd;
 const IPV4_BYTES = 20;
 const IPV6_BYTES = 40;
 const IPV4_PLAIN = 0x45;
-const PROTOCOL_TCP = 6;
 const DONT_FRAGMENT = 0x4000;
 const TCP_BYTES_MIN = 20;
 const TCP_CHECKSUM = 16;
 /** Smaller ones are not worth a large frame: devices have to be able to cut that up. Linux itself goes no lower. */
 const SEGMENT_BYTES_MIN = 48; // net/ipv4/sysctl_net_ipv4.c, tcp_min_snd_mss
-const FLAG_ACK = 0x10;
 const FLAGS_OF_LAST = 0x09; // PSH, FIN
 /** include/uapi/linux/virtio_net.h */
 const NEEDS_CHECKSUM = 1;
@@ -192,9 +195,9 @@ export class ReleaseQueue {
    */
   #isSegment(record: number, frame: number, frameBytes: number): boolean {
     const view = this.#view;
-    const network = frame + ETHERNET_BYTES;
+    const network = frame + ETHERNET_HEADER_BYTES;
     this.#transport = -1;
-    if (frameBytes < ETHERNET_BYTES + IPV4_BYTES) return false;
+    if (frameBytes < ETHERNET_HEADER_BYTES + IPV4_BYTES) return false;
     const type = view.getUint16(network - 2);
     let transport: number;
     if (type === ETHERTYPE_IPV4) {
@@ -203,11 +206,11 @@ export class ReleaseQueue {
         return false;
       }
       if (view.getUint8(network) !== IPV4_PLAIN) return false;
-      if (frameBytes < ETHERNET_BYTES + IPV4_BYTES + TCP_BYTES_MIN) return false;
+      if (frameBytes < ETHERNET_HEADER_BYTES + IPV4_BYTES + TCP_BYTES_MIN) return false;
       if ((view.getUint16(network + 6) & ~DONT_FRAGMENT) !== 0) return false;
       transport = network + IPV4_BYTES;
       this.#transport = transport;
-      if (view.getUint16(network + 2) !== frameBytes - ETHERNET_BYTES) return false;
+      if (view.getUint16(network + 2) !== frameBytes - ETHERNET_HEADER_BYTES) return false;
       let sum = 0;
       for (let at = 0; at < IPV4_BYTES; at += 4) {
         const word = view.getInt32(network + at);
@@ -216,11 +219,11 @@ export class ReleaseQueue {
       // The kernel writes the right one.
       if (fold(sum) !== 0xffff) return false;
     } else if (type === ETHERTYPE_IPV6) {
-      if (frameBytes < ETHERNET_BYTES + IPV6_BYTES + TCP_BYTES_MIN) return false;
+      if (frameBytes < ETHERNET_HEADER_BYTES + IPV6_BYTES + TCP_BYTES_MIN) return false;
       if (view.getUint8(network) >> 4 !== 6 || view.getUint8(network + 6) !== PROTOCOL_TCP) return false;
       transport = network + IPV6_BYTES;
       this.#transport = transport;
-      if (view.getUint16(network + 4) !== frameBytes - ETHERNET_BYTES - IPV6_BYTES) return false;
+      if (view.getUint16(network + 4) !== frameBytes - ETHERNET_HEADER_BYTES - IPV6_BYTES) return false;
     } else return false;
     const vnet = record + RECORD.vnet;
     if (view.getUint8(vnet + VNET.flags) !== NEEDS_CHECKSUM) return false;
@@ -231,7 +234,7 @@ export class ReleaseQueue {
     const tcpBytes = (words >> 4) * 4;
     // The low half has bits that only ECN uses, like the flags left out below: rare where there is much to send.
     if ((words & 0x0f) !== 0 || tcpBytes < TCP_BYTES_MIN) return false;
-    if ((view.getUint8(transport + 13) & ~FLAGS_OF_LAST) !== FLAG_ACK) return false;
+    if ((view.getUint8(transport + 13) & ~FLAGS_OF_LAST) !== TCP_ACK) return false;
     const payloadLength = frame + frameBytes - transport - tcpBytes;
     if (payloadLength < SEGMENT_BYTES_MIN) return false;
     this.#payload = transport + tcpBytes;
@@ -270,7 +273,7 @@ export class ReleaseQueue {
     const segmentBytes = this.#segmentBytes[message];
     const payloadBytes = this.#payloadBytes[message];
     if (this.#payloadLength > segmentBytes || segments === JOINED_MAX) return false;
-    if (headers - ETHERNET_BYTES + payloadBytes + this.#payloadLength > LENGTH_MAX) return false;
+    if (headers - ETHERNET_HEADER_BYTES + payloadBytes + this.#payloadLength > LENGTH_MAX) return false;
     // Sequence number, ports, acknowledgement, length of the header (flags are as they have to be), window, urgent.
     if (view.getInt32(transport + 4) !== ((view.getInt32(firstTransport + 4) + payloadBytes) | 0))
       return false;
@@ -290,8 +293,8 @@ export class ReleaseQueue {
     if (view.getInt32(frame) !== view.getInt32(first)) return false;
     if (view.getInt32(frame + 4) !== view.getInt32(first + 4)) return false;
     if (view.getInt32(frame + 8) !== view.getInt32(first + 8)) return false;
-    const network = frame + ETHERNET_BYTES;
-    const firstNetwork = first + ETHERNET_BYTES;
+    const network = frame + ETHERNET_HEADER_BYTES;
+    const firstNetwork = first + ETHERNET_HEADER_BYTES;
     if (view.getUint16(network - 2) !== view.getUint16(firstNetwork - 2)) return false;
     if (transport - network === IPV4_BYTES) {
       // Class of service, identification, fragmentation, lifetime, addresses.
@@ -338,16 +341,16 @@ export class ReleaseQueue {
     const first = this.#firstFrame[message];
     const from = first - VNET_BYTES;
     const at = this.#socket.startOffsetOf(message);
-    const isIpv4 = view.getUint16(first + ETHERNET_BYTES - 2) === ETHERTYPE_IPV4;
+    const isIpv4 = view.getUint16(first + ETHERNET_HEADER_BYTES - 2) === ETHERTYPE_IPV4;
     const networkBytes = isIpv4 ? IPV4_BYTES : IPV6_BYTES;
-    const tcpBytes = (view.getUint8(first + ETHERNET_BYTES + networkBytes + 12) >> 4) * 4;
-    const headerBytes = ETHERNET_BYTES + networkBytes + tcpBytes;
+    const tcpBytes = (view.getUint8(first + ETHERNET_HEADER_BYTES + networkBytes + 12) >> 4) * 4;
+    const headerBytes = ETHERNET_HEADER_BYTES + networkBytes + tcpBytes;
     for (let i = 0; i < VNET_BYTES + headerBytes; i += 2) {
       starts.setUint16(at + i, view.getUint16(from + i));
     }
     const payloadBytes = this.#payloadBytes[message];
     const more = payloadBytes - this.#segmentBytes[message];
-    const network = at + VNET_BYTES + ETHERNET_BYTES;
+    const network = at + VNET_BYTES + ETHERNET_HEADER_BYTES;
     const transport = network + networkBytes;
     starts.setUint8(at + VNET.gso_type, isIpv4 ? GSO_TCPV4 : GSO_TCPV6);
     starts.setUint16(at + VNET.hdr_len, headerBytes, true);
@@ -365,10 +368,4 @@ export class ReleaseQueue {
     starts.setUint8(transport + 13, this.#lastFlags[message]);
     starts.setUint16(transport + TCP_CHECKSUM, fold(starts.getUint16(transport + TCP_CHECKSUM) + more));
   }
-}
-
-/** RFC 1071: the 16-bit ones' complement sum. */
-function fold(sum: number): number {
-  const folded = (sum & 0xffff) + (sum >>> 16);
-  return (folded & 0xffff) + (folded >>> 16);
 }

@@ -11,7 +11,7 @@ import { Comparer, parseRules } from "../compare/comparer.ts";
 import type { Divergence } from "../compare/divergence.ts";
 import type { FrameChange } from "../compare/frame_change.ts";
 import { Intake } from "../compare/intake.ts";
-import { recordTimeNs } from "../compare/parse.ts";
+import { recordTimeNs } from "../compare/parsed_frame.ts";
 import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET, SLEEP } from "../ffi/layout.ts";
 import { bootTimeNsNumber, memcmp } from "../ffi/libc.ts";
 import { LiveFrames } from "../ffi/live_frames.ts";

@@ -162,10 +162,8 @@ export function adviceFor(record: DivergenceRecord): Advice {
     };
   }
   const sentences: string[] = [];
-  if (why === "missing_on_primary" || why === "missing_on_secondary" || why === "timeout") {
-    const late = { missing_on_primary: "primary", missing_on_secondary: "secondary", timeout: "slower one" }[
-      why
-    ];
+  if (why === "missing_on_primary" || why === "missing_on_secondary") {
+    const late = why === "missing_on_primary" ? "primary" : "secondary";
     sentences.push(
       `If it happens often in many flows, the ${late} is late. Check the CPU of its host and the replication link, or raise max_wait_ms of [vm.checkpoint].`,
       "If it is always this flow, only one of the VMs sends there, for example because of a timer or a random value.",

@@ -1,10 +1,11 @@
 /** A divergence in words: what happened, the bytes, what it cost, what to do. Pure: a record in, text out. */
 import picocolors from "picocolors";
+import type { DivergenceClass } from "../compare/divergence.ts";
 import { adviceFor } from "./advice.ts";
 import { serviceOf } from "./flow.ts";
 import { hexView } from "./hex_view.ts";
 import { hintsOf } from "./hints.ts";
-import { type DivergenceRecord, type RecordClass, STORED_PER_SECOND } from "./record.ts";
+import { type DivergenceRecord, STORED_PER_SECOND } from "./record.ts";
 import { redact } from "./redact.ts";
 
 const WIDTH = 96;
@@ -28,7 +29,7 @@ export interface Explanation {
   ignore: string[];
 }
 
-const WHAT: Record<RecordClass, string> = {
+const WHAT: Record<DivergenceClass, string> = {
   payload: "The two VMs sent different bytes at the same place.",
   length: "The two VMs sent packets that differ in length, or in how they are fragmented.",
   missing_on_secondary:
@@ -37,7 +38,6 @@ const WHAT: Record<RecordClass, string> = {
     "The secondary sent a frame without a counterpart from the primary in time: the primary is late, or does not send it at all.",
   flags:
     "One VM opened or closed the connection where the other did not, or they offered different TCP options.",
-  timeout: "A counterpart was not there in time, and it cannot be said which of the two VMs was late.",
   unparsed:
     "The two VMs sent different frames of an unknown format. colo-agent compares such frames as a whole.",
   overflow: "More frames waited for comparison than the comparer's limits allow.",

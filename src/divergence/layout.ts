@@ -5,19 +5,33 @@
  * Sources: IEEE 802.1Q (tags), RFC 791 and RFC 8200 (IP and extension headers), RFC 9293 3.1 (TCP), RFC 768,
  * RFC 792, RFC 4443 2.1, RFC 9260 3.1 (SCTP).
  */
-const ETHERNET_BYTES = 14;
-const VLAN_TYPES: ReadonlySet<number> = new Set([0x8100, 0x88a8, 0x9100]);
+import {
+  ETHERNET_HEADER_BYTES,
+  ETHERTYPE_IPV4,
+  ETHERTYPE_IPV6,
+  ETHERTYPE_VLAN,
+  ETHERTYPE_VLAN_SERVICE,
+  IPV4_FRAGMENT_MASK,
+  PROTOCOL_HOP_BY_HOP,
+  PROTOCOL_ICMP,
+  PROTOCOL_ICMPV6,
+  PROTOCOL_IPV6_FRAGMENT,
+  PROTOCOL_IPV6_OPTIONS,
+  PROTOCOL_IPV6_ROUTING,
+  PROTOCOL_SCTP,
+  PROTOCOL_TCP,
+  PROTOCOL_UDP,
+} from "../packet/protocol_numbers.ts";
+
+/** Of stacked tags before IEEE 802.1ad. The comparer does not know it: such a frame is compared as a whole. */
+const ETHERTYPE_VLAN_OLD = 0x9100;
+const VLAN_TYPES: ReadonlySet<number> = new Set([ETHERTYPE_VLAN, ETHERTYPE_VLAN_SERVICE, ETHERTYPE_VLAN_OLD]);
 const VLAN_TAGS_MAX = 2;
-const ETHERTYPE_IPV4 = 0x0800;
-const ETHERTYPE_IPV6 = 0x86dd;
-/** Hop-by-hop options, routing header, destination options. */
-const IPV6_OPTION_HEADERS: ReadonlySet<number> = new Set([0, 43, 60]);
-const IPV6_FRAGMENT = 44;
-const ICMP = 1;
-const TCP = 6;
-const UDP = 17;
-const ICMPV6 = 58;
-const SCTP = 132;
+const IPV6_OPTION_HEADERS: ReadonlySet<number> = new Set([
+  PROTOCOL_HOP_BY_HOP,
+  PROTOCOL_IPV6_ROUTING,
+  PROTOCOL_IPV6_OPTIONS,
+]);
 
 export interface FrameLayout {
   /** Bytes of all headers: Ethernet, VLAN, IP, transport. */
@@ -45,17 +59,17 @@ const TCP_OPTION_END = 0;
 const TCP_OPTION_NOP = 1;
 
 const TRANSPORTS: Record<number, { headerBytes: number; checksumOffset: number; checksumBytes: number }> = {
-  [ICMP]: { headerBytes: 8, checksumOffset: 2, checksumBytes: 2 },
-  [TCP]: { headerBytes: 20, checksumOffset: 16, checksumBytes: 2 },
-  [UDP]: { headerBytes: 8, checksumOffset: 6, checksumBytes: 2 },
-  [ICMPV6]: { headerBytes: 8, checksumOffset: 2, checksumBytes: 2 },
-  [SCTP]: { headerBytes: 12, checksumOffset: 8, checksumBytes: 4 },
+  [PROTOCOL_ICMP]: { headerBytes: 8, checksumOffset: 2, checksumBytes: 2 },
+  [PROTOCOL_TCP]: { headerBytes: 20, checksumOffset: 16, checksumBytes: 2 },
+  [PROTOCOL_UDP]: { headerBytes: 8, checksumOffset: 6, checksumBytes: 2 },
+  [PROTOCOL_ICMPV6]: { headerBytes: 8, checksumOffset: 2, checksumBytes: 2 },
+  [PROTOCOL_SCTP]: { headerBytes: 12, checksumOffset: 8, checksumBytes: 4 },
 };
 
 /** `head`: the frame or its beginning; `frameBytes`: how long the frame is. Never throws. */
 export function layoutOf(head: Uint8Array, frameBytes: number = head.length): FrameLayout {
   const be16 = (at: number) => ((head[at] ?? 0) << 8) | (head[at + 1] ?? 0);
-  let at = Math.min(ETHERNET_BYTES, head.length);
+  let at = Math.min(ETHERNET_HEADER_BYTES, head.length);
   let etherType = be16(12);
   for (let tags = 0; tags < VLAN_TAGS_MAX && VLAN_TYPES.has(etherType) && at + 4 <= head.length; tags++) {
     etherType = be16(at + 2);
@@ -74,7 +88,7 @@ export function layoutOf(head: Uint8Array, frameBytes: number = head.length): Fr
     const protocol = head[at + 9]!;
     const ip = { headerBytes: at + headerBytes, payloadEnd, etherType, protocol, sensitive };
     // More fragments, or not the first one (RFC 791: flags and fragment offset).
-    return (be16(at + 6) & 0x3fff) !== 0 ? ip : transport(head, ip);
+    return (be16(at + 6) & IPV4_FRAGMENT_MASK) !== 0 ? ip : transport(head, ip);
   }
   if (etherType === ETHERTYPE_IPV6) {
     if (at + 40 > head.length || head[at]! >>> 4 !== 6) return plain;
@@ -90,7 +104,7 @@ export function layoutOf(head: Uint8Array, frameBytes: number = head.length): Fr
       at += bytes;
     }
     const ip = { headerBytes: at, payloadEnd, etherType, protocol, sensitive };
-    if (protocol === IPV6_FRAGMENT && at + 8 <= head.length) {
+    if (protocol === PROTOCOL_IPV6_FRAGMENT && at + 8 <= head.length) {
       return { ...ip, headerBytes: at + 8, protocol: head[at]! };
     }
     return transport(head, ip);
@@ -103,12 +117,12 @@ function transport(head: Uint8Array, ip: FrameLayout & { protocol: number }): Fr
   const at = ip.headerBytes;
   if (kind === undefined || at + kind.headerBytes > Math.min(head.length, ip.payloadEnd)) return ip;
   let { headerBytes } = kind;
-  if (ip.protocol === TCP) {
+  if (ip.protocol === PROTOCOL_TCP) {
     headerBytes = (head[at + 12]! >>> 4) * 4;
     if (headerBytes < 20 || at + headerBytes > Math.min(head.length, ip.payloadEnd)) return ip;
   }
   const sensitive = [...ip.sensitive, { offset: at + kind.checksumOffset, bytes: kind.checksumBytes }];
-  if (ip.protocol === TCP) sensitive.push(...unknownTcpOptions(head, at + 20, at + headerBytes));
+  if (ip.protocol === PROTOCOL_TCP) sensitive.push(...unknownTcpOptions(head, at + 20, at + headerBytes));
   return { ...ip, headerBytes: at + headerBytes, transportOffset: at, sensitive };
 }
 

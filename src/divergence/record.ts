@@ -3,23 +3,16 @@
  */
 import type { DivergenceClass } from "../compare/divergence.ts";
 
-/**
- * `timeout`: a counterpart or an answer was not there in time, and it cannot be said on which side it is
- * missing.
- */
-export type RecordClass = DivergenceClass | "timeout";
-
 export const RECORD_CLASSES = [
   "payload",
   "length",
   "missing_on_secondary",
   "missing_on_primary",
   "flags",
-  "timeout",
   "unparsed",
   "overflow",
   "boundary",
-] as const satisfies readonly RecordClass[];
+] as const satisfies readonly DivergenceClass[];
 
 /** New divergences of a second that are stored; more are counted only. */
 export const STORED_PER_SECOND = 100;
@@ -69,7 +62,7 @@ export interface DivergenceRecord {
   /** In which the frames were compared. */
   epoch: number;
   flow: FlowDescription;
-  class: RecordClass;
+  class: DivergenceClass;
   /** TCP: payload bytes of this direction before the difference; 0 is the first byte after the SYN. */
   streamOffset?: number;
   /** Byte offset of the first differing byte in each frame. */

@@ -3,13 +3,14 @@
  * known.
  */
 
+import type { DivergenceClass } from "../compare/divergence.ts";
 import { keepFrame } from "./kept_frame.ts";
-import type { CheckpointCost, FlowDescription, FrameCut, NewDivergence, RecordClass } from "./record.ts";
+import type { CheckpointCost, FlowDescription, FrameCut, NewDivergence } from "./record.ts";
 import type { DivergenceStore } from "./store.ts";
 
 /** What the comparer reports, with the frames (src/datapath/evidence.ts). */
 export interface ReportedDivergence {
-  class: RecordClass;
+  class: DivergenceClass;
   flow: FlowDescription;
   streamOffset?: number;
   waitedNs: number;

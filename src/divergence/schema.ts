@@ -1,7 +1,9 @@
 /** The database of divergences: its table, and rows from and to records. */
+
 import type { Database } from "bun:sqlite";
+import type { DivergenceClass } from "../compare/divergence.ts";
 import { portKey } from "./flow.ts";
-import type { DivergenceRecord, FrameCut, RecordClass } from "./record.ts";
+import type { DivergenceRecord, FrameCut } from "./record.ts";
 
 /**
  * PRAGMA user_version. Another version is moved aside, not converted: what is kept is for the search of
@@ -176,7 +178,7 @@ export function fromRow(row: Row): DivergenceRecord {
     timeMs: row.time_ms,
     epoch: row.epoch,
     flow: { text: row.flow, protocol: row.protocol, source: row.source, destination: row.destination },
-    class: row.class as RecordClass,
+    class: row.class as DivergenceClass,
     waitedMs: row.waited_ms,
     action: row.action,
     detail: row.detail,

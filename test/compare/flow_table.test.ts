@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
+import { KEY_WORDS } from "../../src/compare/flow_key.ts";
 import { FlowTable } from "../../src/compare/flow_table.ts";
-import { KEY_WORDS } from "../../src/compare/parse.ts";
 import { Random } from "./simulation.ts";
 
 test("adding, finding and removing agree with a Map, in a table that is nearly full", () => {

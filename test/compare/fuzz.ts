@@ -235,7 +235,7 @@ export function episode(seed: number, steps: number): EpisodeResult {
     } else if (what < 93) {
       comparer.beginCheckpoint(bench.nowNs - random.below(50) * MS);
     } else if (what < 94) {
-      comparer.cancelCheckpoint();
+      comparer.beginCheckpoint(bench.nowNs);
     } else if (what < 99) {
       bench.epoch = (bench.epoch + 1 + (random.chance(0.1) ? 1 : 0)) & 0xffff;
       comparer.checkpoint(bench.nowNs - random.below(60) * MS, bench.epoch);

@@ -1,6 +1,9 @@
 import { Comparer, type ComparerOptions, type Divergence } from "../../src/compare/comparer.ts";
+import { KIND_BYPASS } from "../../src/compare/flow_key.ts";
 import type { FrameChange } from "../../src/compare/frame_change.ts";
-import { KIND_BYPASS, ParsedFrame, parseRecord, RECORD_HEADER_BYTES } from "../../src/compare/parse.ts";
+import { parseRecord } from "../../src/compare/parse.ts";
+import { ParsedFrame } from "../../src/compare/parsed_frame.ts";
+import { RECORD_HEADER_BYTES } from "../../src/ffi/layout.ts";
 
 /**
  * Parses a frame that ends exactly where the memory ends, and checks that nothing beyond was read and that the

@@ -11,10 +11,10 @@ import {
   KIND_FRAME,
   KIND_TCP,
   KIND_UNPARSED,
-  ParsedFrame,
-  parseRecord,
-  RECORD_HEADER_BYTES,
-} from "../../src/compare/parse.ts";
+} from "../../src/compare/flow_key.ts";
+import { parseRecord } from "../../src/compare/parse.ts";
+import { ParsedFrame } from "../../src/compare/parsed_frame.ts";
+import { RECORD_HEADER_BYTES } from "../../src/ffi/layout.ts";
 import {
   ACK,
   concat,

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import { ParsedFrame, parseRecord } from "../../src/compare/parse.ts";
+import { parseRecord } from "../../src/compare/parse.ts";
+import { ParsedFrame } from "../../src/compare/parsed_frame.ts";
 import { parseRules, RuleError, type RuleLines } from "../../src/compare/rules.ts";
 import { CLIENT, CLIENT6, ethernet, GUEST, icmp, ip, SYN, tcp, text, udp, udpDatagram } from "./frames.ts";
 import { Bench, Records } from "./harness.ts";

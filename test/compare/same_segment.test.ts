@@ -3,8 +3,11 @@
  * the headers is turned, on one side, on the other and on both, and lengths are cut.
  */
 import { describe, expect, test } from "bun:test";
-import { KIND_TCP, ParsedFrame, parseRecord, RECORD_HEADER_BYTES } from "../../src/compare/parse.ts";
+import { KIND_TCP } from "../../src/compare/flow_key.ts";
+import { parseRecord } from "../../src/compare/parse.ts";
+import { ParsedFrame } from "../../src/compare/parsed_frame.ts";
 import { SameSegment } from "../../src/compare/same_segment.ts";
+import { RECORD_HEADER_BYTES } from "../../src/ffi/layout.ts";
 import { ACK, FIN, RST, SYN, tcp, timestamps, URG } from "./frames.ts";
 import { Records } from "./harness.ts";
 

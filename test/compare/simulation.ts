@@ -559,8 +559,8 @@ export class Simulation {
       this.phase = "begun";
     } else if (this.phase === "begun") {
       if (this.random.chance(0.1)) {
-        bench.comparer.cancelCheckpoint();
-        this.phase = "";
+        // No checkpoint came of it: the next one begins.
+        bench.comparer.beginCheckpoint(bench.nowNs);
         return;
       }
       this.stop();

@@ -1,7 +1,8 @@
 /** TCP frames that are sent otherwise than they lie in the ring: byte for byte what a VM would have sent. */
 import { describe, expect, test } from "bun:test";
 import { FrameChange } from "../../src/compare/frame_change.ts";
-import { ParsedFrame, parseRecord } from "../../src/compare/parse.ts";
+import { parseRecord } from "../../src/compare/parse.ts";
+import { ParsedFrame } from "../../src/compare/parsed_frame.ts";
 import { ChangedFrames } from "../../src/datapath/changed_frame.ts";
 import { RECORD, RECORD_HEADER_BYTES, VNET, VNET_BYTES } from "../../src/ffi/layout.ts";
 import { join, option, type SegmentOptions, segment, tcp } from "../bpf/frames.ts";

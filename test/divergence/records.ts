@@ -180,8 +180,6 @@ export const EXAMPLES: Record<string, () => DivergenceRecord> = {
       detail: "FIN on the primary at sequence 100, where the secondary has data",
       action: "released: the VM runs alone",
     }),
-  timeout: () =>
-    record({ class: "timeout", waitedMs: 3000, detail: "nothing was compared for 3000 ms", repeats: 1 }),
   unparsed: () => {
     const frame = (last: number) => ethernet(0x88cc, Uint8Array.from([2, 7, 4, 2, 0, 0, 0, 0, last]));
     return record({

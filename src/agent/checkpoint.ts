@@ -11,7 +11,7 @@
 import { requestCheckpoint } from "../colo/index.ts";
 import type { VmConfig } from "../config/config.ts";
 import type { Logger } from "../host/log.ts";
-import type { PacketProxy } from "../proxy/proxy.ts";
+import type { InputBarrier, PacketProxy } from "../proxy/proxy.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import type { Tuning } from "./tuning.ts";
 
@@ -178,11 +178,8 @@ export class Checkpoints {
     const begun = performance.now();
     this.#requested = undefined;
 
-    const mirrored = proxy.divertInput();
-    const [own, peer] = await Promise.all([
-      proxy.drainInput(config.input_drain_ms),
-      this.#parts.drainPeer(mirrored, config.input_drain_ms),
-    ]);
+    const { inputBarrier, comparison } = proxy;
+    const inputDrained = inputBarrier === undefined || (await this.#drainInput(inputBarrier));
     const drainMs = performance.now() - begun;
 
     const stopped = qmp.waitFor("STOP", () => true, config.stop_timeout_ms, { signal });
@@ -190,15 +187,15 @@ export class Checkpoints {
       signal,
     });
     const loaded = this.#waitLoaded(config.stop_timeout_ms + config.load_timeout_ms);
-    await proxy.beginCheckpoint();
+    await comparison?.beginCheckpoint();
     await requestCheckpoint(qmp);
     const stop = await stopped;
     // Frames that waited for their twin are covered from here on; a request they caused until now is answered.
     this.#epoch = await loaded;
     this.#requested = undefined;
-    const releasedFrames = await proxy.releaseCheckpoint(stop.timestampNs, this.#epoch);
+    const releasedFrames = (await comparison?.releaseCheckpoint(stop.timestampNs, this.#epoch)) ?? 0;
     const resume = await resumed;
-    const replayedFrames = await proxy.replayInput();
+    const replayedFrames = (await inputBarrier?.replayInput()) ?? 0;
 
     this.#lastEndMs = performance.now();
     const report: CheckpointReport = {
@@ -207,13 +204,24 @@ export class Checkpoints {
       pauseMs: Number(resume.timestampNs - stop.timestampNs) / 1e6,
       totalMs: this.#lastEndMs - begun,
       drainMs,
-      inputDrained: own && peer,
+      inputDrained,
       releasedFrames,
       replayedFrames,
     };
     log.debug("checkpoint", { ...report });
     this.#parts.onReport(report);
     return report;
+  }
+
+  /** Holds input back and waits until both VMs have read the same; false if one of them was late. */
+  async #drainInput(barrier: InputBarrier): Promise<boolean> {
+    const { input_drain_ms: limitMs } = this.#parts.config;
+    const mirrored = barrier.divertInput();
+    const [own, peer] = await Promise.all([
+      barrier.drainInput(limitMs),
+      this.#parts.drainPeer(mirrored, limitMs),
+    ]);
+    return own && peer;
   }
 
   #waitLoaded(timeoutMs: number): Promise<number> {

@@ -13,6 +13,7 @@ import {
 } from "../colo/index.ts";
 import { nodesOf } from "../config/disk.ts";
 import type { ReportedDivergence } from "../divergence/recorder.ts";
+import { adoptionOf } from "../proxy/proxy.ts";
 import { coloMode, MIGRATION_ENDED, migrationStatus, orAborted, runStatus, yank } from "../qmp/vm.ts";
 import { coveringBitmap, ReplicaBitmaps } from "../storage/dirty_bitmaps.ts";
 import { ResyncProgress, type ResyncReading } from "../storage/resync_progress.ts";
@@ -56,7 +57,7 @@ export class Primary {
     this.#machine = machine;
     this.#onBroken = onBroken;
     this.#epoch = machine.proxy.epoch;
-    this.#lostFrames = machine.proxy.lostFrames("primary");
+    this.#lostFrames = machine.proxy.comparison?.lostFrames("primary") ?? 0;
   }
 
   get epoch(): number {
@@ -145,7 +146,7 @@ export class Primary {
             entered = true;
             const entry = { vm: config.name, generation, proxy: await proxy.hold(epoch) };
             await orAborted(peer.ask("enter_secondary", entry, ENTER_TIMEOUT_MS), signal);
-            await orAborted(proxy.replicaEntered(), signal);
+            await orAborted(Promise.resolve(proxy.replicaEntered?.()), signal);
           },
           onUndo: async () => {
             await proxy.passAlone();
@@ -188,7 +189,7 @@ export class Primary {
       await Bun.sleep(RUNS_POLL_MS);
     }
     signal.throwIfAborted();
-    await proxy.resume(epoch);
+    await adoptionOf(proxy).resume(epoch);
     const { checkpoints, bitmaps } = this.#enter(epoch, generation);
     await bitmaps.resume(epoch);
     signal.throwIfAborted();
@@ -246,7 +247,7 @@ export class Primary {
     if (checkpoints === undefined) throw new Error("the VM is not protected");
     await checkpoints.last("requested");
     await peer.ask("succeed", { vm: config.name, generation }, TELL_TIMEOUT_MS);
-    const pending = await proxy.settle();
+    const pending = (await proxy.comparison?.settle()) ?? 0;
     if (pending > 0) {
       log.warn("the two VMs did not come together for the hand-over; TCP sends again what was held", {
         pending,
@@ -293,7 +294,7 @@ export class Primary {
   /** Frames that a program had to drop or could not copy are counted there; each such loss ends in a checkpoint. */
   watchLosses(): void {
     if (this.#checkpoints === undefined) return;
-    const lost = this.#machine.proxy.lostFrames("primary");
+    const lost = this.#machine.proxy.comparison?.lostFrames("primary") ?? 0;
     if (lost > this.#lostFrames)
       this.checkpointWanted(`${lost - this.#lostFrames} frames were lost on this host`);
     this.#lostFrames = lost;

@@ -4,7 +4,7 @@
  */
 
 import { announceSelf, endReplica, prepareSecondary, removeTls, secondaryFailover } from "../colo/index.ts";
-import type { ProxyEntry } from "../proxy/proxy.ts";
+import { adoptionOf, type ProxyEntry } from "../proxy/proxy.ts";
 import { type OverlayVerdict, OverlayWatch, overlayFiles, readOverlays } from "../storage/overlay_watch.ts";
 import type { ReplicaAtRest } from "./life_memory.ts";
 import { imagesOf, type Machine } from "./machine.ts";
@@ -63,7 +63,7 @@ export class Secondary {
     // gone, since this protection is further, the marker fits nothing until it is written anew.
     const replicaOf = marker?.generationOf(imagesOf(config));
     // Frames of the VM's former life on this host: others have gone on from there, so they must never be sent.
-    const discarded = await proxy.discard();
+    const discarded = (await proxy.comparison?.discard()) ?? 0;
     if (discarded > 0) log.info("frames that an earlier agent had held were dropped", { discarded });
     const migrate = { host: replicationAddress, port: config.migrate_port };
     const server = { host: replicationAddress, port: config.nbd_port };
@@ -100,7 +100,7 @@ export class Secondary {
     // The images have been marked, or lack something.
     this.#firstEpoch = Number.NEGATIVE_INFINITY;
     this.#followEvents();
-    proxy.followAgain(mirrorBases);
+    adoptionOf(proxy).followAgain(mirrorBases);
     this.#overlays = await overlayFiles(qmp);
     log.info("the replica is followed again", { generation, epoch });
     // A primary that is gone, or does not need this replica any more, is noticed by its silence, as ever.
@@ -117,17 +117,14 @@ export class Secondary {
 
   /** What the next agent needs to know; undefined if it could not go on from here. */
   get atRest(): ReplicaAtRest | undefined {
-    if (this.#unlisten.length === 0 || this.#inCheckpoint) return undefined;
-    return {
-      generation: this.#generation,
-      epoch: this.#epoch,
-      mirrorBases: this.#machine.proxy.mirrorBases,
-    };
+    const { adoption } = this.#machine.proxy;
+    if (adoption === undefined || this.#unlisten.length === 0 || this.#inCheckpoint) return undefined;
+    return { generation: this.#generation, epoch: this.#epoch, mirrorBases: adoption.mirrorBases };
   }
 
   #followEvents(): void {
     const { proxy, qmp } = this.#machine;
-    this.#lostFrames = proxy.lostFrames("secondary");
+    this.#lostFrames = proxy.comparison?.lostFrames("secondary") ?? 0;
     this.#unlisten.push(
       qmp.on("STOP", () => this.#onStop()),
       qmp.on("RESUME", () => void this.#onResume()),
@@ -187,7 +184,7 @@ export class Secondary {
   watchLosses(): void {
     if (this.#unlisten.length === 0) return;
     const { proxy } = this.#machine;
-    const lost = proxy.lostFrames("secondary");
+    const lost = proxy.comparison?.lostFrames("secondary") ?? 0;
     if (lost === this.#lostFrames) return;
     const reason = `${lost - this.#lostFrames} frames were lost on the secondary's host`;
     this.#lostFrames = lost;
@@ -224,7 +221,8 @@ export class Secondary {
 
   #onStop(): void {
     // What the VM sends after RESUME belongs to the new epoch. The offsets are gone with the state they belonged to.
-    this.#machine.proxy.stopped(++this.#epoch);
+    this.#epoch++;
+    this.#machine.proxy.comparison?.stopped(this.#epoch);
     this.#inCheckpoint = true;
   }
 
@@ -239,7 +237,7 @@ export class Secondary {
     }
     // Unless this life of the VM has ended meanwhile.
     if (this.#unlisten.length === 0) return;
-    proxy.loaded(this.#epoch);
+    proxy.comparison?.loaded(this.#epoch);
     if (this.#epoch - this.#firstEpoch === CHECKPOINTS_UNTIL_MARKED) {
       this.#machine.marker?.write(this.#generation, imagesOf(config));
     }

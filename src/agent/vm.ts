@@ -157,7 +157,7 @@ export class VmAgent {
       if (facts.unsuitable !== undefined)
         log.error("this VM cannot be protected; it is left to run alone", { reason: facts.unsuitable });
       vm.#rest = rest;
-      const has = proxy.kept ? found : (WITHOUT_DATA_PLANE[found] ?? found);
+      const has = proxy.adoption?.kept ? found : (WITHOUT_DATA_PLANE[found] ?? found);
       const generation = has === "following" ? rest?.generation : undefined;
       vm.#tell({ type: "started", vm: has, generation, unsuitable: facts.unsuitable });
       return vm;
@@ -307,7 +307,7 @@ export class VmAgent {
   succeed(generation: number): void {
     this.#checkReplica(generation);
     this.#succeeding = true;
-    this.#machine.proxy.succeed();
+    this.#machine.proxy.comparison?.succeed();
   }
 
   #checkReplica(generation: number): void {
@@ -317,8 +317,8 @@ export class VmAgent {
   }
 
   /** The primary's request: has the VM read what was mirrored to it? */
-  drainMirrored(mirroredFrames: readonly number[], timeoutMs: number): Promise<boolean> {
-    return this.#machine.proxy.drainMirrored(mirroredFrames, timeoutMs);
+  async drainMirrored(mirroredFrames: readonly number[], timeoutMs: number): Promise<boolean> {
+    return this.#machine.proxy.inputBarrier?.drainMirrored(mirroredFrames, timeoutMs) ?? true;
   }
 
   get primary(): Primary {
@@ -401,8 +401,8 @@ export class VmAgent {
     const { restart_ms: restartMs } = this.agent.heartbeat;
     // Nobody may take over what has no replica, so nobody waits for this lease to run out.
     if (phase === "alone") proxy.extendLease(bootMs() + restartMs);
-    // With QEMU's proxy nothing can be gone on with.
-    if (proxy.kind !== "ebpf" || PHASES[phase].settled) return undefined;
+    // QEMU's proxy keeps no state that a new agent could adopt.
+    if (proxy.adoption === undefined || PHASES[phase].settled) return undefined;
     if (phase !== "protected" && phase !== "standby")
       throw new Error(`VM ${config.name} is ${phase} on this host: ask for the restart when that is over`);
     this.#restarting = true;
@@ -725,7 +725,7 @@ export class VmAgent {
     const now = performance.now();
     if (now - this.#lastCollectMs < COLLECT_INTERVAL_MS) return;
     this.#lastCollectMs = now;
-    this.#machine.proxy.collectConnections();
+    this.#machine.proxy.comparison?.collectConnections();
   }
 
   #qemuClosed(reason: string): void {
@@ -744,7 +744,7 @@ export class VmAgent {
       heartbeatAgeMs: beats ? bootMs() - lastAnswerMs : undefined,
       resync: this.#primary.resync,
       overlayBytes: this.#secondary.overlayBytes,
-      nics: this.#machine.proxy.readings(),
+      nics: this.#machine.proxy.comparison?.readings() ?? [],
     };
   }
 }

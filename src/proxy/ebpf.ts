@@ -1,7 +1,7 @@
 /**
- * The agent's own data plane for a VM: for each network interface the BPF programs on its tap and a worker that compares
- * (ebpf_nic.ts). What is decided here is decided for all of them: a checkpoint covers every interface, and each of them is
- * switched before the next step of the procedure begins.
+ * The agent's own data plane for a VM: for each network interface the BPF programs on its tap and a worker
+ * that compares (ebpf_nic.ts). What is decided here is decided for all of them: a checkpoint covers every
+ * interface, and each of them is switched before the next step of the procedure begins.
  */
 
 import type { DataPathEvents } from "../datapath/handle.ts";
@@ -9,28 +9,51 @@ import { ROLE, type Role } from "../ffi/layout.ts";
 import { bootNs, wallToBootNs } from "../host/clock.ts";
 import { EbpfNic, type EbpfNicOptions } from "./ebpf_nic.ts";
 import { LOSSES_ON_PRIMARY, LOSSES_ON_SECONDARY, lostFrames } from "./losses.ts";
-import type { NicReading, PacketProxy, ProxyEntry, ProxyEvents } from "./proxy.ts";
+import {
+  type Adoption,
+  type Comparison,
+  checkInterfaces,
+  type InputBarrier,
+  type NicReading,
+  type PacketProxy,
+  type ProxyEntry,
+  type ProxyEvents,
+} from "./proxy.ts";
 
-/** STOP's stamp is cut to microseconds, and no checkpoint resumes a VM this fast (measured: 2 ms and more). */
+/**
+ * STOP's stamp is cut to microseconds, and no checkpoint resumes a VM this fast (measured: 2 ms and more).
+ */
 const BOUNDARY_SLACK_NS = 100_000;
 /** So long the old primary's mirror may bring input that the network has sent there still. */
 const SUCCESSOR_MS = 1_000;
 /** Frames of the secondary that are under way have arrived by then; the link is a LAN. */
 const SETTLE_QUIET_MS = 3;
 const SETTLE_LIMIT_MS = 100;
-/** A closed connection may still retransmit its FIN: twice the maximum segment lifetime of Linux (TCP_TIMEWAIT_LEN). */
+/**
+ * A closed connection may still retransmit its FIN: twice the maximum segment lifetime of Linux
+ * (TCP_TIMEWAIT_LEN).
+ */
 const CONNECTION_CLOSED_FOR_MS = 120_000;
-/** As long as Linux's connection tracking keeps an established connection (nf_conntrack_tcp_timeout_established). */
+/**
+ * As long as Linux's connection tracking keeps an established connection
+ * (nf_conntrack_tcp_timeout_established).
+ */
 const CONNECTION_IDLE_FOR_MS = 5 * 24 * 3_600_000;
 
-export class EbpfProxy implements PacketProxy {
+export class EbpfProxy implements PacketProxy, InputBarrier, Comparison, Adoption {
   readonly kind = "ebpf";
+  readonly inputBarrier: InputBarrier = this;
+  readonly comparison: Comparison = this;
+  readonly adoption: Adoption = this;
 
   #succession: Timer | undefined;
 
   private constructor(private readonly nics: readonly EbpfNic[]) {}
 
-  /** Opens all interfaces, closed for everything, or all as they were (`keep`, {@link kept}). On an error none stays open. */
+  /**
+   * Opens all interfaces, closed for everything, or all as they were (`keep`, {@link kept}). On an error none
+   * stays open.
+   */
   static async open(options: readonly EbpfNicOptions[], events: ProxyEvents): Promise<EbpfProxy> {
     const nics: EbpfNic[] = [];
     try {
@@ -74,7 +97,8 @@ export class EbpfProxy implements PacketProxy {
   async passAlone(): Promise<number> {
     let released = await this.#sum(({ dataPath }) => dataPath.releaseAlone());
     this.#setRole(ROLE.SOLO);
-    released += await this.#sum(({ dataPath }) => dataPath.releaseAlone()); // what was held while the role changed
+    // Frames that were held while the role changed.
+    released += await this.#sum(({ dataPath }) => dataPath.releaseAlone());
     await this.replayInput();
     return released;
   }
@@ -92,8 +116,6 @@ export class EbpfProxy implements PacketProxy {
     }));
     return { epoch, nics };
   }
-
-  async replicaEntered(): Promise<void> {}
 
   get kept(): boolean {
     return this.nics.every(({ kept }) => kept);
@@ -117,8 +139,8 @@ export class EbpfProxy implements PacketProxy {
   }
 
   async beginCheckpoint(): Promise<void> {
-    // What the secondary has sent ahead of the primary is undone by the checkpoint; frames that the primary sends after it
-    // must not be compared with that, however late the news of STOP reaches us.
+    // What the secondary has sent ahead of the primary is undone by the checkpoint; frames that the primary
+    // sends after it must not be compared with that, however late the news of STOP reaches us.
     const horizonNs = bootNs();
     await this.#sum(({ dataPath }) => dataPath.beginCheckpoint(horizonNs));
   }
@@ -152,11 +174,7 @@ export class EbpfProxy implements PacketProxy {
   }
 
   async follow({ epoch, nics }: ProxyEntry): Promise<void> {
-    if (nics.length !== this.nics.length) {
-      throw new Error(
-        `the primary's VM has ${nics.length} network interfaces and this host's ${this.nics.length}: write the same [[vm.nic]] tables, in the same order, on both hosts`,
-      );
-    }
+    checkInterfaces(nics, this.nics.length);
     this.stopped(epoch);
     this.nics.forEach((nic, index) => {
       const { mirroredFrames, connections } = nics[index]!;

@@ -1,12 +1,19 @@
 /**
- * The data plane of one VM, as the agent uses it: what holds the primary's packets until the secondary has sent the same, and
- * what keeps a VM from sending when it must not. Two kinds: the agent's own on BPF (ebpf.ts) and QEMU's (qemu.ts).
+ * The data plane of one VM, as the agent uses it: it holds the primary's packets until the secondary has sent
+ * the same, and keeps a VM from sending when it must not. Two kinds: the agent's own on BPF (ebpf.ts) and
+ * QEMU's (qemu.ts).
  *
- * A VM has one epoch, one lease and one checkpoint for all its network interfaces, so everything here is about all of them.
+ * A VM has one epoch, one lease and one checkpoint for all its network interfaces, so every call is about all
+ * of them.
+ *
+ * What each data plane does is in Gate, PrimarySide and SecondarySide. Three parts are optional: QEMU's proxy
+ * compares and releases by itself, has no barrier, and keeps nothing that a new agent could adopt.
  *
  *   alone      passAlone
- *   primary    hold ─▶ replicaEntered, or resume; then for each checkpoint: divertInput, drainInput, beginCheckpoint, releaseCheckpoint, replayInput
- *   secondary  discard, follow, then for each checkpoint: drainMirrored, stopped, loaded; succeed; takeOver ─▶ takenOver
+ *   primary    hold ─▶ replicaEntered, or adoption.resume; then for each checkpoint: divertInput, drainInput,
+ *              beginCheckpoint, releaseCheckpoint, replayInput
+ *   secondary  discard, follow or adoption.followAgain; then for each checkpoint: drainMirrored, stopped,
+ *              loaded; at its end: succeed, takeOver ─▶ takenOver
  */
 import type { ProxyKind } from "../config/vm.ts";
 import type { DataPathStats } from "../datapath/shared.ts";
@@ -39,7 +46,9 @@ export interface NicReading {
 export interface ProxyEvents {
   /** `epoch`: the one in force when the frames were compared. */
   diverged(divergence: ReportedDivergence, epoch: number): void;
-  /** The VMs' outputs on `tap` differ, or one is late, as seen by a comparison that tells no more about it. */
+  /**
+   * The VMs' outputs on `tap` differ, or one is late, as seen by a comparison that tells no more about it.
+   */
   differed(tap: string): void;
   /** The two hosts' data planes have lost each other. */
   broken(reason: string): void;
@@ -47,81 +56,157 @@ export interface ProxyEvents {
   failed(message: string): void;
 }
 
-export interface PacketProxy {
-  readonly kind: ProxyKind;
-  /** The newest epoch this host's data plane has been in, also under an earlier agent if that is known; else 0. */
-  readonly epoch: number;
-
+/** What leaves this host of the VM, and what reaches it. */
+export interface Gate {
   /** Nothing of the VM leaves this host any more, and nothing reaches it. */
   block(): void;
   /** Lets frames leave until `untilMs` (CLOCK_BOOTTIME) unless the lease is longer already. */
   extendLease(untilMs: number): void;
   /** Nothing leaves from now on; input is not touched. */
   dropLease(): void;
-
-  /** Lets everything through that is held or diverted, and from now on everything. Resolves with the frames that had been held. */
-  passAlone(): Promise<number>;
-
-  /** The VM stands still: from its RESUME on its output is held, in `epoch`. Input is diverted until {@link replayInput}. */
-  hold(epoch: number): Promise<ProxyEntry>;
-  /** The other host follows. Throws if the two data planes do not work together. */
-  replicaEntered(): Promise<void>;
-  /** What an earlier agent held or followed here is held or followed still, as was asked for when this was opened. */
-  readonly kept: boolean;
   /**
-   * Goes on where an earlier agent has left: everything stays held until the next {@link releaseCheckpoint}. Input is diverted
-   * until {@link replayInput}. `epoch` is the secondary's.
+   * Releases all frames that are held or diverted, and every later one. Resolves with the number of held
+   * frames.
    */
-  resume(epoch: number): Promise<void>;
-  /** Input waits from now on. Returns how many frames each interface's mirror has sent. */
+  passAlone(): Promise<number>;
+}
+
+/** The VM runs on this host and has a replica on the other one. */
+export interface PrimarySide {
+  /**
+   * The VM stands still: from its RESUME on its output is held, in `epoch`. Input is diverted, where there is
+   * an {@link InputBarrier}.
+   */
+  hold(epoch: number): Promise<ProxyEntry>;
+  /**
+   * The other host follows. Throws if the two data planes are not connected; absent where they need not be.
+   */
+  replicaEntered?(): Promise<void>;
+}
+
+/** The VM's replica is on this host. */
+export interface SecondarySide {
+  /** The primary has stopped for the switch-over: from now on the taps take the primary's input only. */
+  follow(entry: ProxyEntry): Promise<void>;
+  /**
+   * This host is the holder now; QEMU leaves COLO next. `inCheckpoint`: the VM stands still for one, of the
+   * newest epoch.
+   */
+  takeOver(inCheckpoint: boolean): Promise<void>;
+  /**
+   * QEMU has left COLO. `loaded`: undefined if it was in no checkpoint, else whether the VM has that one's
+   * state.
+   */
+  takenOver(loaded: boolean | undefined): Promise<void>;
+}
+
+/** Both VMs have consumed the same input when a checkpoint begins. */
+export interface InputBarrier {
+  /** On the primary. Input waits from now on. Returns how many frames each interface's mirror has sent. */
   divertInput(): number[];
-  /** Waits until the VM has read what was put into its taps, at most `timeoutMs`; false when the time was up. */
+  /**
+   * On the primary. Waits until the VM has read its taps' queues, at most `timeoutMs`; false when the time
+   * was up.
+   */
   drainInput(timeoutMs: number): Promise<boolean>;
-  /** A checkpoint is about to be asked for: newer frames are covered by it and not compared any more. */
+  /** On the primary. Replays diverted input and ends the diversion. Resolves with the number of frames. */
+  replayInput(): Promise<number>;
+  /**
+   * On the secondary. Waits until the VM has read what the mirrors had sent ({@link divertInput}); false if
+   * late.
+   */
+  drainMirrored(mirroredFrames: readonly number[], timeoutMs: number): Promise<boolean>;
+}
+
+/** The agent compares the two VMs' output, releases it, and takes the data plane through each checkpoint. */
+export interface Comparison {
+  /** A checkpoint is about to be asked for: it covers newer frames, which are not compared any more. */
   beginCheckpoint(): Promise<void>;
   /**
-   * The secondary runs with the state that the VM had at its STOP, in `epoch`. Releases what was held until then; resolves
-   * with the number of frames.
+   * The secondary runs with the state that the VM had at its STOP, in `epoch`. Releases the frames held until
+   * then; resolves with their number.
    *
    * @param stopNs QEMU's wall clock of the STOP event
    */
   releaseCheckpoint(stopNs: bigint, epoch: number): Promise<number>;
-  /** Puts diverted input back. Resolves with the number of frames. */
-  replayInput(): Promise<number>;
-  /** For a hand-over: waits until what the secondary had sent is released; resolves with the frames that were not. */
+  /**
+   * For a hand-over: waits until all frames of the secondary are released; resolves with the number that is
+   * not.
+   */
   settle(): Promise<number>;
 
-  /** Drops what an earlier life of the VM on this host left held or diverted. Resolves with the number of frames. */
+  /**
+   * On the secondary. Drops the frames that an earlier agent left held or diverted. Resolves with their
+   * number.
+   */
   discard(): Promise<number>;
-  /** The primary has stopped for the switch-over: from now on the taps take the primary's input only. */
-  follow(entry: ProxyEntry): Promise<void>;
-  /** By interface: what the primary's count of mirrored frames is ahead of this host's count of delivered ones. */
-  readonly mirrorBases: number[];
-  /** Goes on following where an earlier agent has left. */
-  followAgain(mirrorBases: readonly number[]): void;
-  /** Waits until the VM has read what the primary's mirrors had sent ({@link divertInput}); false when the time was up. */
-  drainMirrored(mirroredFrames: readonly number[], timeoutMs: number): Promise<boolean>;
-  /** The VM has stopped for a checkpoint: what it sends afterwards is of `epoch`, and no rewriting holds any more. */
+  /**
+   * On the secondary. The VM has stopped for a checkpoint: its later frames are of `epoch`, and rewriting
+   * ends.
+   */
   stopped(epoch: number): void;
-  /** The VM runs with the checkpoint's state. */
+  /** On the secondary. The VM runs with the checkpoint's state. */
   loaded(epoch: number): void;
-  /** From now on the VM's output waits here, for this host to be the one that lets it out. */
+  /** On the secondary. From now on the VM's output is held here, until this host has the lease. */
   succeed(): void;
-  /** This host is the VM's now; QEMU is about to be told. `inCheckpoint`: the VM stands still for one, of the newest epoch. */
-  takeOver(inCheckpoint: boolean): Promise<void>;
-  /** QEMU has left COLO. `loaded`: undefined if it was in no checkpoint, else whether the VM goes on from that one's state. */
-  takenOver(loaded: boolean | undefined): Promise<void>;
 
-  /** Frames lost so far on the way to the comparison or to the secondary, as seen in this role: each needs a checkpoint. */
+  /**
+   * Frames lost so far on the way to the comparer or to the secondary, in this role: each needs a checkpoint.
+   */
   lostFrames(role: "primary" | "secondary"): number;
   /** Forgets connections that have ended. */
   collectConnections(): void;
-  /** Empty for a data plane that does not count. */
   readings(): NicReading[];
+}
+
+/** A new agent takes over a protection that an earlier one left. */
+export interface Adoption {
+  /**
+   * The earlier agent's frames are held, or its replica followed, still: as was asked for when this was
+   * opened.
+   */
+  readonly kept: boolean;
+  /**
+   * On the primary. Everything stays held until the next {@link Comparison.releaseCheckpoint}, input diverted
+   * until {@link InputBarrier.replayInput}. `epoch` is the secondary's.
+   */
+  resume(epoch: number): Promise<void>;
+  /** On the secondary. The protection goes on with the mirror bases of the earlier agent. */
+  followAgain(mirrorBases: readonly number[]): void;
+  /** By interface: the primary's count of mirrored frames minus this host's count of delivered ones. */
+  readonly mirrorBases: number[];
+}
+
+export interface PacketProxy extends Gate, PrimarySide, SecondarySide {
+  readonly kind: ProxyKind;
+  /**
+   * The newest epoch this host's data plane has been in, also under an earlier agent if that is known; else
+   * 0.
+   */
+  readonly epoch: number;
+  readonly inputBarrier?: InputBarrier;
+  readonly comparison?: Comparison;
+  readonly adoption?: Adoption;
   /** Resolves when the data plane lives. */
   ping(): Promise<unknown>;
   /** Ends the agent's part; what holds packets stays, so that nothing unverified leaves without it. */
   close(): Promise<void>;
+}
+
+/** @throws Error for a data plane without {@link Adoption} */
+export function adoptionOf({ kind, adoption }: PacketProxy): Adoption {
+  if (adoption === undefined)
+    throw new Error(`the data plane "${kind}" keeps nothing that a new agent can adopt`);
+  return adoption;
+}
+
+/** @throws Error unless the primary's entry has as many interfaces as this host's VM */
+export function checkInterfaces(nics: ProxyEntry["nics"], own: number): void {
+  if (nics.length === own) return;
+  throw new Error(
+    `the primary's VM has ${nics.length} network interfaces and this host's ${own}: ` +
+      "write the same [[vm.nic]] tables, in the same order, on both hosts",
+  );
 }
 
 /** Sum of one of the BPF programs' counters over all interfaces. */

@@ -1,9 +1,11 @@
 /**
- * QEMU's own packet proxy as a VM's data plane: filters and colo-compare inside the two QEMUs (qemu_filters.ts), and a gate of
- * nftables at the taps (tap_gate.ts), which neither of them can open by itself. It needs no BPF; docs/proxies.md tells what it
- * does not do.
+ * QEMU's own packet proxy as a VM's data plane: filters and colo-compare inside the two QEMUs
+ * (qemu_filters.ts), and a gate of nftables at the taps (tap_gate.ts), which neither of them can open by
+ * itself. It needs no BPF; docs/proxies.md tells what it does not do.
  *
- * QEMU releases what a checkpoint covers and rewrites numbers by itself, so much of the interface has nothing to do here.
+ * QEMU compares, releases what a checkpoint covers and rewrites numbers by itself, so the optional parts of
+ * PacketProxy are not here. A new agent can adopt nothing: the notices that QEMU's comparer sent meanwhile
+ * are lost.
  */
 
 import type { Logger } from "../host/log.ts";
@@ -11,7 +13,7 @@ import type { QmpClient } from "../qmp/client.ts";
 import { type YankInstance, yank } from "../qmp/vm.ts";
 import { CompareNotices } from "./compare_notices.ts";
 import { tapFramesGiven } from "./devices.ts";
-import type { NicReading, PacketProxy, ProxyEntry, ProxyEvents } from "./proxy.ts";
+import { checkInterfaces, type PacketProxy, type ProxyEntry, type ProxyEvents } from "./proxy.ts";
 import {
   addPrimaryFilters,
   addSecondaryFilters,
@@ -30,7 +32,10 @@ import { TapGate } from "./tap_gate.ts";
 
 const CONNECT_TIMEOUT_MS = 2_000;
 const LET_GO_TIMEOUT_MS = 2_000;
-/** What was released is on its way through QEMU's sockets to the tap until the tap's count has stood still for so long. */
+/**
+ * What was released is on its way through QEMU's sockets to the tap until the tap's count has stood still for
+ * so long.
+ */
 const QUIET_MS = 5;
 const QUIET_LIMIT_MS = 500;
 const LOOK_INTERVAL_MS = 500;
@@ -54,8 +59,6 @@ export interface QemuProxyOptions {
 
 export class QemuProxy implements PacketProxy {
   readonly kind = "qemu";
-  /** What QEMU's comparison has told while no agent listened is lost. */
-  readonly kept = false;
   readonly epoch = 0;
   #notices: CompareNotices[] = [];
   #look: Timer | undefined;
@@ -111,62 +114,12 @@ export class QemuProxy implements PacketProxy {
     this.#look = setInterval(() => void this.#lookForPeer(), LOOK_INTERVAL_MS);
   }
 
-  divertInput(): number[] {
-    return [];
-  }
-
-  async drainInput(): Promise<boolean> {
-    return true;
-  }
-
-  async beginCheckpoint(): Promise<void> {}
-
-  async releaseCheckpoint(): Promise<number> {
-    return 0;
-  }
-
-  async replayInput(): Promise<number> {
-    return 0;
-  }
-
-  async settle(): Promise<number> {
-    return 0;
-  }
-
-  async discard(): Promise<number> {
-    return 0;
-  }
-
   async follow({ nics }: ProxyEntry): Promise<void> {
     const { nics: own, peerAddress } = this.options;
-    if (nics.length !== own.length) {
-      throw new Error(
-        `the primary's VM has ${nics.length} network interfaces and this host's ${own.length}: write the same [[vm.nic]] tables, in the same order, on both hosts`,
-      );
-    }
+    checkInterfaces(nics, own.length);
     this.#gated(() => this.gate.block());
     await addSecondaryFilters(this.#qmp, own, peerAddress);
   }
-
-  readonly mirrorBases = [];
-
-  followAgain(): void {
-    throw new Error("QEMU's proxy has nothing that another agent could go on with");
-  }
-
-  async resume(): Promise<void> {
-    throw new Error("QEMU's proxy has nothing that another agent could go on with");
-  }
-
-  async drainMirrored(): Promise<boolean> {
-    return true;
-  }
-
-  stopped(): void {}
-
-  loaded(): void {}
-
-  succeed(): void {}
 
   async takeOver(): Promise<void> {
     this.#gated(() => this.gate.letInput());
@@ -174,16 +127,6 @@ export class QemuProxy implements PacketProxy {
 
   async takenOver(): Promise<void> {
     await removeSecondaryFilters(this.#qmp, this.options.nics);
-  }
-
-  lostFrames(): number {
-    return 0;
-  }
-
-  collectConnections(): void {}
-
-  readings(): NicReading[] {
-    return [];
   }
 
   async ping(): Promise<void> {
@@ -204,7 +147,10 @@ export class QemuProxy implements PacketProxy {
     return this.options.qmp();
   }
 
-  /** A change that the kernel refuses is made up for by {@link ping}: until then the lease is not longer than it was. */
+  /**
+   * A change that the kernel refuses is made up for by {@link ping}: until then the lease is not longer than
+   * it was.
+   */
   #gated(change: () => void): void {
     try {
       change();
@@ -226,7 +172,10 @@ export class QemuProxy implements PacketProxy {
     for (const notices of this.#notices.splice(0)) notices.close();
   }
 
-  /** Lets go of what is held, in order, and takes away all but the rewriters. Returns the frames that left meanwhile. */
+  /**
+   * Lets go of what is held, in order, and takes away all but the rewriters. Returns the frames that left
+   * meanwhile.
+   */
   async #takeDown(): Promise<number> {
     const { nics, directory, log } = this.options;
     await this.#cutPeer();
@@ -269,7 +218,10 @@ export class QemuProxy implements PacketProxy {
     return this.options.nics.reduce((sum, { tap }) => sum + tapFramesGiven(tap), 0);
   }
 
-  /** Out of band: QEMU writes to a peer that hangs until it takes it, and does nothing else meanwhile (net/filter-mirror.c). */
+  /**
+   * Out of band: QEMU writes to a peer that hangs until it takes it, and does nothing else meanwhile
+   * (net/filter-mirror.c).
+   */
   async #cutPeer(): Promise<void> {
     const open = await this.#qmp.execute<Record<string, string>[]>("query-yank", undefined, { oob: true });
     const labels = new Set(peerChardevs(this.options.nics));

@@ -6,6 +6,7 @@ import { benchMachine, machineLine } from "../bench/machine.ts";
 import type { BenchContext, BenchName, BenchResult, BenchSkipped } from "../bench/result.ts";
 import { renderResults } from "../bench/table.ts";
 import { requireRoot } from "../host/root.ts";
+import { decimal, JSON_HELP, wholeNumber } from "./arguments.ts";
 import { benchAgainst } from "./bench_against.ts";
 import { type BenchOptions, wantedBy } from "./bench_options.ts";
 import { clearLine, progressLine } from "./bench_progress.ts";
@@ -16,24 +17,6 @@ const RUNS_MAX = 100;
 const REPETITIONS_MAX = 20;
 const WORSE_BY_DEFAULT = 5;
 const WORSE_BY_MAX = 1_000;
-
-function whole(max: number): (text: string) => number {
-  return (text) => {
-    const value = Number(text);
-    if (!/^\d+$/.test(text) || value < 1 || value > max) {
-      throw new InvalidArgumentError(`give a whole number from 1 to ${max}`);
-    }
-    return value;
-  };
-}
-
-function percent(text: string): number {
-  const value = Number(text);
-  if (!/^\d+(\.\d+)?$/.test(text) || value > WORSE_BY_MAX) {
-    throw new InvalidArgumentError(`give a number from 0 to ${WORSE_BY_MAX}`);
-  }
-  return value;
-}
 
 function pattern(text: string): RegExp {
   try {
@@ -48,36 +31,36 @@ export function benchCommand(): Command {
   const title = (name: BenchName) =>
     `  ${name.padEnd(12)}${BENCHES[name].title} (${BENCHES[name].minutes} min)`;
   return new Command("bench")
-    .description("measure speed and delay on this machine, beside QEMU's own proxy and the machine's limits")
-    .addArgument(new Argument("[names...]", "what to measure").choices([...names, "all"]).default(["all"]))
-    .option("--json", "the list of figures for machines")
-    .option("--quick", "see that it works: fewer cases and repetitions, no figures to quote")
+    .description("measure speed and delay beside QEMU's own proxy and this machine's limits (as root)")
+    .addArgument(new Argument("[names...]", "benchmarks to run").choices([...names, "all"]).default(["all"]))
+    .option("--json", JSON_HELP)
+    .option("--quick", "test the benchmarks: fewer cases and repetitions, no figures to quote")
     .option(
       "--runs <n>",
-      `repetitions (default ${RUNS_DEFAULT}, with --quick ${RUNS_QUICK}; fewer where VMs are started)`,
-      whole(RUNS_MAX),
+      `repetitions (default: ${RUNS_DEFAULT}, with --quick ${RUNS_QUICK}; fewer for benchmarks with VMs)`,
+      wholeNumber(1, RUNS_MAX),
     )
     .option("--only <pattern>", "cases whose name matches this regular expression", pattern)
     .option("--against <commit>", "run an older commit's benchmark in turn with this one and print ratios")
     .option(
       "--repetitions <n>",
-      "with --against: how often to run old, new, new, old",
-      whole(REPETITIONS_MAX),
+      "with --against: number of runs of old, new, new, old",
+      wholeNumber(1, REPETITIONS_MAX),
       1,
     )
     .option(
       "--worse-by <percent>",
-      "with --against: fail if a median is slower by more than that",
-      percent,
+      "with --against: fail if a median is slower by more than this percentage",
+      decimal(0, WORSE_BY_MAX, "percent"),
       WORSE_BY_DEFAULT,
     )
     .option("--uncommitted", "with --against: measure this checkout with its uncommitted changes")
     .addHelpText(
       "after",
       `\n${names.map(title).join("\n")}
-\nWith --against each of them takes four times as long for each repetition, and the older commit is built first.
-Exit status with --against: 0, or 1 if a median is worse or missing.
-Leave the machine alone meanwhile. docs/performance.md says what is measured and how.`,
+\nWith --against each benchmark takes four times as long for each repetition, and the older commit is built first.
+Exit status with --against: 1 if a median is worse or missing, else 0.
+Leave the machine alone during a run. docs/performance.md describes the method.`,
     )
     .action(async (given: (BenchName | "all")[], options: BenchOptions) => {
       requireRoot("run the benchmarks");

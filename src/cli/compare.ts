@@ -1,7 +1,7 @@
 /**
  * `colo-agent compare`: the comparer on two captures. Exit status as diff(1): 0 same, 1 different, 2 error.
  */
-import { Command, InvalidArgumentError } from "commander";
+import { Command } from "commander";
 import {
   compareCaptures,
   DIVERGENCES_DEFAULT,
@@ -9,6 +9,7 @@ import {
   WINDOW_MIB_MAX,
 } from "../capture/compare_captures.ts";
 import { renderReport } from "../capture/render.ts";
+import { collect, JSON_HELP, wholeNumber } from "./arguments.ts";
 
 const EXIT_DIFFERENT = 1;
 const EXIT_ERROR = 2;
@@ -23,34 +24,22 @@ interface CompareOptions {
   json?: boolean;
 }
 
-function integer(min: number, max: number): (text: string) => number {
-  return (text) => {
-    const value = Number(text);
-    if (!/^\d+$/.test(text) || value < min || value > max) {
-      throw new InvalidArgumentError(`give a whole number from ${min} to ${max}`);
-    }
-    return value;
-  };
-}
-
 export function compareCommand(): Command {
   return new Command("compare")
-    .description(
-      "compare what two captures (pcap or pcapng) have recorded, as the agent does with live frames",
-    )
+    .description("compare two captures (pcap or pcapng) by the rules for live frames")
     .argument("<primary>", "capture of the primary VM's traffic")
-    .argument("<secondary>", "capture of the secondary VM's")
-    .option("--guest <address>", "compare only what this IP address sends (repeatable)", collect)
-    .option("--passthrough <rule>", "leave out these flows, e.g. 'udp port 123' (repeatable)", collect)
+    .argument("<secondary>", "capture of the secondary VM's traffic")
+    .option("--guest <address>", "compare only frames from this IP address (repeatable)", collect)
+    .option("--passthrough <rule>", "leave out flows, e.g. 'udp port 123' (repeatable)", collect)
     .option("--ignore <rule>", "leave out bytes, e.g. 'udp port 53 bytes 0-1' (repeatable)", collect)
     .option(
       "--window <MiB>",
-      "memory for frames that wait, on each side",
-      integer(1, WINDOW_MIB_MAX),
+      "memory for waiting frames of each side, in MiB",
+      wholeNumber(1, WINDOW_MIB_MAX, "MiB"),
       WINDOW_MIB_DEFAULT,
     )
-    .option("--limit <n>", "divergences shown", integer(0, LIMIT_MAX), DIVERGENCES_DEFAULT)
-    .option("--json", "for machines")
+    .option("--limit <n>", "number of divergences shown", wholeNumber(0, LIMIT_MAX), DIVERGENCES_DEFAULT)
+    .option("--json", JSON_HELP)
     .addHelpText("after", "\nExit status: 0 same, 1 different, 2 error.")
     .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : EXIT_ERROR))
     .action((primary: string, secondary: string, options: CompareOptions) => {
@@ -72,8 +61,4 @@ export function compareCommand(): Command {
         process.exitCode = EXIT_ERROR;
       }
     });
-}
-
-function collect(value: string, previous: string[] = []): string[] {
-  return [...previous, value];
 }

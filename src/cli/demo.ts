@@ -16,9 +16,9 @@ interface DemoOptions {
 
 export function demoCommand(): Command {
   return new Command("demo")
-    .description("watch a VM survive: a client keeps one TCP connection while a host is killed")
-    .addOption(new Option("--only <loss...>", "some of the losses only").choices(Object.keys(LOSSES)))
-    .option("--json", "the summary for machines")
+    .description("show a VM's survival: a client keeps one TCP connection while a host is killed (as root)")
+    .addOption(new Option("--only <loss...>", "make only these losses").choices(Object.keys(LOSSES)))
+    .option("--json", "print the summary as JSON")
     .action(async (options: DemoOptions) => {
       requireRoot("run the demo");
       const losses = options.only ?? (Object.keys(LOSSES) as LossName[]);

@@ -1,7 +1,7 @@
-/** `colo-agent divergences`: what an agent has kept of the divergences of its VMs. */
+/** `colo-agent divergences`: the divergences that an agent has stored. */
 import { writeFileSync } from "node:fs";
 import Table from "cli-table3";
-import { Command, InvalidArgumentError, Option } from "commander";
+import { Command, Option } from "commander";
 import { type Divergences, divergencesOfAgent, divergencesOfDatabase } from "../divergence/client.ts";
 import { milliseconds } from "../divergence/explain.ts";
 import { recordToJson } from "../divergence/json.ts";
@@ -14,8 +14,10 @@ import {
   type TopBy,
   type TopEntry,
 } from "../divergence/record.ts";
+import { API_DEFAULT, API_HELP, JSON_HELP, wholeNumber } from "./arguments.ts";
 
 const LIST_SHOWN_DEFAULT = 20;
+const NONE_STORED = "no divergence is stored";
 
 /** Options that `divergences` and `explain` share. */
 export interface SourceOptions {
@@ -35,14 +37,10 @@ interface ListCommandOptions extends SourceOptions {
 /** Adds them. */
 export function withSourceOptions(command: Command): Command {
   return command
-    .option(
-      "--api <url>",
-      "the agent's HTTP interface: http://ADDRESS:PORT, or unix:/PATH",
-      "http://127.0.0.1:7401",
-    )
-    .addOption(new Option("--database <file>", "read the agent's database instead").conflicts("api"))
+    .option("--api <url>", API_HELP, API_DEFAULT)
+    .addOption(new Option("--database <file>", "read the agent's database file instead").conflicts("api"))
     .option("--redact", "hide payload: show headers and lengths only")
-    .option("--json", "for machines")
+    .option("--json", JSON_HELP)
     .option("--pcapng <file>", "write the frames to a capture file for Wireshark or tcpdump");
 }
 
@@ -78,18 +76,20 @@ export function exportPcapng(file: string, records: readonly DivergenceRecord[])
 }
 
 export function divergencesCommand(): Command {
-  const command = new Command("divergences").description(
-    "list the divergences that an agent has kept (newest first)",
-  );
+  const command = new Command("divergences").description("list an agent's stored divergences, newest first");
   return withSourceOptions(command)
-    .option("--vm <name>", "of this VM only")
-    .option("--limit <n>", `how many [${LIST_SHOWN_DEFAULT}; --top: ${TOP_LIMIT_DEFAULT}]`, parseLimit)
+    .option("--vm <name>", "only this VM's")
+    .option(
+      "--limit <n>",
+      `number shown (default: ${LIST_SHOWN_DEFAULT}, with --top ${TOP_LIMIT_DEFAULT})`,
+      wholeNumber(1, LIST_LIMIT_MAX),
+    )
     .addOption(
-      new Option("--top <by>", "rank what diverges most, over all that is kept")
+      new Option("--top <by>", "rank all stored divergences by frequency")
         .choices(TOP_BY)
         .conflicts("pcapng"),
     )
-    .addHelpText("after", "\nOne of them in words: colo-agent explain ID")
+    .addHelpText("after", "\n`colo-agent explain ID` explains one of them.")
     .action((options: ListCommandOptions) => withDivergences(options, (source) => show(source, options)));
 }
 
@@ -115,7 +115,7 @@ function print(output: string | object): void {
 }
 
 function listTable(records: readonly DivergenceRecord[]): string {
-  if (records.length === 0) return "no divergence is kept";
+  if (records.length === 0) return NONE_STORED;
   const table = new Table({
     head: ["id", "time (UTC)", "vm", "class", "flow", "seen", "waited", "VM stopped", "done"],
     style: { head: [], border: [] },
@@ -135,11 +135,11 @@ function listTable(records: readonly DivergenceRecord[]): string {
   }
   const crowdedOut = records.reduce((sum, record) => sum + record.crowdedOut, 0);
   if (crowdedOut === 0) return table.toString();
-  return `${table.toString()}\n${crowdedOut} more came in the same seconds and were counted only`;
+  return `${table.toString()}\n${crowdedOut} more in these seconds were counted but not stored`;
 }
 
 function topTable(by: TopBy, entries: readonly TopEntry[]): string {
-  if (entries.length === 0) return "no divergence is kept";
+  if (entries.length === 0) return NONE_STORED;
   const table = new Table({
     head: [by, "divergences", "checkpoints", "VM stopped", "newest (UTC)"],
     style: { head: [], border: [] },
@@ -158,12 +158,4 @@ function topTable(by: TopBy, entries: readonly TopEntry[]): string {
 
 function time(ms: number): string {
   return new Date(ms).toISOString().replace("T", " ").replace("Z", "");
-}
-
-function parseLimit(text: string): number {
-  const value = Number(text);
-  if (!/^\d+$/.test(text) || value < 1 || value > LIST_LIMIT_MAX) {
-    throw new InvalidArgumentError(`give a whole number from 1 to ${LIST_LIMIT_MAX}`);
-  }
-  return value;
 }

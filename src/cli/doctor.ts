@@ -1,4 +1,4 @@
-/** `colo-agent doctor`: whether this machine can protect VMs, found out by trying. */
+/** `colo-agent doctor`: tests whether this machine can protect VMs. */
 import { Command, InvalidArgumentError } from "commander";
 import pc from "picocolors";
 import { loadConfig } from "../config/load.ts";
@@ -6,15 +6,16 @@ import { examine, GROUPS } from "../doctor/doctor.ts";
 import { count, renderResults } from "../doctor/render.ts";
 import { requireRoot } from "../host/root.ts";
 import { VERSION } from "../host/version.ts";
+import { JSON_HELP } from "./arguments.ts";
 
 interface DoctorCommandOptions {
   config?: string;
   qemu?: string;
   json?: boolean;
-  skip: string[];
+  skip?: string[];
 }
 
-function group(name: string, before: string[]): string[] {
+function group(name: string, before: string[] = []): string[] {
   if (!GROUPS.some((one) => one.name === name))
     throw new InvalidArgumentError(`the groups are ${GROUPS.map((one) => one.name).join(", ")}`);
   return [...before, name];
@@ -22,17 +23,17 @@ function group(name: string, before: string[]): string[] {
 
 export function doctorCommand(): Command {
   return new Command("doctor")
-    .description("say whether this machine can protect VMs, and what to do where it cannot (as root)")
-    .option("-c, --config <file>", "also check what this configuration names, e.g. /etc/colo-agent.toml")
+    .description("test whether this machine can protect VMs, and say how to mend it (as root)")
+    .option("-c, --config <file>", "also test everything in this configuration, e.g. /etc/colo-agent.toml")
     .option(
       "--qemu <program>",
-      "the qemu-system-x86_64 to try (default: that of the configuration's first [vm.qemu], else the machine's own)",
+      "the qemu-system-x86_64 to test (default: the first [vm.qemu] of the configuration, else the machine's own)",
     )
-    .option("--json", "for machines")
-    .option("--skip <group...>", "leave these groups out", group, [])
+    .option("--json", JSON_HELP)
+    .option("--skip <group...>", "skip these groups", group)
     .addHelpText(
       "after",
-      `\nGroups: ${GROUPS.map(({ name }) => name).join(", ")}.\nExit status: 0, also with warnings; 1 if a check fails.`,
+      `\nGroups: ${GROUPS.map(({ name }) => name).join(", ")}.\nExit status: 1 if a check fails, else 0, also with warnings.`,
     )
     .action(async (options: DoctorCommandOptions) => {
       requireRoot("run the doctor");
@@ -41,7 +42,7 @@ export function doctorCommand(): Command {
       const results = await examine({
         config,
         qemu: options.qemu,
-        skip: options.skip,
+        skip: options.skip ?? [],
         onResult: ({ title, subject }) => {
           if (onTerminal) process.stderr.write(`\r\x1b[K${pc.dim(subject ? `${title}: ${subject}` : title)}`);
         },

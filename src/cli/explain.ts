@@ -1,14 +1,15 @@
-/** `colo-agent explain`: one divergence in words. */
-import { Command, InvalidArgumentError } from "commander";
+/** `colo-agent explain`: one divergence in sentences. */
+import { Command } from "commander";
 import picocolors from "picocolors";
 import { explain, explanationOf } from "../divergence/explain.ts";
 import { recordToJson } from "../divergence/json.ts";
+import { wholeNumber } from "./arguments.ts";
 import { exportPcapng, type SourceOptions, withDivergences, withSourceOptions } from "./divergences.ts";
 
 export function explainCommand(): Command {
   const command = new Command("explain")
-    .description("say what happened in a divergence, what it cost and what can be done")
-    .argument("<id>", "its number, as `colo-agent divergences` lists it", parseId);
+    .description("explain a divergence: the difference, its cost and the possible actions")
+    .argument("<id>", "id in the list of `colo-agent divergences`", wholeNumber(1, Number.MAX_SAFE_INTEGER));
   return withSourceOptions(command).action((id: number, options: SourceOptions) =>
     withDivergences(options, async (source) => {
       const record = await source.get(id);
@@ -22,10 +23,4 @@ export function explainCommand(): Command {
       process.stdout.write(explain(record, { color }));
     }),
   );
-}
-
-function parseId(text: string): number {
-  const id = Number(text);
-  if (!/^\d{1,15}$/.test(text) || id < 1) throw new InvalidArgumentError("give a whole number of 1 or more");
-  return id;
 }

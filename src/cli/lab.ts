@@ -1,9 +1,10 @@
-/** `colo-agent lab up|down|status`: the two-host lab, by hand. */
+/** `colo-agent lab up|down|status`: the lab of two hosts on this machine. */
 import Table from "cli-table3";
-import { Command, InvalidArgumentError } from "commander";
+import { Command, Option } from "commander";
 import pc from "picocolors";
 import { requireRoot } from "../host/root.ts";
 import { Lab, type LabReport } from "../lab/lab.ts";
+import { JSON_HELP, wholeNumber } from "./arguments.ts";
 
 interface UpOptions {
   name: string;
@@ -12,33 +13,29 @@ interface UpOptions {
   initrd?: string;
   append?: string;
   memory: number;
-  proxy: string;
-}
-
-function memory(text: string): number {
-  const mib = Number(text);
-  if (!Number.isInteger(mib) || mib < 64 || mib > 65536) {
-    throw new InvalidArgumentError("give whole MiB from 64 to 65536");
-  }
-  return mib;
+  proxy: "agent" | "none";
 }
 
 export function labCommand(): Command {
-  const lab = new Command("lab").description("the two-host lab on this machine, in network namespaces");
+  const lab = new Command("lab").description("run a lab of two hosts in network namespaces of this machine");
   lab
     .command("up")
-    .description("start it; returns when the VM is protected")
-    .option("--name <name>", "several labs can be up side by side", "lab")
-    .option("--kernel <file>", "another guest's kernel")
-    .option("--initrd <file>", "its initramfs")
-    .option("--append <args>", "its kernel command line (added to, for the lab's own guest)")
-    .option("--memory <MiB>", "memory of the guest", memory, 256)
-    .option("--proxy <kind>", "agent, or none for one unprotected VM", "agent")
-    .option("--json", "for machines")
+    .description("start the lab and wait until its VM is protected (as root)")
+    .option("--name <name>", "name of the lab; several labs can run at the same time", "lab")
+    .option("--kernel <file>", "kernel of another guest")
+    .option("--initrd <file>", "initramfs of that guest")
+    .option("--append <args>", "kernel command line of that guest; added to the lab's own guest's")
+    .option("--memory <MiB>", "memory of the guest, in MiB", wholeNumber(64, 65_536, "MiB"), 256)
+    .addOption(
+      new Option("--proxy <kind>", "agent: a protected VM; none: one unprotected VM")
+        .choices(["agent", "none"])
+        .default("agent"),
+    )
+    .option("--json", JSON_HELP)
     .action(async (options: UpOptions) => {
       requireRoot("start the lab");
       const { proxy } = options;
-      if (proxy !== "agent" && proxy !== "none") throw new Error(`--proxy ${proxy}: must be agent or none`);
+
       if (options.initrd !== undefined && options.kernel === undefined)
         throw new Error("--initrd needs --kernel");
       const started = performance.now();
@@ -62,20 +59,20 @@ export function labCommand(): Command {
     });
   lab
     .command("status")
-    .description("show it as it stands now")
-    .option("--name <name>", "which lab", "lab")
-    .option("--json", "for machines")
+    .description("show the lab's processes and whether its VM is protected")
+    .option("--name <name>", "name of the lab", "lab")
+    .option("--json", JSON_HELP)
     .action(async (options: { name: string; json?: boolean }) => {
       print(await Lab.open(options.name).report(), options.json);
     });
   lab
     .command("down")
-    .description("take it down, also what a crash left behind")
-    .option("--name <name>", "which lab", "lab")
+    .description("remove the lab, also the remains of a crashed one (as root)")
+    .option("--name <name>", "name of the lab", "lab")
     .action(async (options: { name: string }) => {
-      requireRoot("take the lab down");
+      requireRoot("remove the lab");
       const found = await Lab.down(options.name);
-      process.stdout.write(found ? "the lab is down\n" : "there was no lab\n");
+      process.stdout.write(found ? `lab ${options.name} is down\n` : `there is no lab ${options.name}\n`);
     });
   return lab;
 }
@@ -108,9 +105,9 @@ function print(report: LabReport, json: boolean | undefined): void {
 function hints(report: LabReport, name: string): void {
   const inClient = `ip netns exec ${report.client.netns}`;
   process.stdout.write(`
-  ${inClient} ping ${report.guest.ipv4 ?? "ADDRESS"}          talk to the guest
+  ${inClient} ping ${report.guest.ipv4 ?? "ADDRESS"}          reach the guest
   kill -9 ${report.hosts[0]?.qemu_pid ?? "QEMU"} ${report.hosts[0]?.agent_pid ?? ""}          lose the primary host
-  colo-agent lab status --name ${name}          see who is in charge
+  colo-agent lab status --name ${name}          see who runs the VM
   colo-agent lab down --name ${name}
 `);
 }

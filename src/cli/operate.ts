@@ -1,31 +1,35 @@
-/** `colo-agent failover | unprotect | pause | protect | promote | start | stop | tune | restart`: what an administrator can ask of a running agent. */
-import { Command, InvalidArgumentError } from "commander";
+/** `colo-agent failover | unprotect | pause | protect | promote | start | stop | tune | restart`: commands to a running agent. */
+import { Command } from "commander";
 import type { OperatorCommand, VmStatus } from "../api/status.ts";
+import { decimal, wholeNumber } from "./arguments.ts";
 
 const SOCKET = "/run/colo-agent.sock";
-const SOCKET_HELP = "the agent's socket (agent.socket in its configuration)";
+const SOCKET_HELP = "the agent's unix socket, agent.socket of its configuration";
+const VM_HELP = "name of the VM in the configuration";
 const TIMEOUT_MS = 10_000;
 const POLL_MS = 200;
+const WEEK_MINUTES = 7 * 24 * 60;
+const DAY_SECONDS = 24 * 3600;
 
 export function operatorCommands(): Command[] {
   return [
-    operator("failover", "hand the VM over to the other host, with nothing lost"),
-    operator("unprotect", "end the VM's protection in an orderly way, until `protect`"),
-    operator("pause", "end the VM's protection for a while").option(
+    operator("failover", "hand the VM over to the other host without losing a frame"),
+    operator("unprotect", "end the VM's protection until `protect`"),
+    operator("pause", "end the VM's protection for a time").option(
       "--for <minutes>",
-      "how long; without it until `protect`",
-      minutes,
+      "minutes, at most a week (default: until `protect`)",
+      decimal(0.01, WEEK_MINUTES, "minutes"),
     ),
     operator("protect", "protect the VM again after `unprotect` or `pause`"),
-    operator("promote", "without an arbiter: make this host's replica the VM").option(
+    operator("promote", "without an arbiter: run the VM from this host's replica").option(
       "--peer-is-down",
-      "you have seen to it that the other host does not run the VM any more",
+      "confirm that the other host no longer runs the VM",
     ),
-    operator("start", "start a VM that was shut down, or that the other host does not take over"),
+    operator("start", "boot a VM that is off, or that the other host does not take over"),
     operator("stop", "shut the VM down on both hosts; it stays off until `start`").option(
       "--timeout <seconds>",
-      "what the guest gets to shut itself down; then its QEMU is ended",
-      seconds,
+      "seconds for the guest's own shutdown; then its QEMU is ended",
+      decimal(0, DAY_SECONDS, "seconds"),
       60,
     ),
     tune(),
@@ -35,7 +39,7 @@ export function operatorCommands(): Command[] {
 
 function restart(): Command {
   return new Command("restart")
-    .description("end this host's agent, for its service manager to start it again; protection goes on")
+    .description("end this host's agent so that its service manager starts it again; protection continues")
     .option("--socket <path>", SOCKET_HELP, SOCKET)
     .action(async ({ socket }: { socket: string }) => {
       process.stdout.write(`${await post(socket, "/v1/restart")}\n`);
@@ -44,13 +48,13 @@ function restart(): Command {
 
 function tune(): Command {
   return new Command("tune")
-    .description("change what may be changed while a VM runs, until the agent's end")
-    .argument("<vm>", "the VM's name in the configuration")
-    .option("--period-ms <n>", "longest time between two checkpoints", wholeNumber)
+    .description("change settings of a running VM until the agent ends")
+    .argument("<vm>", VM_HELP)
+    .option("--period-ms <n>", "longest time between two checkpoints, in ms", anyNumber)
     .option(
       "--resync-bytes-per-second <n>",
-      "limit of the copy of the disks to a replica; 0: none",
-      wholeNumber,
+      "limit of the copy of the disks to a replica, in bytes/s; 0: no limit",
+      anyNumber,
     )
     .option("--socket <path>", SOCKET_HELP, SOCKET)
     .action(
@@ -64,18 +68,21 @@ function tune(): Command {
     );
 }
 
+/** The agent knows the range. */
+const anyNumber = wholeNumber(0, Number.MAX_SAFE_INTEGER);
+
 type Word = OperatorCommand | "start" | "stop";
 
 function operator(name: Word, description: string): Command {
   return new Command(name)
     .description(description)
-    .argument("<vm>", "the VM's name in the configuration")
+    .argument("<vm>", VM_HELP)
     .option("--socket <path>", SOCKET_HELP, SOCKET)
     .action(
       async (vm: string, options: { socket: string; for?: number; peerIsDown?: true; timeout?: number }) => {
         if (name === "promote" && options.peerIsDown !== true) {
           throw new Error(
-            "two hosts that run the same VM ruin its disk and its connections: make sure that the other one is off, then add --peer-is-down",
+            "two hosts that run the same VM destroy its disk and its connections: make sure that the other host is off, then add --peer-is-down",
           );
         }
         const { socket, timeout } = options;
@@ -103,7 +110,7 @@ async function untilOff(socket: string, vm: string, limitMs: number): Promise<st
     const { vms } = (await response.json()) as { vms: VmStatus[] };
     const status = vms.find(({ name }) => name === vm);
     if (status?.off) return status.words.now;
-    if (performance.now() > deadline) throw new Error(`VM ${vm} is not off: ${status?.words.now}`);
+    if (performance.now() > deadline) throw new Error(`VM ${vm} is still running: ${status?.words.now}`);
     await Bun.sleep(POLL_MS);
   }
 }
@@ -117,32 +124,10 @@ async function post(socket: string, path: string): Promise<string> {
     body = (await response.json()) as typeof body;
   } catch (error) {
     throw new Error(
-      `no agent answers on ${socket}: ${(error as Error).message}; give its socket with --socket, and run this as root on its host`,
+      `no agent answers on ${socket}: ${(error as Error).message}; run this as root on the agent's host, with --socket if agent.socket differs`,
       { cause: error },
     );
   }
   if (!response.ok) throw new Error(body.error ?? `the agent answered ${response.status}`);
   return body.now ?? "done";
-}
-
-function minutes(text: string): number {
-  const value = Number(text);
-  if (!(value > 0 && value <= 7 * 24 * 60)) {
-    throw new InvalidArgumentError("must be a number of minutes, at most a week");
-  }
-  return value;
-}
-
-function seconds(text: string): number {
-  const value = Number(text);
-  if (!(value >= 0 && value <= 24 * 3600)) {
-    throw new InvalidArgumentError("must be a number of seconds, at most a day");
-  }
-  return value;
-}
-
-function wholeNumber(text: string): number {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < 0) throw new InvalidArgumentError("must be a whole number");
-  return value;
 }

@@ -1,4 +1,4 @@
-/** `colo-agent run`: the agent of this host, until it is told to end. */
+/** `colo-agent run`: the agent of this host, until a signal or `colo-agent restart` ends it. */
 import { Command } from "commander";
 import { HostAgent } from "../agent/agent.ts";
 import { openFence } from "../agent/fence.ts";
@@ -14,16 +14,17 @@ const ANSWER_MS = 50;
 
 export function runCommand(): Command {
   return new Command("run")
-    .description("run the agent of this host (as root)")
+    .description("run this host's agent (as root)")
     .option("-c, --config <file>", "configuration file", "/etc/colo-agent.toml")
-    .option("--check", "check the configuration file and end")
+    .option("--check", "only check the configuration file and its certificates")
     .action(async (options: { config: string; check?: boolean }) => {
       const config = await loadConfig(options.config);
       if (options.check) {
         await openArbiter(config.arbiter, agentPair(config), createLogger("warn"));
         openFence(config.fence);
         if (config.tls !== undefined) checkStreamTls(config.tls.directory, config.agent.name);
-        process.stdout.write(`${options.config}: good; ${config.vm.length} VM(s)\n`);
+        const vms = config.vm.length;
+        process.stdout.write(`${options.config}: OK, ${vms} VM${vms === 1 ? "" : "s"}\n`);
         return;
       }
       requireRoot("run the agent");
@@ -37,8 +38,8 @@ export function runCommand(): Command {
         });
       }
       void agent.restartWanted.then(() => {
-        log.info("ending, to be started again");
-        setTimeout(end, ANSWER_MS); // the answer to whoever has asked for it
+        log.info("ending for a restart");
+        setTimeout(end, ANSWER_MS); // lets the command's answer leave first
       });
     });
 }

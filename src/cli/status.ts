@@ -1,8 +1,9 @@
-/** `colo-agent status`: what an agent says of its VMs. */
+/** `colo-agent status`: the VMs of an agent, as a table and in sentences. */
 import Table from "cli-table3";
 import { Command } from "commander";
 import type { VmStatus } from "../api/status.ts";
 import type { ResyncReading } from "../storage/resync_progress.ts";
+import { API_DEFAULT, JSON_HELP } from "./arguments.ts";
 
 interface AgentStatus {
   agent: string;
@@ -13,9 +14,9 @@ interface AgentStatus {
 
 export function statusCommand(): Command {
   return new Command("status")
-    .description("show the VMs of a running agent")
-    .option("--api <url>", "the agent's HTTP interface", "http://127.0.0.1:7401")
-    .option("--json", "for machines")
+    .description("show the VMs of an agent: who runs each, since when, why, and who would take over")
+    .option("--api <url>", "the agent's HTTP interface, http://ADDRESS:PORT", API_DEFAULT)
+    .option("--json", JSON_HELP)
     .action(async (options: { api: string; json?: boolean }) => {
       let status: AgentStatus;
       try {
@@ -24,7 +25,10 @@ export function statusCommand(): Command {
         });
         status = (await response.json()) as AgentStatus;
       } catch (error) {
-        throw new Error(`no agent answers at ${options.api}: ${(error as Error).message}`, { cause: error });
+        throw new Error(
+          `no agent answers at ${options.api}: ${(error as Error).message}; give the address of agent.api with --api`,
+          { cause: error },
+        );
       }
       if (options.json) {
         process.stdout.write(`${JSON.stringify(status, undefined, 2)}\n`);

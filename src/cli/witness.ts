@@ -7,14 +7,17 @@ import { createLogger } from "../host/log.ts";
 
 export function witnessCommand(): Command {
   return new Command("witness")
-    .description("run the witness that decides who may send (on a third host)")
-    .option("-c, --config <file>", "TOML file with the same settings; the command line counts more")
-    .option("--listen <address:port>", "where to listen [0.0.0.0:7300]")
-    .option("--directory <path>", "where the records are kept [/var/lib/colo-agent/witness]")
-    .option("--tls-ca <file>", "CA of the site")
-    .option("--tls-certificate <file>", "this witness's certificate")
-    .option("--tls-key <file>", "its key")
-    .option("--insecure", "plain HTTP to other machines: whoever reaches it can take VMs over")
+    .description("run the witness, the arbiter on a third host that decides who may send")
+    .option("-c, --config <file>", "TOML file with the same settings; the command line has priority")
+    .option("--listen <address:port>", "address to listen on (default: 0.0.0.0:7300)")
+    .option("--directory <path>", "directory of the records (default: /var/lib/colo-agent/witness)")
+    .option("--tls-ca <file>", "PEM file of the site's CA")
+    .option("--tls-certificate <file>", "PEM file of the witness's certificate")
+    .option("--tls-key <file>", "PEM file of the certificate's key")
+    .option(
+      "--insecure",
+      "allow plain HTTP to other machines: anybody who reaches the address can take VMs over",
+    )
     .action(async (flags: WitnessFlags) => {
       const settings = await loadWitnessSettings(flags);
       const log = createLogger(settings.log_level);
@@ -28,7 +31,7 @@ export function witnessCommand(): Command {
         tls: tls !== undefined,
       });
       if (tls === undefined) {
-        log.warn("NO TLS: whoever reaches this address can take the VMs over", { listen: witness.host });
+        log.warn("NO TLS: anybody who reaches this address can take the VMs over", { listen: witness.host });
       }
       for (const signal of ["SIGTERM", "SIGINT"] as const) {
         process.once(signal, () => void witness.close().finally(() => process.exit(0)));

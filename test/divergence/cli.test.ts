@@ -114,7 +114,9 @@ describe("divergences", () => {
     const { divergences } = JSON.parse(out);
     expect(divergences).toHaveLength(1);
     expect(divergences[0]).toMatchObject({ id: 2, vm: "db1" });
-    expect(await run("divergences", "--api", api, "--vm", "nobody")).toEqual(good("no divergence is kept\n"));
+    expect(await run("divergences", "--api", api, "--vm", "nobody")).toEqual(
+      good("no divergence is stored\n"),
+    );
   });
 
   test("ranks", async () => {
@@ -181,8 +183,8 @@ describe("what is wrong is said in a sentence, with exit status 1", () => {
       () => ["explain", "77", "--database", store.path],
       /^colo-agent: divergence 77 is not in .*divergences.db\n$/,
     ],
-    ["no number", () => ["explain", "first"], /give a whole number of 1 or more/],
-    ["number zero", () => ["explain", "0"], /give a whole number of 1 or more/],
+    ["no number", () => ["explain", "first"], /give a whole number, at least 1/],
+    ["number zero", () => ["explain", "0"], /give a whole number, at least 1/],
     ["no agent", () => ["divergences", "--api", nowhere], /^colo-agent: no agent answers at http:\/\/127/],
     [
       "no agent at a socket",

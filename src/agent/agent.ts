@@ -18,7 +18,7 @@ import { ClientPath } from "./client_path.ts";
 import { PeerClient, PeerServer, PeerUnreachableError } from "./control_channel.ts";
 import { openFence } from "./fence.ts";
 import { VmKeeper } from "./keeper.ts";
-import { AgentMetrics } from "./metrics.ts";
+import { AgentMetrics } from "./metrics/agent_metrics.ts";
 import {
   type HeartbeatAnswer,
   type HeartbeatRequest,

@@ -15,14 +15,17 @@ import type { InputBarrier, PacketProxy } from "../proxy/proxy.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import type { Tuning } from "./tuning.ts";
 
-export type CheckpointCause =
-  | "prime"
-  | "restart"
-  | "periodic"
-  | "divergence"
-  | "missing"
-  | "overflow"
-  | "requested";
+/** What a checkpoint can be made for; docs/metrics.md explains each. */
+export const CHECKPOINT_CAUSES = [
+  "prime",
+  "restart",
+  "periodic",
+  "divergence",
+  "missing",
+  "overflow",
+  "requested",
+] as const;
+export type CheckpointCause = (typeof CHECKPOINT_CAUSES)[number];
 
 export interface CheckpointReport {
   cause: CheckpointCause;

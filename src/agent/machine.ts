@@ -9,7 +9,7 @@ import type { PacketProxy } from "../proxy/proxy.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import type { StreamTls } from "../qmp/tls.ts";
 import type { ReplicaImages, ReplicaMarker } from "../storage/replica_marker.ts";
-import type { VmMetrics } from "./metrics.ts";
+import type { VmMetrics } from "./metrics/agent_metrics.ts";
 import type { Peer, SecondaryAddresses } from "./peer_api.ts";
 import type { Tuning } from "./tuning.ts";
 

@@ -257,7 +257,7 @@ export class Primary {
 
   diverged(divergence: ReportedDivergence, epoch: number): void {
     const { metrics, divergences, log } = this.#machine;
-    metrics.divergences.inc({ class: divergence.class });
+    metrics.diverged(divergence.class);
     const id = divergences.diverged(divergence, epoch);
     log.debug("divergence", {
       id,
@@ -280,7 +280,7 @@ export class Primary {
   /** As {@link diverged}, where nothing more is known. */
   differed(tap: string): void {
     const { metrics, log } = this.#machine;
-    metrics.divergences.inc({ class: "seen_by_qemu" });
+    metrics.diverged("seen_by_qemu");
     log.debug("QEMU's comparison asks for a checkpoint", { tap });
     this.#checkpoints?.request("divergence");
   }
@@ -335,7 +335,7 @@ export class Primary {
           }
         },
         onReport: (report) => {
-          machine.metrics.observeCheckpoint(report);
+          machine.metrics.checkpointCompleted(report);
           machine.divergences.checkpointed(report);
           this.#bitmaps?.checkpointed(
             report.epoch,

@@ -32,7 +32,7 @@ import type { ReplicaMarker } from "../storage/replica_marker.ts";
 import type { Fence } from "./fence.ts";
 import type { ReplicaAtRest } from "./life_memory.ts";
 import type { Machine } from "./machine.ts";
-import type { AgentMetrics } from "./metrics.ts";
+import type { AgentMetrics } from "./metrics/agent_metrics.ts";
 import { openProxy } from "./open_proxy.ts";
 import type { Peer, SecondaryAddresses } from "./peer_api.ts";
 import { Primary, type ProtectionError } from "./primary.ts";
@@ -491,8 +491,7 @@ export class VmAgent {
       before.phase === "taking_over" ? "secondary" : before.phase === "going_alone" ? "primary" : undefined;
     if (survivor === undefined) return;
     const tookMs = bootMs() - (before.claim?.sinceMs ?? before.sinceMs);
-    metrics.failovers.inc({ survivor });
-    metrics.failoverSeconds.observe(tookMs / 1000);
+    metrics.failedOver(survivor, tookMs / 1000);
     log.info("failover", { survivor, tookMs, reason: after.reason });
   }
 

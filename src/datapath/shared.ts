@@ -134,6 +134,13 @@ export class SharedBlock {
     return this.stats[STAT_INDEX[name]]!;
   }
 
+  /** A block of its own with the numbers of this moment. */
+  copy(): SharedBlock {
+    const copy = new SharedBlock();
+    copy.stats.set(this.stats);
+    return copy;
+  }
+
   /** Frames per bucket, not cumulated; the last entry counts those above every bound. */
   holdBuckets(): number[] {
     return Array.from(this.stats.subarray(HISTOGRAM_START, STATS_LENGTH));
@@ -146,6 +153,11 @@ export class DataPathStats {
 
   stat(name: StatName): number {
     return this.workers.reduce((sum, worker) => sum + worker.stat(name), 0);
+  }
+
+  /** The numbers of this moment: the workers go on counting, these stay. */
+  snapshot(): DataPathStats {
+    return new DataPathStats(this.workers.map((worker) => worker.copy()));
   }
 
   /** As {@link SharedBlock.holdBuckets}. */

@@ -4,7 +4,8 @@ import { join } from "node:path";
 import { GUEST_IPV4, inNamespace } from "../../src/lab/network.ts";
 import { checkpointCounts } from "../../src/lab/scenario.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
-import { labUnderTest, total } from "./lab_under_test.ts";
+import { total } from "../metrics_text.ts";
+import { labUnderTest } from "./lab_under_test.ts";
 
 describe("a guest that answers with random bytes", () => {
   const lab = labUnderTest("diverge");

@@ -2,7 +2,8 @@
 import { describe, expect, test } from "bun:test";
 import { GUEST_IPV4, inNamespace } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
-import { labUnderTest, operate, total } from "./lab_under_test.ts";
+import { total } from "../metrics_text.ts";
+import { labUnderTest, operate } from "./lab_under_test.ts";
 
 describe("operations", () => {
   const lab = labUnderTest("operations");

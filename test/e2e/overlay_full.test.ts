@@ -8,7 +8,8 @@ import { GUEST_IPV4 } from "../../src/lab/network.ts";
 import { verifyBlocks } from "../../src/lab/scenario.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { run } from "../bpf/network.ts";
-import { labUnderTest, total } from "./lab_under_test.ts";
+import { total } from "../metrics_text.ts";
+import { labUnderTest } from "./lab_under_test.ts";
 
 const TIMEOUT_MS = 60_000;
 const MIB = 2 ** 20;

@@ -3,7 +3,8 @@ import { describe, expect, test } from "bun:test";
 import { GUEST_IPV4 } from "../../src/lab/network.ts";
 import { checkpointCounts } from "../../src/lab/scenario.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
-import { labUnderTest, total } from "./lab_under_test.ts";
+import { total } from "../metrics_text.ts";
+import { labUnderTest } from "./lab_under_test.ts";
 
 describe("a ring far too small", () => {
   const lab = labUnderTest("overload", { vmConfig: "ring_bytes = 65536" });

@@ -6,7 +6,8 @@ import { GUEST_IPV4, type HostLetter, inNamespace } from "../../src/lab/network.
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
 import { run } from "../bpf/network.ts";
-import { labUnderTest, total } from "./lab_under_test.ts";
+import { total } from "../metrics_text.ts";
+import { labUnderTest } from "./lab_under_test.ts";
 
 const VM_CONFIG = { vmConfig: 'proxy = "qemu"' };
 

@@ -11,7 +11,8 @@ import { GUEST_IPV4, type HostLetter, inNamespace } from "../../src/lab/network.
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
 import { run } from "../bpf/network.ts";
-import { labUnderTest, operate, total } from "./lab_under_test.ts";
+import { total } from "../metrics_text.ts";
+import { labUnderTest, operate } from "./lab_under_test.ts";
 
 const TIMEOUT_MS = 60_000;
 const SLOW = 4 << 20;

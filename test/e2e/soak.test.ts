@@ -7,8 +7,9 @@ import { promtool } from "../../src/lab/assets.ts";
 import type { ClientKind, ClientOptions } from "../../src/lab/client.ts";
 import { GUEST_IPV4, GUEST_IPV6, inNamespace } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
+import { total } from "../metrics_text.ts";
 import { count } from "../variables.ts";
-import { labUnderTest, total } from "./lab_under_test.ts";
+import { labUnderTest } from "./lab_under_test.ts";
 
 const SECONDS = count("COLO_SOAK_SECONDS");
 

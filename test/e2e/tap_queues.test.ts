@@ -2,7 +2,8 @@
 import { describe, expect, test } from "bun:test";
 import { GUEST_IPV4 } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
-import { labUnderTest, total } from "./lab_under_test.ts";
+import { total } from "../metrics_text.ts";
+import { labUnderTest } from "./lab_under_test.ts";
 
 const CONNECTIONS = 4;
 

@@ -130,7 +130,9 @@ const together = classes
   .filter((name) => SUITES[name].together)
   .flatMap(inClass)
   .sort((a, b) => isLong(a) - isLong(b));
-const alone = classes.filter((name) => !SUITES[name].together).flatMap(inClass);
+// A file that the table lacks may need anything.
+const unknown = options.quick ? [] : files.filter((file) => classesOf(file).length === 0);
+const alone = [...classes.filter((name) => !SUITES[name].together).flatMap(inClass), ...unknown];
 
 if (!options.quick) await cleanUp();
 const checks = CHECKS.filter(([, [program = ""]]) => !options.quick || Bun.which(program) !== null);

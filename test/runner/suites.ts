@@ -20,9 +20,11 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
     entries: [
       "test/agent/control_channel.test.ts",
       "test/agent/fence.test.ts",
+      "test/agent/metrics.test.ts",
       "test/agent/next_life.test.ts",
       "test/agent/tuning.test.ts",
       "test/arbiter/certificates.test.ts",
+      "test/bench/against.test.ts",
       "test/bench/result.test.ts",
       "test/capture/datagrams.test.ts",
       "test/capture/formats.test.ts",

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { type DebianGuestTool, debianGuestToolArgv } from "../../src/lab/assets.ts";
 import type { Lab } from "../../src/lab/lab.ts";
 import { GUEST_IPV4, type HostLetter, inNamespace } from "../../src/lab/network.ts";
-import { samples } from "../e2e/lab_under_test.ts";
+import { samples } from "../metrics_text.ts";
 
 const DATABASE = ["--host", GUEST_IPV4, "--username", "bench"];
 const FOR_EVER_S = 36_000;

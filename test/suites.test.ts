@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { countsOf, summary } from "./runner/junit.ts";
 import { run } from "./runner/process.ts";
 import { classesOf, SUITES } from "./runner/suites.ts";
+import { tableRows } from "./tidy/documents.ts";
 
 const REPOSITORY = join(import.meta.dir, "..");
 const directory = mkdtempSync(join(tmpdir(), "colo-test-runner-"));
@@ -21,6 +22,20 @@ test("every test file is in exactly one class", () => {
 test("every entry of a class exists", () => {
   const entries = Object.values(SUITES).flatMap((suites) => suites.entries);
   expect(entries.filter((entry) => !existsSync(join(REPOSITORY, entry)))).toEqual([]);
+});
+
+test("CONTRIBUTING.md maps every class, with its needs and its folders", async () => {
+  const rows = tableRows(await Bun.file(join(REPOSITORY, "CONTRIBUTING.md")).text(), "## Map of the tests");
+  expect(rows.map(([name, needs]) => [name, needs])).toEqual(
+    Object.entries(SUITES).map(([name, { needs }]) => [`\`${name}\``, needs]),
+  );
+  Object.values(SUITES).forEach(({ entries }, at) => {
+    const folders = new Set(entries.map((entry) => entry.split("/")[1] as string));
+    const missing = [...folders].filter(
+      (name) => !name.endsWith(".ts") && !rows[at]?.[2]?.includes(`test/${name}`),
+    );
+    expect(missing).toEqual([]);
+  });
 });
 
 describe("the runner's count", () => {

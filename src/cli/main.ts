@@ -1,44 +1,9 @@
 #!/usr/bin/env bun
-/** The command line of colo-agent. Each command is a file beside this one. */
-import { Command } from "commander";
-import { VERSION } from "../host/version.ts";
-import { benchCommand } from "./bench.ts";
-import { certificatesCommand } from "./certificates.ts";
-import { compareCommand } from "./compare.ts";
-import { demoCommand } from "./demo.ts";
-import { divergencesCommand } from "./divergences.ts";
-import { doctorCommand } from "./doctor.ts";
-import { explainCommand } from "./explain.ts";
-import { labCommand } from "./lab.ts";
-import { operatorCommands } from "./operate.ts";
-import { runCommand } from "./run.ts";
-import { statusCommand } from "./status.ts";
-import { witnessCommand } from "./witness.ts";
-
-const program = new Command("colo-agent")
-  .description("Keeps QEMU virtual machines running through the loss of their host (COLO)")
-  .version(VERSION)
-  .showHelpAfterError("(colo-agent --help lists the commands)");
-
-for (const command of [
-  runCommand(),
-  doctorCommand(),
-  statusCommand(),
-  ...operatorCommands(),
-  divergencesCommand(),
-  explainCommand(),
-  compareCommand(),
-  witnessCommand(),
-  certificatesCommand(),
-  labCommand(),
-  demoCommand(),
-  benchCommand(),
-]) {
-  program.addCommand(command);
-}
+/** The program colo-agent: runs one command; an error becomes one line and exit status 1. */
+import { commandLine } from "./command_line.ts";
 
 try {
-  await program.parseAsync();
+  await commandLine().parseAsync();
 } catch (error) {
   process.stderr.write(`colo-agent: ${(error as Error).message}\n`);
   process.exit(1);

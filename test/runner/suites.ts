@@ -32,6 +32,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
       "test/capture/random.test.ts",
       "test/capture/streams.test.ts",
       "test/capture/window.test.ts",
+      "test/cli",
       "test/compare",
       "test/config",
       "test/datapath/busy_wait.test.ts",
@@ -53,6 +54,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
       "test/storage/overlay_watch.test.ts",
       "test/storage/resync_progress.test.ts",
       "test/suites.test.ts",
+      "test/tidy.test.ts",
     ],
   },
   tools: {

@@ -29,7 +29,7 @@ export async function readImports(folder: string): Promise<Imports> {
   return new Map(files.map((file, at) => [file, importsOf(file, texts[at] as string)]));
 }
 
-/** The folder of src/ that a file belongs to: "agent" for src/agent/x/y.ts. A file of src/ itself has none. */
+/** The folder of src/ that a file belongs to: "agent" for src/agent/metrics/frames.ts. A file of src/ itself has none. */
 export function folderOf(file: string): string | undefined {
   const [first, ...rest] = relative("src", file).split("/");
   return first === ".." || rest.length === 0 ? undefined : first;

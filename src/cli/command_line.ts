@@ -1,0 +1,42 @@
+/** The commands of colo-agent, each a file beside this one. */
+import { Command } from "commander";
+import { VERSION } from "../host/version.ts";
+import { benchCommand } from "./bench.ts";
+import { certificatesCommand } from "./certificates.ts";
+import { compareCommand } from "./compare.ts";
+import { demoCommand } from "./demo.ts";
+import { divergencesCommand } from "./divergences.ts";
+import { doctorCommand } from "./doctor.ts";
+import { explainCommand } from "./explain.ts";
+import { labCommand } from "./lab.ts";
+import { operatorCommands } from "./operate.ts";
+import { runCommand } from "./run.ts";
+import { statusCommand } from "./status.ts";
+import { witnessCommand } from "./witness.ts";
+
+/** The command line as a whole, not parsed yet. */
+export function commandLine(): Command {
+  const program = new Command("colo-agent")
+    .description("Keeps QEMU virtual machines running through the loss of their host (COLO)")
+    .version(VERSION)
+    .showHelpAfterError("(colo-agent --help lists the commands)");
+
+  for (const command of [
+    runCommand(),
+    doctorCommand(),
+    statusCommand(),
+    ...operatorCommands(),
+    divergencesCommand(),
+    explainCommand(),
+    compareCommand(),
+    witnessCommand(),
+    certificatesCommand(),
+    labCommand(),
+    demoCommand(),
+    benchCommand(),
+  ]) {
+    program.addCommand(command);
+  }
+
+  return program;
+}

@@ -49,19 +49,19 @@ struct colo_state {
 /* Fixed at load time. */
 struct colo_settings {
 	__u32 tap_ifindex;
-	__u32 tunnel_ifindex;  /* VXLAN device in external (collect metadata) mode */
-	__u32 peer_ipv4;       /* the other agent's replication address, host byte order */
-	__u32 tunnel_id;       /* top 8 bits of the VNI; the low 16 carry the epoch */
-	__u32 inject_mark;     /* on frames that the agent releases */
-	__u32 deliver_mark;    /* on mirrored frames that may reach the secondary */
-	__u32 replay_mark;     /* on diverted input that the agent puts back */
-	__u32 copy_in_chunks;  /* 1: the kernel has no bpf_dynptr_copy (Linux before 6.15) */
-	__u32 gso_tcpv4;       /* the running kernel's SKB_GSO_* bits, from its BTF */
+	__u32 tunnel_ifindex; /* VXLAN device in external (collect metadata) mode */
+	__u32 peer_ipv4;      /* the other agent's replication address, host byte order */
+	__u32 tunnel_id;      /* top 8 bits of the VNI; the low 16 carry the epoch */
+	__u32 inject_mark;    /* on frames that the agent releases */
+	__u32 deliver_mark;   /* on mirrored frames that may reach the secondary */
+	__u32 replay_mark;    /* on diverted input that the agent puts back */
+	__u32 copy_in_chunks; /* 1: the kernel has no bpf_dynptr_copy (Linux before 6.15) */
+	__u32 gso_tcpv4;      /* the running kernel's SKB_GSO_* bits, from its BTF */
 	__u32 gso_tcpv6;
 	__u32 gso_tcp_ecn;
 	__u32 gso_udp;
 	__u32 gso_udp_l4;
-	__u32 workers;	       /* that the VM's output is shared among, 1 to COLO_WORKERS_MAX */
+	__u32 workers; /* that the VM's output is shared among, 1 to COLO_WORKERS_MAX */
 };
 
 enum colo_source {
@@ -94,7 +94,7 @@ struct colo_record {
 	__u32 frame_bytes; /* length of the frame behind this header */
 	__u32 epoch;	   /* the secondary's epoch tag (16 bits); 0 for other sources */
 	enum colo_source source;
-	__u32 hash;	   /* of the flow (worker.h); the worker follows from it */
+	__u32 hash; /* of the flow (worker.h); the worker follows from it */
 	__u8 reserved[30];
 	struct colo_vnet_hdr vnet;
 };
@@ -119,31 +119,31 @@ struct colo_live_list {
 
 /* Per-CPU counters, index = enum value. Frames unless the name says otherwise. */
 enum colo_counter {
-	COLO_COUNT_HELD = 0,		   /* primary frames put into the ring */
-	COLO_COUNT_HOLD_RING_FULL,	   /* primary frames dropped because the ring was full */
-	COLO_COUNT_HOLD_FAILED,		   /* primary frames dropped because they could not be copied */
-	COLO_COUNT_PASSED_DIRECT,	   /* address resolution of the primary, released in the kernel */
-	COLO_COUNT_PASSED_SOLO,		   /* frames of a VM that runs alone */
-	COLO_COUNT_PASSED_RELEASED,	   /* frames released by the comparer */
-	COLO_COUNT_DROPPED_LEASE,	   /* frames dropped because the lease had run out */
-	COLO_COUNT_DROPPED_BLOCKED,	   /* VM output dropped in role BLOCKED */
-	COLO_COUNT_MIRRORED,		   /* input frames cloned to the secondary and passed to the VM */
-	COLO_COUNT_MIRROR_FAILED,	   /* input frames passed to the VM whose clone failed */
-	COLO_COUNT_DIVERTED,		   /* input frames put into the input ring */
-	COLO_COUNT_DIVERT_FAILED,	   /* input frames dropped because the input ring was full */
-	COLO_COUNT_INPUT_SOLO,		   /* input frames of a VM that runs alone */
-	COLO_COUNT_INPUT_BLOCKED,	   /* input frames dropped in role BLOCKED */
-	COLO_COUNT_FORWARDED,		   /* secondary frames sent to the primary's comparer */
-	COLO_COUNT_FORWARD_FAILED,	   /* secondary frames that could not be sent */
-	COLO_COUNT_FORWARD_SUPPRESSED,	   /* ARP and neighbour discovery of the secondary */
-	COLO_COUNT_COLLECTED,		   /* secondary frames put into the ring on the primary */
-	COLO_COUNT_COLLECT_RING_FULL,	   /* secondary frames dropped because the ring was full */
-	COLO_COUNT_COLLECT_FAILED,	   /* secondary frames dropped because they could not be copied */
-	COLO_COUNT_DELIVERED,		   /* mirrored frames handed to the secondary's tap */
-	COLO_COUNT_DELIVER_REJECTED,	   /* tunnel frames of another VM, role or without metadata */
-	COLO_COUNT_FOREIGN_DROPPED,	   /* frames of the secondary's own bridge, kept from the VM */
-	COLO_COUNT_CONNECTION_FULL,	   /* connections not learned because the map was full */
-	COLO_COUNT_REPLAYED,		   /* diverted frames put back */
+	COLO_COUNT_HELD = 0,	       /* primary frames put into the ring */
+	COLO_COUNT_HOLD_RING_FULL,     /* primary frames dropped because the ring was full */
+	COLO_COUNT_HOLD_FAILED,	       /* primary frames dropped because they could not be copied */
+	COLO_COUNT_PASSED_DIRECT,      /* address resolution of the primary, released in the kernel */
+	COLO_COUNT_PASSED_SOLO,	       /* frames of a VM that runs alone */
+	COLO_COUNT_PASSED_RELEASED,    /* frames released by the comparer */
+	COLO_COUNT_DROPPED_LEASE,      /* frames dropped because the lease had run out */
+	COLO_COUNT_DROPPED_BLOCKED,    /* VM output dropped in role BLOCKED */
+	COLO_COUNT_MIRRORED,	       /* input frames cloned to the secondary and passed to the VM */
+	COLO_COUNT_MIRROR_FAILED,      /* input frames passed to the VM whose clone failed */
+	COLO_COUNT_DIVERTED,	       /* input frames put into the input ring */
+	COLO_COUNT_DIVERT_FAILED,      /* input frames dropped because the input ring was full */
+	COLO_COUNT_INPUT_SOLO,	       /* input frames of a VM that runs alone */
+	COLO_COUNT_INPUT_BLOCKED,      /* input frames dropped in role BLOCKED */
+	COLO_COUNT_FORWARDED,	       /* secondary frames sent to the primary's comparer */
+	COLO_COUNT_FORWARD_FAILED,     /* secondary frames that could not be sent */
+	COLO_COUNT_FORWARD_SUPPRESSED, /* ARP and neighbour discovery of the secondary */
+	COLO_COUNT_COLLECTED,	       /* secondary frames put into the ring on the primary */
+	COLO_COUNT_COLLECT_RING_FULL,  /* secondary frames dropped because the ring was full */
+	COLO_COUNT_COLLECT_FAILED,     /* secondary frames dropped because they could not be copied */
+	COLO_COUNT_DELIVERED,	       /* mirrored frames handed to the secondary's tap */
+	COLO_COUNT_DELIVER_REJECTED,   /* tunnel frames of another VM, role or without metadata */
+	COLO_COUNT_FOREIGN_DROPPED,    /* frames of the secondary's own bridge, kept from the VM */
+	COLO_COUNT_CONNECTION_FULL,    /* connections not learned because the map was full */
+	COLO_COUNT_REPLAYED,	       /* diverted frames put back */
 	COLO_COUNTERS
 };
 
@@ -176,7 +176,7 @@ struct colo_connection {
 	__u32 sequence_offset;	/* secondary's minus primary's sequence number */
 	__u32 timestamp_offset; /* secondary's minus primary's timestamp */
 	enum colo_connection_flag flags;
-	__u64 last_seen_ns;	/* CLOCK_BOOTTIME */
+	__u64 last_seen_ns; /* CLOCK_BOOTTIME */
 };
 
 #endif

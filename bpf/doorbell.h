@@ -10,7 +10,8 @@
  * `others` are the rings of the other VM's frames. Both VMs' programs submit their record before they look at
  * the other's ring, so at least one of them rings.
  */
-static __always_inline void ring_doorbell(struct colo_state *state, __u32 worker, void *others, __u32 frame_bytes)
+static __always_inline void ring_doorbell(struct colo_state *state, __u32 worker, void *others,
+					  __u32 frame_bytes)
 {
 	enum colo_sleep *sleeping = &state->consumer_sleeping[worker & (COLO_WORKERS_MAX - 1)];
 	enum colo_sleep sleep = *(const volatile enum colo_sleep *)sleeping;

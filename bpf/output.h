@@ -20,7 +20,8 @@ static __always_inline int pass(struct colo_state *state, enum colo_counter why)
 }
 
 /* As pass(), with the numbers that the client knows. They differ from the VM's own after a takeover. */
-static __always_inline int pass_rewritten(struct __sk_buff *skb, struct colo_state *state, enum colo_counter why)
+static __always_inline int pass_rewritten(struct __sk_buff *skb, struct colo_state *state,
+					  enum colo_counter why)
 {
 	if (!lease_holds(state) || rewrite_from_guest(skb, state, false))
 		return drop(COLO_COUNT_DROPPED_LEASE);

@@ -12,14 +12,14 @@
 #define VLAN_TAG_BYTES 4
 #define VLAN_TAGS_MAX 2		  /* tags within the frame's bytes; one more may be in the skb's metadata */
 #define IPV6_EXTENSIONS_MAX 6	  /* headers walked before the transport header */
-#define IPV4_FRAGMENT_MASK 0x3fff	  /* more fragments, and the offset (RFC 791, 3.1) */
+#define IPV4_FRAGMENT_MASK 0x3fff /* more fragments, and the offset (RFC 791, 3.1) */
 #define IPV4_FRAGMENT_OFFSET_MASK 0x1fff
-#define IPV6_FRAGMENT_OFFSET_MASK 0xfff8  /* RFC 8200, 4.5 */
+#define IPV6_FRAGMENT_OFFSET_MASK 0xfff8 /* RFC 8200, 4.5 */
 #define IPV6_FRAGMENT_HEADER_BYTES 8
-#define IPV6_EXTENSION_WORD_BYTES 8	  /* unit of an extension header's length */
-#define TCP_OPTIONS_MAX 40	  /* bytes, and so at most as many options (RFC 9293, 3.1) */
-#define TCP_SACK_BLOCKS_MAX 4	  /* RFC 2018, 3 */
-#define ETHERTYPE_RARP 0x8035	  /* QEMU announces a VM's new place with it (net/announce.c) */
+#define IPV6_EXTENSION_WORD_BYTES 8 /* unit of an extension header's length */
+#define TCP_OPTIONS_MAX 40	    /* bytes, and so at most as many options (RFC 9293, 3.1) */
+#define TCP_SACK_BLOCKS_MAX 4	    /* RFC 2018, 3 */
+#define ETHERTYPE_RARP 0x8035	    /* QEMU announces a VM's new place with it (net/announce.c) */
 
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
@@ -165,7 +165,8 @@ static __always_inline int skip_ipv6_extensions(struct __sk_buff *skb, __u8 *nex
 	return 0;
 }
 
-static __always_inline int parse_network(struct __sk_buff *skb, struct segment *segment, enum direction direction)
+static __always_inline int parse_network(struct __sk_buff *skb, struct segment *segment,
+					 enum direction direction)
 {
 	struct colo_connection_key *key = &segment->key;
 	struct frame frame;
@@ -183,7 +184,8 @@ static __always_inline int parse_network(struct __sk_buff *skb, struct segment *
 			return -1;
 		key->ip_version = 4;
 		__builtin_memcpy(key->guest_address, direction == FROM_GUEST ? ip.source : ip.destination, 4);
-		__builtin_memcpy(key->client_address, direction == FROM_GUEST ? ip.destination : ip.source, 4);
+		__builtin_memcpy(key->client_address, direction == FROM_GUEST ? ip.destination : ip.source,
+				 4);
 		segment->offset = frame.network_offset + (ip.version_and_words & 0xf) * 4;
 		return 0;
 	}
@@ -198,8 +200,10 @@ static __always_inline int parse_network(struct __sk_buff *skb, struct segment *
 		if (skip_ipv6_extensions(skb, &next_header, &offset) || next_header != IPPROTO_TCP)
 			return -1;
 		key->ip_version = 6;
-		__builtin_memcpy(key->guest_address, direction == FROM_GUEST ? ip.source : ip.destination, 16);
-		__builtin_memcpy(key->client_address, direction == FROM_GUEST ? ip.destination : ip.source, 16);
+		__builtin_memcpy(key->guest_address, direction == FROM_GUEST ? ip.source : ip.destination,
+				 16);
+		__builtin_memcpy(key->client_address, direction == FROM_GUEST ? ip.destination : ip.source,
+				 16);
 		segment->offset = offset;
 		return 0;
 	}
@@ -233,14 +237,16 @@ static __always_inline void parse_tcp_options(struct __sk_buff *skb, struct segm
 			segment->timestamps_offset = offset + TCP_OPTION_HEADER_BYTES;
 		if (option.kind == TCP_OPTION_SACK && !segment->sack_offset) {
 			segment->sack_offset = offset + TCP_OPTION_HEADER_BYTES;
-			segment->sack_edges = (option.bytes - TCP_OPTION_HEADER_BYTES) / TCP_SACK_BLOCK_BYTES * 2;
+			segment->sack_edges =
+				(option.bytes - TCP_OPTION_HEADER_BYTES) / TCP_SACK_BLOCK_BYTES * 2;
 		}
 		offset += option.bytes;
 	}
 }
 
 /* 0 if the frame is a TCP segment whose header can be read. */
-static __always_inline int parse_segment(struct __sk_buff *skb, struct segment *segment, enum direction direction)
+static __always_inline int parse_segment(struct __sk_buff *skb, struct segment *segment,
+					 enum direction direction)
 {
 	struct tcp_header *tcp = &segment->tcp;
 

@@ -61,7 +61,8 @@ static __noinline int describe_frame(struct __sk_buff *skb, struct colo_record *
 
 	if (BPF_CORE_READ_BITFIELD(kernel_skb, ip_summed) == CHECKSUM_PARTIAL) {
 		/* csum_start counts from head, a virtio_net_hdr from the frame's first byte. */
-		transport = kernel_skb->csum_start - (__u32)((__u64)kernel_skb->data - (__u64)kernel_skb->head);
+		transport =
+			kernel_skb->csum_start - (__u32)((__u64)kernel_skb->data - (__u64)kernel_skb->head);
 		vnet->flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
 		vnet->csum_start = transport + tag_bytes;
 		vnet->csum_offset = kernel_skb->csum_offset;
@@ -69,7 +70,8 @@ static __noinline int describe_frame(struct __sk_buff *skb, struct colo_record *
 	if (!skb->gso_size)
 		return 0;
 
-	shared = bpf_rdonly_cast(kernel_skb->head + kernel_skb->end, bpf_core_type_id_kernel(struct skb_shared_info));
+	shared = bpf_rdonly_cast(kernel_skb->head + kernel_skb->end,
+				 bpf_core_type_id_kernel(struct skb_shared_info));
 	gso_type = shared->gso_type;
 	if (gso_type & settings.gso_tcpv4)
 		vnet->gso_type = VIRTIO_NET_HDR_GSO_TCPV4;
@@ -90,8 +92,8 @@ static __noinline int describe_frame(struct __sk_buff *skb, struct colo_record *
 }
 
 /* Replaces bpf_dynptr_copy on kernels without it. */
-static __always_inline long copy_in_chunks(struct bpf_dynptr *slot, __u32 to, struct __sk_buff *skb, __u32 from,
-					   __u32 bytes)
+static __always_inline long copy_in_chunks(struct bpf_dynptr *slot, __u32 to, struct __sk_buff *skb,
+					   __u32 from, __u32 bytes)
 {
 	for (int i = 0; i < COPY_CHUNKS_MAX && bytes >= COPY_CHUNK_BYTES; i++) {
 		void *chunk = bpf_dynptr_data(slot, to, COPY_CHUNK_BYTES);
@@ -102,13 +104,13 @@ static __always_inline long copy_in_chunks(struct bpf_dynptr *slot, __u32 to, st
 		from += COPY_CHUNK_BYTES;
 		bytes -= COPY_CHUNK_BYTES;
 	}
-#define COPY_REST(size)                                                                                                \
-	if (bytes & (size)) {                                                                                          \
-		void *rest = bpf_dynptr_data(slot, to, size);                                                          \
-		if (!rest || bpf_skb_load_bytes(skb, from, rest, size))                                                \
-			return -1;                                                                                     \
-		to += (size);                                                                                          \
-		from += (size);                                                                                        \
+#define COPY_REST(size)                                                 \
+	if (bytes & (size)) {                                           \
+		void *rest = bpf_dynptr_data(slot, to, size);           \
+		if (!rest || bpf_skb_load_bytes(skb, from, rest, size)) \
+			return -1;                                      \
+		to += (size);                                           \
+		from += (size);                                         \
 	}
 	COPY_REST(2048)
 	COPY_REST(1024)
@@ -167,8 +169,8 @@ static __always_inline enum put_result put_record(void *ring, struct __sk_buff *
 		if (!error)
 			error = bpf_dynptr_write(&slot, COLO_RECORD_HEADER_BYTES, &start, sizeof(start), 0);
 		if (!error)
-			error = copy_frame(&slot, COLO_RECORD_HEADER_BYTES + sizeof(start), skb, ADDRESSES_BYTES,
-					   skb->len - ADDRESSES_BYTES);
+			error = copy_frame(&slot, COLO_RECORD_HEADER_BYTES + sizeof(start), skb,
+					   ADDRESSES_BYTES, skb->len - ADDRESSES_BYTES);
 	} else if (!error) {
 		error = copy_frame(&slot, COLO_RECORD_HEADER_BYTES, skb, 0, skb->len);
 	}
@@ -182,7 +184,8 @@ static __always_inline enum put_result put_record(void *ring, struct __sk_buff *
 
 /* Puts a VM's frame into the ring of its worker, and wakes that. `others`: the rings of the other VM. */
 static __always_inline enum put_result put_for_worker(void *rings, void *others, struct __sk_buff *skb,
-						      struct colo_state *state, enum colo_source source, __u32 epoch)
+						      struct colo_state *state, enum colo_source source,
+						      __u32 epoch)
 {
 	__u32 hash = flow_hash(skb);
 	__u32 worker = worker_of(hash);

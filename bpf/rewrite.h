@@ -23,7 +23,7 @@
 #include "state.h"
 
 #define WORD_BYTES 4
-#define OPENING_MOVED 0x80000000 /* as far as sequence numbers can be apart */
+#define OPENING_MOVED 0x80000000	/* as far as sequence numbers can be apart */
 #define LAST_SEEN_STEP_NS 1000000000ULL /* an entry in use is touched at most once a second */
 
 /*
@@ -66,13 +66,15 @@ static __always_inline int read_word(struct __sk_buff *skb, __u32 offset, __u32 
 	return 0;
 }
 
-static __always_inline struct colo_connection *find_connection(struct colo_state *state, const struct segment *segment)
+static __always_inline struct colo_connection *find_connection(struct colo_state *state,
+							       const struct segment *segment)
 {
 	struct colo_connection *connection = bpf_map_lookup_elem(&connections, &segment->key);
 
 	if (!connection)
 		return 0;
-	if (connection->flags & COLO_CONNECTION_INHERITED || connection->epoch == READ_STATE(state, rewrite_epoch))
+	if (connection->flags & COLO_CONNECTION_INHERITED ||
+	    connection->epoch == READ_STATE(state, rewrite_epoch))
 		return connection;
 	return 0;
 }
@@ -90,11 +92,11 @@ static __always_inline void set_flag(struct colo_connection *connection, enum co
 }
 
 /* Notes what the agent needs to know to forget the connection in time (DataPlane.collectConnections). */
-static __always_inline void touch_connection(struct colo_connection *connection, const struct segment *segment,
-					     enum direction direction)
+static __always_inline void touch_connection(struct colo_connection *connection,
+					     const struct segment *segment, enum direction direction)
 {
-	enum colo_connection_flag fin = direction == FROM_GUEST ? COLO_CONNECTION_GUEST_FIN
-								: COLO_CONNECTION_CLIENT_FIN;
+	enum colo_connection_flag fin =
+		direction == FROM_GUEST ? COLO_CONNECTION_GUEST_FIN : COLO_CONNECTION_CLIENT_FIN;
 	__u64 now_ns = bpf_ktime_get_boot_ns();
 
 	if (now_ns - connection->last_seen_ns > LAST_SEEN_STEP_NS)
@@ -169,7 +171,8 @@ static __noinline int rewrite_from_guest(struct __sk_buff *skb, struct colo_stat
 	struct colo_connection *connection;
 	__u32 sequence_offset, timestamp_offset;
 
-	if (!state || (!learning && !READ_STATE(state, connections_kept)) || parse_segment(skb, &segment, FROM_GUEST))
+	if (!state || (!learning && !READ_STATE(state, connections_kept)) ||
+	    parse_segment(skb, &segment, FROM_GUEST))
 		return 0;
 	connection = find_connection(state, &segment);
 	if (segment.tcp.flags & TCP_SYN &&
@@ -236,7 +239,8 @@ static __noinline int rewrite_to_guest(struct __sk_buff *skb, struct colo_state 
 		for (__u32 edge = 0; edge < 2 * TCP_SACK_BLOCKS_MAX; edge++) {
 			if (edge >= segment.sack_edges)
 				break;
-			if (add_to_word(skb, &segment, segment.sack_offset + WORD_BYTES * edge, sequence_offset))
+			if (add_to_word(skb, &segment, segment.sack_offset + WORD_BYTES * edge,
+					sequence_offset))
 				return -1;
 		}
 	}
@@ -245,7 +249,8 @@ static __noinline int rewrite_to_guest(struct __sk_buff *skb, struct colo_state 
 
 		if (read_word(skb, segment.timestamps_offset + WORD_BYTES, &echo))
 			return -1;
-		if (echo && add_to_word(skb, &segment, segment.timestamps_offset + WORD_BYTES, timestamp_offset))
+		if (echo &&
+		    add_to_word(skb, &segment, segment.timestamps_offset + WORD_BYTES, timestamp_offset))
 			return -1;
 	}
 	return 0;

@@ -57,7 +57,8 @@ static void changed(void *opaque, _Bool running, int state)
 		tb_flush__exclusive_or_serial();
 }
 
-__attribute__((visibility("default"))) int qemu_plugin_install(unsigned long id, const void *info, int argc, char **argv)
+__attribute__((visibility("default"))) int qemu_plugin_install(unsigned long id, const void *info, int argc,
+							       char **argv)
 {
 	(void)id;
 	(void)info;

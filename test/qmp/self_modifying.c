@@ -36,7 +36,7 @@ __attribute__((force_align_arg_pointer)) void _start(void)
 {
 	struct {
 		long seconds, nanoseconds;
-	} pause = {0, 5000000};
+	} pause = { 0, 5000000 };
 	/* One page, readable, writable and executable; private and anonymous. */
 	volatile unsigned char *code = (void *)call(9 /* mmap */, 0, 4096, 7, 0x22, -1, 0);
 

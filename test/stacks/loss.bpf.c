@@ -4,13 +4,7 @@
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 
-enum place {
-	TO_GUEST,
-	TO_CLIENT,
-	TUNNEL_A,
-	TUNNEL_B,
-	PLACES
-};
+enum place { TO_GUEST, TO_CLIENT, TUNNEL_A, TUNNEL_B, PLACES };
 
 /* Chances are out of 65536. */
 struct link {

@@ -15,17 +15,14 @@ import { disableDelayedAck } from "../host/links.ts";
 import type { Logger } from "../host/log.ts";
 import { VERSION } from "../host/version.ts";
 import { ClientPath } from "./client_path.ts";
-import { PeerClient, PeerServer, PeerUnreachableError } from "./control_channel.ts";
+import { PeerUnreachableError } from "./control_channel.ts";
 import { openFence } from "./fence.ts";
 import { VmKeeper } from "./keeper.ts";
 import { AgentMetrics } from "./metrics/agent_metrics.ts";
-import {
-  type HeartbeatAnswer,
-  type HeartbeatRequest,
-  Peer,
-  type PeerRequests,
-  type PeerRequestType,
-} from "./peer_api.ts";
+import { checkedRequests, type HeartbeatAnswer, type HeartbeatRequest, Peer } from "./peer_api.ts";
+import { PeerClient } from "./peer_client.ts";
+import { peerHandlers } from "./peer_requests.ts";
+import { PeerServer } from "./peer_server.ts";
 import { NoWatchdog, openWatchdog, type Watchdog } from "./watchdog.ts";
 
 export class HostAgent {
@@ -48,13 +45,17 @@ export class HostAgent {
     this.#server = new PeerServer(
       config.agent.control,
       config.peer.control.host,
-      (type, body) => this.#answer(type as PeerRequestType, body),
+      checkedRequests(
+        peerHandlers({
+          vm: (name) => this.#vm(name),
+          heartbeat: (request) => this.#answerHeartbeat("control", request),
+        }),
+      ),
       log,
     );
     this.#client = new PeerClient(config.peer.control, config.agent.control.host, log, {
       // Each time: a link that was down has lost its routes.
       up: () => {
-        this.#client.begin();
         disableDelayedAck(config.peer.control.host).catch((error) =>
           log.warn("the route to the peer keeps delayed ACKs: checkpoints take 30 ms longer", { error }),
         );
@@ -235,73 +236,5 @@ export class HostAgent {
     if (vm === undefined)
       throw new Error(`VM ${name} is not in the configuration of ${this.config.agent.name}`);
     return vm;
-  }
-
-  async #answer(type: PeerRequestType, raw: unknown): Promise<unknown> {
-    switch (type) {
-      case "heartbeat":
-        return this.#answerHeartbeat("control", raw as PeerRequests["heartbeat"][0]);
-      case "prepare_secondary": {
-        const { vm, generation, proxy, tls } = raw as PeerRequests["prepare_secondary"][0];
-        return this.#vm(vm).life.prepareReplica(generation, proxy, tls === true);
-      }
-      case "enter_secondary": {
-        const { vm, generation, proxy } = raw as PeerRequests["enter_secondary"][0];
-        await this.#vm(vm).life.enterReplica(generation, proxy);
-        return {};
-      }
-      case "resume_secondary": {
-        const { vm, generation } = raw as PeerRequests["resume_secondary"][0];
-        return { epoch: await this.#vm(vm).life.resumeReplica(generation) };
-      }
-      case "restarting": {
-        const { vm, generation } = raw as PeerRequests["restarting"][0];
-        await this.#vm(vm).life.peerRestarts(generation);
-        return {};
-      }
-      case "back": {
-        const { vm, generation } = raw as PeerRequests["back"][0];
-        this.#vm(vm).life.peerIsBack(generation);
-        return {};
-      }
-      case "drain_input": {
-        const body = raw as PeerRequests["drain_input"][0];
-        return { drained: await this.#vm(body.vm).life.drainMirrored(body.mirroredFrames, body.timeoutMs) };
-      }
-      case "loaded": {
-        const { vm, epoch } = raw as PeerRequests["loaded"][0];
-        this.#vm(vm).life.primary.peerLoaded(epoch);
-        return {};
-      }
-      case "checkpoint_wanted": {
-        const { vm, reason } = raw as PeerRequests["checkpoint_wanted"][0];
-        this.#vm(vm).life.primary.checkpointWanted(reason);
-        return {};
-      }
-      case "succeed": {
-        const { vm, generation } = raw as PeerRequests["succeed"][0];
-        this.#vm(vm).life.succeed(generation);
-        return {};
-      }
-      case "abandon": {
-        const { vm, generation, reason } = raw as PeerRequests["abandon"][0];
-        this.#vm(vm).tell({ type: "abandoned", generation, reason });
-        return {};
-      }
-      case "replica_lost": {
-        const { vm, generation, reason } = raw as PeerRequests["replica_lost"][0];
-        this.#vm(vm).tell({ type: "replica_lost", generation, reason });
-        return {};
-      }
-      case "give_up": {
-        const { vm, generation, reason } = raw as PeerRequests["give_up"][0];
-        this.#vm(vm).tell({ type: "peer_gave_up", generation, reason });
-        return {};
-      }
-      default:
-        throw new Error(
-          `unknown request ${String(type)}; both hosts must run the same version of colo-agent`,
-        );
-    }
   }
 }

@@ -8,17 +8,28 @@
 import { createHmac, randomUUID, timingSafeEqual } from "node:crypto";
 import { createSocket, type Socket } from "node:dgram";
 import { readFileSync, statSync } from "node:fs";
+import { z } from "zod";
 import type { Endpoint } from "../host/endpoint.ts";
+import { jsonAs } from "../host/json.ts";
 import type { Logger } from "../host/log.ts";
-import type { HeartbeatAnswer, HeartbeatRequest } from "./peer_api.ts";
+import { PROTOCOL } from "./control_channel.ts";
+import {
+  type HeartbeatAnswer,
+  type HeartbeatRequest,
+  heartbeatAnswer,
+  heartbeatRequest,
+} from "./peer_api.ts";
 
 const SIGNATURE_BYTES = 32;
 const KEY_BYTES_MIN = 16;
 
-type Message = { session: string; sentMs: number } & (
-  | { ask: HeartbeatRequest }
-  | { answer: HeartbeatAnswer; asked: HeartbeatRequest }
-);
+/** Of one datagram. `sentMs`: CLOCK_BOOTTIME of who asked, in ms. */
+const stamp = { protocol: z.literal(PROTOCOL), session: z.uuid(), sentMs: z.number().min(0) };
+const message = z.union([
+  z.object({ ...stamp, ask: heartbeatRequest }),
+  z.object({ ...stamp, answer: heartbeatAnswer, asked: heartbeatRequest }),
+]);
+type Message = z.output<typeof message>;
 
 export interface ClientPathEvents {
   /** The peer asks. */
@@ -37,7 +48,7 @@ export class ClientPath {
     private readonly peer: Endpoint,
     private readonly key: Buffer,
     private readonly events: ClientPathEvents,
-    log: Logger,
+    private readonly log: Logger,
   ) {
     socket.on("message", (datagram, from) => {
       if (from.address === peer.host) this.#receive(datagram);
@@ -71,7 +82,7 @@ export class ClientPath {
   }
 
   ask(request: HeartbeatRequest, sentMs: number): void {
-    this.#send({ session: this.#session, sentMs, ask: request });
+    this.#send({ protocol: PROTOCOL, session: this.#session, sentMs, ask: request });
   }
 
   close(): void {
@@ -79,27 +90,33 @@ export class ClientPath {
   }
 
   #receive(datagram: Buffer): void {
-    const message = this.#open(datagram);
-    if (message === undefined) return;
-    if ("ask" in message) {
-      const { session, sentMs, ask } = message;
+    const received = this.#open(datagram);
+    if (received === undefined) return;
+    if ("ask" in received) {
+      const { session, sentMs, ask } = received;
       if (this.#newest?.session === session && sentMs <= this.#newest.sentMs) return;
       this.#newest = { session, sentMs };
-      this.#send({ session, sentMs, answer: this.events.asked(ask), asked: ask });
-    } else if (message.session === this.#session) {
-      this.events.answered(message.sentMs, message.asked, message.answer);
+      this.#send({ protocol: PROTOCOL, session, sentMs, answer: this.events.asked(ask), asked: ask });
+    } else if (received.session === this.#session) {
+      this.events.answered(received.sentMs, received.asked, received.answer);
     }
   }
 
+  /** undefined: the peer has not signed it, or another version of colo-agent has. */
   #open(datagram: Buffer): Message | undefined {
     if (datagram.length <= SIGNATURE_BYTES) return undefined;
     const text = datagram.subarray(SIGNATURE_BYTES);
     if (!timingSafeEqual(this.#sign(text), datagram.subarray(0, SIGNATURE_BYTES))) return undefined;
-    return JSON.parse(text.toString()) as Message;
+    try {
+      return jsonAs(message, text.toString(), "a datagram");
+    } catch (error) {
+      this.log.debug("a signed datagram of the peer's that is no heartbeat of this protocol", { error });
+      return undefined;
+    }
   }
 
-  #send(message: Message): void {
-    const text = Buffer.from(JSON.stringify(message));
+  #send(sent: Message): void {
+    const text = Buffer.from(JSON.stringify(sent));
     this.socket.send(Buffer.concat([this.#sign(text), text]), this.peer.port, this.peer.host);
   }
 

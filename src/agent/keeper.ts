@@ -64,7 +64,7 @@ export class VmKeeper {
     private readonly parts: LifeParts,
   ) {
     const directory = join(agent.agent.state_directory, "vm");
-    this.#memory = new LifeMemory(join(directory, `${config.name}.json`));
+    this.#memory = new LifeMemory(join(directory, `${config.name}.json`), config.nic.length);
     this.#tuning = new Tuning(config);
     // Of a QEMU that somebody else starts, images may be written by anybody.
     this.#marker = config.managed === undefined ? undefined : new ReplicaMarker(directory, config.name);

@@ -1,29 +1,42 @@
 /** What an agent has to remember of a VM across its own restarts and those of the host. */
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
+import { z } from "zod";
 import type { LastRun } from "../failover/state.ts";
+import { jsonAs } from "../host/json.ts";
 
-export interface LifeFactsKept {
+const count = z.number().int().min(0).max(Number.MAX_SAFE_INTEGER);
+const lastRun: z.ZodType<LastRun> = z.enum(["never", "alone", "with_replica", "as_replica"]);
+
+const replicaAtRest = z.object({
+  generation: count,
+  epoch: count,
+  /** By network interface: by how much the primary's count of mirrored frames exceeds this host's of delivered ones. */
+  mirrorBases: z.array(z.number().int()),
+});
+export type ReplicaAtRest = z.output<typeof replicaAtRest>;
+
+const factsKept = z.object({
   /** Why the VM is to stay off, until `colo-agent start`. */
-  off?: string;
-  recordSeen: boolean;
-  lastRun: LastRun;
+  off: z.string().optional(),
+  recordSeen: z.boolean(),
+  lastRun,
   /** The replica that an agent has left in good order, to be followed again. */
-  rest?: ReplicaAtRest;
-}
-
-export interface ReplicaAtRest {
-  generation: number;
-  epoch: number;
-  /** By network interface: what the primary's count of mirrored frames is ahead of this host's count of delivered ones. */
-  mirrorBases: number[];
-}
+  rest: replicaAtRest.optional(),
+});
+type FactsKept = z.output<typeof factsKept>;
 
 export class LifeMemory {
-  #kept: LifeFactsKept = { recordSeen: false, lastRun: "never" };
+  #kept: FactsKept = { recordSeen: false, lastRun: "never" };
 
-  /** Throws an Error if the file is there and cannot be read. */
-  constructor(private readonly path: string) {
+  /**
+   * `nics`: how many network interfaces the VM has. A replica at rest with another number is forgotten.
+   * Throws an Error if the file is there and cannot be read.
+   */
+  constructor(
+    private readonly path: string,
+    nics: number,
+  ) {
     let text: string;
     try {
       text = readFileSync(path, "utf8");
@@ -31,28 +44,27 @@ export class LifeMemory {
       if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
       throw error;
     }
+    let read: FactsKept;
     try {
-      this.#kept = { ...this.#kept, ...(JSON.parse(text) as LifeFactsKept) };
+      read = jsonAs(factsKept, text, path);
     } catch (error) {
       throw new Error(
-        `${path} does not hold what this agent wrote there; look whether the VM is to run on this host, then remove the file`,
+        `${(error as Error).message}; that is not what the agent wrote: find out whether the VM is to run on ` +
+          "this host, then remove the file",
         { cause: error },
       );
     }
+    const { rest, ...others } = read;
+    this.#kept = rest?.mirrorBases.length === nics ? read : others;
   }
 
-  get kept(): Readonly<LifeFactsKept> {
+  get kept(): Readonly<FactsKept> {
     return this.#kept;
   }
 
   /** Writes what has changed; a crash leaves the old or the new. */
-  keep(changes: {
-    off?: string | undefined;
-    recordSeen?: boolean;
-    lastRun?: LastRun;
-    rest?: ReplicaAtRest | undefined;
-  }): void {
-    const kept = { ...this.#kept, ...changes } as LifeFactsKept;
+  keep(changes: Partial<FactsKept>): void {
+    const kept: FactsKept = { ...this.#kept, ...changes };
     if (JSON.stringify(kept) === JSON.stringify(this.#kept)) return;
     this.#kept = kept;
     mkdirSync(dirname(this.path), { recursive: true });

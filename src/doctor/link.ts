@@ -1,5 +1,6 @@
 /** The replication link: its MTU, its acknowledgements, and the agent at its other end. */
-import { PeerClient, PeerRefusedError, PeerUnreachableError } from "../agent/control_channel.ts";
+import { PeerUnreachableError } from "../agent/control_channel.ts";
+import { greet } from "../agent/peer_client.ts";
 import { checkTap } from "../host/links.ts";
 import { createLogger } from "../host/log.ts";
 import { VXLAN_OVERHEAD_BYTES } from "../proxy/devices.ts";
@@ -90,40 +91,23 @@ async function quickAck(context: DoctorContext): Promise<Finding> {
   );
 }
 
-/** Asks for something that no agent knows: its refusal shows that an agent is there. */
 async function peerAgent({ config }: DoctorContext): Promise<Finding> {
   const { agent, peer } = config!;
   const where = `${peer.control.host}:${peer.control.port}`;
-  let client: PeerClient | undefined;
   try {
-    const connected = new Promise<void>((resolve, reject) => {
-      const late = () =>
-        reject(new PeerUnreachableError(`no agent answers at ${where} within ${PEER_LIMIT_MS / 1000} s`));
-      const timer = setTimeout(late, PEER_LIMIT_MS);
-      const up = () => {
-        clearTimeout(timer);
-        resolve();
-      };
-      client = new PeerClient(peer.control, agent.control.host, createLogger("error"), {
-        up,
-        down: () => undefined,
-      });
-    });
-    await connected;
-    await client!.request("doctor", {}, PEER_LIMIT_MS);
+    const { version } = await greet(peer.control, agent.control.host, createLogger("error"), PEER_LIMIT_MS);
+    return ok(`colo-agent ${version} answers at ${where}`);
   } catch (error) {
-    if (error instanceof PeerRefusedError) return ok(`an agent answers at ${where}`);
-    return warn(
-      (error as Error).message,
-      "Start colo-agent on the peer, and check the replication link and its firewall.",
+    if (error instanceof PeerUnreachableError)
+      return warn(
+        error.message,
+        "Start colo-agent on the peer, and check the replication link and its firewall.",
+      );
+    return fail(
+      `what answers at ${where} refuses this agent: ${(error as Error).message}`,
+      "Install the same version of colo-agent on both hosts.",
     );
-  } finally {
-    client?.close();
   }
-  return warn(
-    `what answers at ${where} is no agent of this version`,
-    "Install the same version on both hosts.",
-  );
 }
 
 const checks: Check[] = [

@@ -1,9 +1,5 @@
 /** What a host does for a VM that has no QEMU there. */
 import { describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { LifeMemory } from "../../src/agent/life_memory.ts";
 import { type LifeFacts, nextLife } from "../../src/agent/next_life.ts";
 
 const RECORD = { term: 3, generation: 7, revision: 20 };
@@ -100,22 +96,4 @@ describe("the next life", () => {
               expect(nextLife(facts).type).toBe("incoming");
             }
   });
-});
-
-test("what is kept of a VM outlives the agent; a broken file is told", () => {
-  const directory = mkdtempSync(join(tmpdir(), "colo-test-life-"));
-  try {
-    const path = join(directory, "vm", "db1.json");
-    const memory = new LifeMemory(path);
-    expect(memory.kept).toEqual({ recordSeen: false, lastRun: "never" });
-    memory.keep({ off: "shut down", recordSeen: true });
-    memory.keep({ lastRun: "alone" });
-    expect(new LifeMemory(path).kept).toEqual({ off: "shut down", recordSeen: true, lastRun: "alone" });
-    memory.keep({ off: undefined });
-    expect(new LifeMemory(path).kept.off).toBeUndefined();
-    writeFileSync(path, "{");
-    expect(() => new LifeMemory(path)).toThrow(/remove the file/);
-  } finally {
-    rmSync(directory, { recursive: true });
-  }
 });

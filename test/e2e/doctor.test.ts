@@ -53,8 +53,8 @@ describe("a host of a pair", () => {
     ).toContain("that of VM vm1");
     expect(found("link", "mtu")).toContain("in one piece");
     expect(found("link", "quickack")).toContain("quickack 1");
-    expect(found("link", "peer")).toContain("an agent answers");
-    expect(found("arbiter", "records")).toContain("held by doctor-a");
+    expect(found("link", "peer")).toContain("answers at");
+    expect(found("arbiter", "records")).toContain("held by test-doctor-a");
     expect((await lab().agentStatus("a"))?.protected).toBe(true);
   });
 

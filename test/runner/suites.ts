@@ -18,10 +18,13 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
     needs: "the packages of package-lock.json and libpcap; no root, no BPF, no QEMU",
     together: true,
     entries: [
+      "test/agent/client_path.test.ts",
       "test/agent/control_channel.test.ts",
       "test/agent/fence.test.ts",
+      "test/agent/life_memory.test.ts",
       "test/agent/metrics.test.ts",
       "test/agent/next_life.test.ts",
+      "test/agent/peer_api.test.ts",
       "test/agent/tuning.test.ts",
       "test/arbiter/certificates.test.ts",
       "test/bench/against.test.ts",

@@ -55,7 +55,7 @@ export const OWN: Spoken = { version: VERSION, protocol: PROTOCOL };
  * The peer's agent ("agent") has one connection, and its newest one counts. A visitor ("visitor", such as `doctor`)
  * learns that an agent is there and which, and can ask for nothing else.
  */
-export const purpose = z.enum(["agent", "visitor"]);
+const purpose = z.enum(["agent", "visitor"]);
 export type Purpose = z.output<typeof purpose>;
 
 export const helloBody = spoken.extend({ purpose });

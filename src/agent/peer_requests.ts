@@ -3,7 +3,7 @@ import type { VmKeeper } from "./keeper.ts";
 import type { HeartbeatAnswer, HeartbeatRequest, PeerHandlers } from "./peer_api.ts";
 
 /** What the requests are answered by. */
-export interface Answering {
+interface Answering {
   /** Throws an Error if the configuration has no such VM. */
   vm(name: string): VmKeeper;
   heartbeat(request: HeartbeatRequest): HeartbeatAnswer;

@@ -17,8 +17,8 @@ import {
 } from "./control_channel.ts";
 
 /**
- * Connections from any address but the peer's are closed. When the peer's agent says hello, its other connections are
- * closed too: a request of an earlier process that is still on its way must not be carried out any more.
+ * Connections from any address but the peer's are closed. When the peer's agent says hello, its other connections
+ * are closed too: a request of an earlier process that is still on its way must not be carried out any more.
  */
 export class PeerServer {
   readonly #server: Server;
@@ -99,7 +99,7 @@ export class PeerServer {
     }
   }
 
-  /** The hello, which is the only request of a connection that is not the agent's. Throws {@link PeerRefusedError}. */
+  /** Takes the hello, the only request that a visitor or a stranger may make. Throws {@link PeerRefusedError}. */
   #greeted(socket: Socket, type: string, body: unknown): object {
     if (this.#sockets.get(socket) !== undefined)
       throw new PeerRefusedError(

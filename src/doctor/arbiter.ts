@@ -34,7 +34,7 @@ async function records({ config }: DoctorContext): Promise<Finding[]> {
       const what = record === undefined ? "no record yet" : `held by ${record.holder}, term ${record.term}`;
       const words = `${arbiter.description} answered in ${tookMs.toFixed(0)} ms: ${what}`;
       if (tookMs < timeoutMs * SLOW_PART) return ok(words);
-      return warn(words, "Move the arbiter nearer, or give arbiter.timeout_ms and the lease more time.");
+      return warn(words, "Move the arbiter nearer, or raise arbiter.timeout_ms and heartbeat.lease_ms.");
     } catch (error) {
       return fail((error as Error).message, "Start the arbiter, and check its address and the certificates.");
     }

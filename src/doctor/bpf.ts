@@ -23,7 +23,7 @@ const RING_BYTES = 65_536;
 const TC_ACT_SHOT = 2;
 
 function ringBuffer(): Finding {
-  return ringBufferWorks() ? ok("works") : fail("the kernel makes no BPF ring buffer", KERNEL_FIX);
+  return ringBufferWorks() ? ok("works") : fail("the kernel cannot make a BPF ring buffer", KERNEL_FIX);
 }
 
 function helpers(context: DoctorContext): Finding {
@@ -35,7 +35,7 @@ function helpers(context: DoctorContext): Finding {
     return refused.length === 0 ? [] : [`${refused.map(name).join(", ")} to ${type} programs`];
   });
   if (refusals.length > 0) return fail(`the kernel refuses ${refusals.join(" and ")}`, KERNEL_FIX);
-  return ok(`all ${new Set([...needed.tc, ...needed.xdp]).size} that the programs call`);
+  return ok(`all ${new Set([...needed.tc, ...needed.xdp]).size} helpers of the programs`);
 }
 
 function kernelFunctions(): Finding {
@@ -46,7 +46,7 @@ function kernelFunctions(): Finding {
   if (needed.length > 0) return fail(needed.map(({ name, why }) => `${name}: ${why}`).join("; "), KERNEL_FIX);
   if (refused.length > 0)
     return ok(
-      `${refused.map(({ name }) => name).join(", ")} missing: frames are copied in another way, a little slower`,
+      `${refused.map(({ name }) => name).join(", ")} missing: the programs copy frames with a slower method`,
     );
   return ok(KERNEL_FUNCTION_NAMES.join(", "));
 }
@@ -89,7 +89,9 @@ async function dataPlane(context: DoctorContext): Promise<Finding> {
       const works = "all programs load, attach, and drop a frame without a lease";
       return namespace.enter(() => runsLiveFrames(plane))
         ? ok(works)
-        : ok(`${works}; the kernel runs none on live frames: many small frames are released a little slower`);
+        : ok(
+            `${works}; the kernel cannot run them on live frames: many small frames are released a little slower`,
+          );
     } finally {
       plane.close();
     }

@@ -19,14 +19,14 @@ function judge(what: string, read: () => { expiresMs: number }, renew = RENEW): 
     return fail((error as Error).message, renew);
   }
   const days = Math.floor((expiresMs - Date.now()) / DAY_MS);
-  const words = `${what}: good for ${days} days`;
+  const words = `${what}: valid for ${days} days`;
   return days < EXPIRY_WARNING_DAYS ? warn(words, renew) : ok(words);
 }
 
 function ofArbiter({ config }: DoctorContext): Finding {
   const { arbiter, agent } = config!;
   if (arbiter.type === "none" || arbiter.ca === undefined)
-    return ok("the arbiter is asked without certificates");
+    return ok("the arbiter is used without certificates");
   const { ca, certificate, key } = arbiter;
   if (certificate === undefined || key === undefined) {
     return judge(ca, () => {
@@ -45,7 +45,7 @@ function ofStreams({ config }: DoctorContext): Finding {
   for (const { key } of [CREDENTIAL_FILES.server, CREDENTIAL_FILES.client]) {
     const path = join(directory, key);
     const mode = statSync(path, { throwIfNoEntry: false })?.mode ?? 0;
-    if ((mode & 0o007) !== 0) return fail(`everybody on this host can read ${path}`, `chmod o= ${path}`);
+    if ((mode & 0o007) !== 0) return fail(`every user of this host can read ${path}`, `chmod o= ${path}`);
   }
   const renew = `Make new ones: colo-agent certificates --qemu --renew ${agent.name}.`;
   return judge(
@@ -54,7 +54,7 @@ function ofStreams({ config }: DoctorContext): Finding {
       const { expiresMs } = checkStreamTls(directory, agent.name);
       if (expiresMs <= Date.now()) {
         throw new Error(
-          `a certificate in ${directory} ran out on ${new Date(expiresMs).toUTCString()}: the VM cannot be protected again`,
+          `a certificate in ${directory} expired on ${new Date(expiresMs).toUTCString()}: the VM cannot be protected again`,
         );
       }
       return { expiresMs };

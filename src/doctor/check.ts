@@ -111,7 +111,7 @@ async function findings(check: Check, context: DoctorContext, skipped: boolean):
 function inTime<T>(action: () => Promise<T>, timeoutMs: number): Promise<T> {
   let timer: Timer | undefined;
   const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`it did not end within ${timeoutMs / 1000} s`)), timeoutMs);
+    timer = setTimeout(() => reject(new Error(`no result within ${timeoutMs / 1000} s`)), timeoutMs);
   });
   return Promise.race([action(), late]).finally(() => clearTimeout(timer));
 }

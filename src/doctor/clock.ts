@@ -19,7 +19,7 @@ function rate({ config }: DoctorContext): Finding {
   const limitPpm = config?.heartbeat.clock_drift_ppm ?? DRIFT_DEFAULT_PPM;
   const words = `its rate is corrected by ${frequencyPpm.toFixed(1)} ppm; heartbeat.clock_drift_ppm allows ${limitPpm}`;
   if (Math.abs(frequencyPpm) < limitPpm) return ok(words);
-  return warn(words, "Give heartbeat.clock_drift_ppm a larger value, or replace this clock.");
+  return warn(words, "Raise heartbeat.clock_drift_ppm, or replace this clock.");
 }
 
 const checks: Check[] = [

@@ -37,8 +37,8 @@ function kernelVersion(): Finding {
 function typeInformation(): Finding {
   const found = Btf.ofKernel().ids(["sk_buff"]);
   return found.size > 0
-    ? ok("the kernel's type information is there")
-    : fail("the kernel's type information has no sk_buff", "Use a kernel with CONFIG_DEBUG_INFO_BTF.");
+    ? ok("the kernel has type information")
+    : fail("the kernel's type information lacks sk_buff", "Use a kernel with CONFIG_DEBUG_INFO_BTF.");
 }
 
 function capabilities(): Finding {

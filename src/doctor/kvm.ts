@@ -11,7 +11,7 @@ const KERNEL_LIMIT_MS = 6_000;
 
 const WITHOUT_KVM =
   "Enable virtualization in the firmware, or nested virtualization on the host of this machine. Software emulation (TCG) is " +
-  "for trying out only: it is slow, and a secondary on it goes wrong without the plugin of `colo-agent lab`.";
+  "for tests only: it is slow, and its secondary fails without the plugin of `colo-agent lab`.";
 
 const BARE = ["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-accel", "kvm"];
 
@@ -27,7 +27,7 @@ const tryCode = once(async (context: DoctorContext): Promise<Finding> => {
     CODE_LIMIT_MS,
   );
   if (run.status === EXIT_STATUS)
-    return ok(`a few instructions ran, QEMU ended after ${seconds(run.tookMs)}`);
+    return ok(`seven instructions ran, QEMU ended after ${seconds(run.tookMs)}`);
   if (run.status === undefined)
     return warn(`KVM hangs: seven instructions did not end within ${CODE_LIMIT_MS / 1000} s`, WITHOUT_KVM);
   const words = run.complaint.split("\n").at(-1) ?? "";
@@ -38,7 +38,7 @@ const tryCode = once(async (context: DoctorContext): Promise<Finding> => {
 const tryKernel = once(async (context: DoctorContext): Promise<Finding> => {
   if (!existsSync("/dev/kvm")) return warn("there is no /dev/kvm", WITHOUT_KVM);
   const kernel = anyKernel();
-  if (kernel === undefined) return ok("no kernel at hand to try (neither the lab's nor one in /boot)");
+  if (kernel === undefined) return ok("no kernel to test (neither the lab's nor one in /boot)");
   const serial = join(context.directory(), "kvm-serial.log");
   const run = await runGuest(
     context.qemu(),
@@ -51,7 +51,7 @@ const tryKernel = once(async (context: DoctorContext): Promise<Finding> => {
   );
   if (run.status === 0) return ok(`a Linux kernel booted and ended in ${seconds(run.tookMs)}`);
   const last = lastLine(serial);
-  const at = last === "" ? "it printed nothing" : `its last words: ${last.slice(0, 100)}`;
+  const at = last === "" ? "it printed nothing" : `last output: ${last.slice(0, 100)}`;
   if (run.status === undefined) {
     return warn(
       `KVM hangs: a Linux kernel did not boot within ${KERNEL_LIMIT_MS / 1000} s; ${at}`,

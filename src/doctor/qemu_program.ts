@@ -28,7 +28,7 @@ export function findQemu(named?: string, config?: Pick<Config, "vm">): DoctorQem
       argv: command,
       imgArgv: imgCommand,
       environment: { ...environment(), ...added },
-      description: `that of VM ${vm.name}`,
+      description: `QEMU of VM ${vm.name}`,
     };
   }
   const path = named ?? Bun.which(PROGRAM) ?? undefined;

@@ -52,6 +52,6 @@ function summary(results: readonly Result[]): string {
   const failed = count(results, "fail");
   const warned = count(results, "warn");
   const notAsked = count(results, "not_asked");
-  const words = failed > 0 ? `${failed} failed` : warned > 0 ? "usable, with warnings" : "all is well";
-  return `${words}: ${count(results, "ok")} ok, ${warned} to look at, ${failed} failed, ${notAsked} not asked`;
+  const words = failed > 0 ? `${failed} failed` : warned > 0 ? "usable, with warnings" : "usable";
+  return `${words}: ${count(results, "ok")} ok, ${warned} warnings, ${failed} failed, ${notAsked} not asked`;
 }

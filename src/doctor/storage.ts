@@ -21,7 +21,7 @@ function stateDirectory({ config }: DoctorContext): Finding {
   const path = config!.agent.state_directory;
   const free = freeBytesFor(path);
   if (free >= STATE_BYTES_MIN) return ok(`${gib(free)} free at ${path}`);
-  return warn(`only ${gib(free)} free at ${path}`, "Make room there: divergences are kept in it.");
+  return warn(`only ${gib(free)} free at ${path}`, "Free space there: the agent stores divergences in it.");
 }
 
 /** The room that a secondary's start asks for, or 64 MiB. */
@@ -33,7 +33,7 @@ function overlayDirectories({ config }: DoctorContext): Finding[] {
     const found = `${mib(free)} free at ${overlayDirectory}`;
     const need = overlayRoomBytes(managed);
     if (free >= need) return [{ ...ok(found), subject }];
-    const fix = `Make room there for ${mib(need)} (vm.overlay): this host cannot keep a replica.`;
+    const fix = `Free ${mib(need)} there (vm.overlay): this host cannot keep a replica.`;
     return [{ ...fail(`only ${found}`, fix), subject }];
   });
 }

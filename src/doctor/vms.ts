@@ -33,7 +33,7 @@ async function oneTap(name: string): Promise<Finding> {
   if (facts.master === undefined)
     return warn(
       `${name} is not in a bridge`,
-      `Put it where the clients are: ip link set ${name} master BRIDGE.`,
+      `Add it to the bridge of the clients: ip link set ${name} master BRIDGE.`,
     );
   return ok(`${name}, port of ${facts.master}`);
 }
@@ -52,7 +52,7 @@ async function runningQemu({ qmp }: VmConfig): Promise<Finding[]> {
     client = await QmpClient.connect(qmp, { connectTimeoutMs: QMP_LIMIT_MS });
   } catch {
     // QEMU serves one client per socket.
-    return [ok(`${qmp} is in use, by the agent if it runs: colo-agent status tells about its QEMU`)];
+    return [ok(`${qmp} is in use, normally by the agent: see colo-agent status`)];
   }
   try {
     const { verdict, warnings, version, runState } = await checkQemu(client);

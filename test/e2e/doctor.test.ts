@@ -50,7 +50,7 @@ describe("a host of a pair", () => {
         .filter(({ group }) => group === "qemu")
         .map((one) => one.found)
         .join("\n"),
-    ).toContain("that of VM vm1");
+    ).toContain("QEMU of VM vm1");
     expect(found("link", "mtu")).toContain("in one piece");
     expect(found("link", "quickack")).toContain("quickack 1");
     expect(found("link", "peer")).toContain("answers at");

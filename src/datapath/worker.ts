@@ -12,7 +12,7 @@ import type { Divergence } from "../compare/divergence.ts";
 import type { FrameChange } from "../compare/frame_change.ts";
 import { Intake } from "../compare/intake.ts";
 import { recordTimeNs } from "../compare/parsed_frame.ts";
-import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET, SLEEP } from "../ffi/layout.ts";
+import { SLEEP } from "../ffi/layout.ts";
 import { bootTimeNsNumber, memcmp } from "../ffi/libc.ts";
 import { LiveFrames } from "../ffi/live_frames.ts";
 import { PacketSocket } from "../ffi/packet_socket.ts";
@@ -21,6 +21,8 @@ import { Ring } from "../ffi/ring.ts";
 import { StateView } from "../ffi/state_view.ts";
 import { BusyWait } from "./busy_wait.ts";
 import { evidenceOf } from "./evidence.ts";
+import { InputReplay, LATE_INPUT_SLEEP_MS } from "./input_replay.ts";
+import { LeaseGate } from "./lease_gate.ts";
 import { ReleaseQueue } from "./release_queue.ts";
 import {
   BATCH_RECORDS,
@@ -33,22 +35,21 @@ import {
 
 declare const self: Worker;
 
-/** Replayed frames are sent at least this often. */
-const REPLAY_BATCH = 64;
-/** Each round puts back what has come during the one before. */
-const REPLAY_ROUNDS_MAX = 32;
 const SLEEP_MS_MAX = 1_000;
 /**
  * While both VMs send the same, a large frame of one of them need not wake the worker: the other's will. That is relied on for so long
  * after a frame was released, and for so long it is asleep at most: what only one of them has sent is noticed by then.
  */
 const PAIRED_SLEEP_MS = 10;
-/**
- * A program that found input diverted may put its frame into the ring only after the diversion is over and the ring was
- * seen empty. For so long it is looked for, this often.
- */
-const LATE_INPUT_NS = 50_000_000;
-const LATE_INPUT_SLEEP_MS = 1;
+/** A worker without a lease looks this often whether the agent has extended it. */
+const LEASE_LOOK_MS = 5;
+/** Commands that release frames, and those that have to come before or behind them. */
+const WAIT_FOR_LEASE: ReadonlySet<Command> = new Set([
+  Command.Start,
+  Command.BeginCheckpoint,
+  Command.Checkpoint,
+  Command.ReleaseAlone,
+]);
 /** Held segments are sent in parts after this time, or a tenth of the time after which they cost a checkpoint. */
 const PART_AFTER_MS_MAX = 20;
 /** VMs that wait for each other cost a checkpoint after this share of the time that one of them may be late. */
@@ -66,15 +67,16 @@ class DataPathLoop {
   readonly #secondary: Ring;
   readonly #inject: PacketSocket;
   readonly #live: LiveFrames;
-  /** Diverted input and the way back for it, with the first worker. */
-  readonly #input: { readonly ring: Ring; readonly socket: PacketSocket } | undefined;
+  /** With the first worker. */
+  readonly #input: InputReplay | undefined;
   readonly #waiter: Waiter;
   readonly #busyWait = new BusyWait();
   readonly #comparer: Comparer;
   readonly #intake: Intake;
   readonly #releases: ReleaseQueue;
-  /** Slots of the input ring queued for sending, to be given back after the flush. */
-  readonly #replayed = new Int32Array(REPLAY_BATCH);
+  readonly #lease: LeaseGate;
+  /** The lease had run out, and the rings have not been read empty since. */
+  #isBehind = false;
   /** Records of the secondary taken while nothing was compared; those of the primary are `released_late`. */
   #passedSecondary = 0;
   #epoch = 0;
@@ -88,7 +90,6 @@ class DataPathLoop {
   /** When a frame was last released because both VMs had sent it. */
   #lastComparedNs = 0;
   #lastCompared = 0;
-  #lateInputUntilNs = 0;
   #lastSequence = 0;
   #quit = false;
 
@@ -97,15 +98,17 @@ class DataPathLoop {
     this.#stats = this.#shared.stats;
     const { rings, input } = setup;
     this.#state = new StateView(setup.stateFd, setup.worker);
+    this.#lease = new LeaseGate(this.#state);
     this.#primary = new Ring(rings.primary);
     this.#secondary = new Ring(rings.secondary);
     this.#inject = new PacketSocket(setup.injectIfindex);
     this.#live = new LiveFrames(setup.liveFrames, setup.worker);
     if (input !== undefined) {
-      this.#input = {
-        ring: new Ring(input),
-        socket: new PacketSocket(setup.tapIfindex, { mark: setup.replayMark }),
-      };
+      this.#input = new InputReplay(
+        new Ring(input),
+        new PacketSocket(setup.tapIfindex, { mark: setup.replayMark }),
+        this.#state,
+      );
     }
     this.#waiter = new Waiter(rings.doorbellFd, setup.wakeFd);
     this.#releases = new ReleaseQueue(this.#primary, this.#inject, this.#live);
@@ -141,22 +144,27 @@ class DataPathLoop {
     this.#waiter.close();
     this.#inject.close();
     this.#live.close();
-    this.#input?.socket.close();
-    for (const ring of [this.#primary, this.#secondary, this.#input?.ring]) ring?.close();
+    this.#input?.close();
+    for (const ring of [this.#primary, this.#secondary]) ring.close();
     this.#state.close();
   }
 
   /** One look at everything; returns how much there was to do. */
   #turn(): number {
     this.#nowNs = bootTimeNsNumber();
-    let work = this.#takeRecords();
-    this.#flush();
-    if (this.#nowNs < this.#lateInputUntilNs) work += this.#replayLateInput();
-    if (this.#mode === "comparing" && this.#nowNs - this.#lastExpireNs >= EXPIRE_INTERVAL_NS) {
-      this.#lastExpireNs = this.#nowNs;
-      this.#comparer.expire(this.#nowNs);
+    let work = 0;
+    if (this.#waitsForLease()) {
+      this.#isBehind = true;
+    } else {
+      work += this.#obeyDeferred();
+      const taken = this.#takeRecords();
+      work += taken;
+      // What lay in the rings meanwhile is late only if it has no counterpart there.
+      if (taken < BATCH_RECORDS) this.#isBehind = false;
       this.#flush();
     }
+    if (this.#input?.looksForLate(this.#nowNs)) work += this.#countReplayed(this.#input.replayLate());
+    if (this.#nowNs - this.#lastExpireNs >= EXPIRE_INTERVAL_NS) this.#expire();
     if (this.#shared.sequence() !== this.#lastSequence) {
       this.#obey();
       work++;
@@ -168,6 +176,19 @@ class DataPathLoop {
       this.#publish();
     }
     return work;
+  }
+
+  /** Whether the worker has something to release, or could have, and may not. */
+  #waitsForLease(): boolean {
+    const releases = this.#mode === "comparing" || this.#mode === "alone" || this.#lease.hasDeferred;
+    return releases && this.#lease.isShut(this.#nowNs);
+  }
+
+  #expire(): void {
+    if (this.#mode !== "comparing" || this.#isBehind) return;
+    this.#lastExpireNs = this.#nowNs;
+    this.#comparer.expire(this.#nowNs);
+    this.#flush();
   }
 
   #takeRecords(): number {
@@ -222,58 +243,6 @@ class DataPathLoop {
     this.#stats[STAT_INDEX.joined_frames] = this.#releases.joinedFrames;
   }
 
-  /** Puts diverted input back in order, until none is left and the diversion is over. */
-  #replayInput(): number {
-    const input = this.#input;
-    if (input === undefined) return 0;
-    let count = 0;
-    // What arrives while we replay is diverted too, so that new input goes its own way again only when the ring is empty;
-    // or when so much comes that it never would be. Then some is late, for both VMs alike.
-    for (let round = 0; round < REPLAY_ROUNDS_MAX && input.ring.unreadBytes() > 0; round++) {
-      count += this.#replayOnce(input);
-    }
-    this.#state.divertInput = false;
-    this.#lateInputUntilNs = bootTimeNsNumber() + LATE_INPUT_NS;
-    return count + this.#replayOnce(input);
-  }
-
-  /** Puts back what was diverted so late that replayInput() did not find it. */
-  #replayLateInput(): number {
-    const input = this.#input;
-    if (input === undefined) return 0;
-    const until = input.ring.producedTo();
-    // In this order: with the next checkpoint begun meanwhile, nothing in front of `until` is of its diversion.
-    if (this.#state.divertInput) return 0;
-    const count = this.#replayOnce(input, until);
-    this.#stats[STAT_INDEX.replayed_frames]! += count;
-    return count;
-  }
-
-  /** Puts back what is in the ring in front of `until`, or at this moment. */
-  #replayOnce(
-    { ring, socket }: { readonly ring: Ring; readonly socket: PacketSocket },
-    until = ring.producedTo(),
-  ): number {
-    let count = 0;
-    const view = ring.view;
-    for (;;) {
-      let queued = 0;
-      while (queued < REPLAY_BATCH && !ring.hasRead(until)) {
-        const slot = ring.next();
-        if (slot < 0) break;
-        const offset = ring.offset(slot);
-        const bytes =
-          RECORD_HEADER_BYTES - RECORD_SEND_OFFSET + view.getUint32(offset + RECORD.frame_bytes, true);
-        socket.queue(ring.address + offset + RECORD_SEND_OFFSET, bytes);
-        this.#replayed[queued++] = slot;
-      }
-      if (queued === 0) return count;
-      socket.flush();
-      for (let i = 0; i < queued; i++) ring.done(this.#replayed[i]!);
-      count += queued;
-    }
-  }
-
   /** The primary's records up to the newest one of this moment: a VM that sends on and on must not keep a command going. */
   #drainWhatIsThere(): void {
     const until = this.#primary.producedTo();
@@ -285,6 +254,11 @@ class DataPathLoop {
   #drainPrimary(): number {
     if (this.#mode === "comparing") return this.#intake.takePrimary(BATCH_RECORDS);
     return this.#mode === "alone" ? this.#passPrimary(BATCH_RECORDS) : 0;
+  }
+
+  #countReplayed(frames: number): number {
+    this.#stats[STAT_INDEX.replayed_frames]! += frames;
+    return frames;
   }
 
   /** Drops what is in a ring. */
@@ -301,57 +275,73 @@ class DataPathLoop {
   #obey(): void {
     const sequence = this.#shared.sequence();
     this.#lastSequence = sequence;
+    const command = this.#shared.command();
+    const argumentA = this.#shared.argument(0);
+    const argumentB = this.#shared.argument(1);
+    const isShut = this.#lease.isShut(bootTimeNsNumber());
+    if (!isShut) this.#obeyDeferred();
     let count = 0;
-    switch (this.#shared.command()) {
-      case Command.Start:
-        this.#epoch = this.#shared.argument(1);
-        // What a former pairing left behind belongs to no comparison of this one.
-        this.#comparer.releaseAll();
-        this.#comparer.checkpoint(0, this.#epoch);
-        this.#mode = "comparing";
-        break;
-      case Command.Resume:
-        this.#mode = "resuming";
-        break;
-      case Command.BeginCheckpoint:
-        this.#comparer.beginCheckpoint(this.#shared.argument(0));
-        break;
-      case Command.Checkpoint: {
-        if (this.#mode === "resuming") this.#mode = "comparing";
-        // Everything that the primary sent before it stopped is in the ring already: the boundary is in the past.
-        this.#drainWhatIsThere();
-        this.#epoch = this.#shared.argument(1);
-        const { released } = this.#comparer.checkpoint(this.#shared.argument(0), this.#epoch);
-        count = released;
-        break;
-      }
-      case Command.ReleaseAlone:
-        count = this.#comparer.releaseAll();
-        this.#mode = "alone";
-        this.#drainWhatIsThere();
-        break;
-      case Command.ReplayInput:
-        count = this.#replayInput();
-        this.#stats[STAT_INDEX.replayed_frames]! += count;
-        break;
-      case Command.Discard:
-        count = this.#discard(this.#primary);
-        if (this.#input !== undefined) count += this.#discard(this.#input.ring);
-        break;
-      case Command.Quit:
-        this.#quit = true;
-        break;
-      case Command.None:
-        break;
-    }
+    if (isShut && WAIT_FOR_LEASE.has(command)) this.#lease.defer({ command, argumentA, argumentB });
+    else count = this.#carryOut(command, argumentA, argumentB);
     this.#flush();
     this.#publish();
     report({ type: "done", sequence, count });
   }
 
+  /** Carries out what had to wait for the lease; returns how many commands that were. */
+  #obeyDeferred(): number {
+    let commands = 0;
+    for (;;) {
+      const next = this.#lease.nextDeferred();
+      if (next === undefined) return commands;
+      this.#carryOut(next.command, next.argumentA, next.argumentB);
+      commands++;
+    }
+  }
+
+  /** Returns what the command has counted. */
+  #carryOut(command: Command, argumentA: number, argumentB: number): number {
+    switch (command) {
+      case Command.Start:
+        this.#epoch = argumentB;
+        // What a former pairing left behind belongs to no comparison of this one.
+        this.#comparer.releaseAll();
+        this.#comparer.checkpoint(0, this.#epoch);
+        this.#mode = "comparing";
+        return 0;
+      case Command.Resume:
+        this.#mode = "resuming";
+        return 0;
+      case Command.BeginCheckpoint:
+        this.#comparer.beginCheckpoint(argumentA);
+        return 0;
+      case Command.Checkpoint:
+        if (this.#mode === "resuming") this.#mode = "comparing";
+        // Everything that the primary sent before it stopped is in the ring already: the boundary is in the past.
+        this.#drainWhatIsThere();
+        this.#epoch = argumentB;
+        return this.#comparer.checkpoint(argumentA, this.#epoch).released;
+      case Command.ReleaseAlone: {
+        const released = this.#comparer.releaseAll();
+        this.#mode = "alone";
+        this.#drainWhatIsThere();
+        return released;
+      }
+      case Command.ReplayInput:
+        return this.#countReplayed(this.#input?.replay() ?? 0);
+      case Command.Discard:
+        return this.#discard(this.#primary) + (this.#input?.discard() ?? 0);
+      case Command.Quit:
+        this.#quit = true;
+        return 0;
+      case Command.None:
+        return 0;
+    }
+  }
+
   /** Waits a moment for the next record; true if there is one. */
   #spin(): boolean {
-    if (this.#busyWait.ns === 0) return false;
+    if (this.#busyWait.ns === 0 || this.#waitsForLease()) return false;
     const until = this.#nowNs + this.#busyWait.ns;
     const readsPrimary = this.#mode === "comparing" || this.#mode === "alone";
     const readsSecondary = this.#mode !== "resuming";
@@ -372,22 +362,26 @@ class DataPathLoop {
     this.#state.consumerSleeping = isPaired ? SLEEP.PAIRED : SLEEP.ANY;
     // Once more after the flag is set: a record from between the last look and the flag rang no bell.
     if (this.#turn() === 0) {
-      const deadlineNs =
-        this.#mode === "comparing" ? this.#comparer.nextDeadlineNs() : Number.POSITIVE_INFINITY;
-      const waitMs = Math.ceil((deadlineNs - this.#nowNs) / 1e6);
+      const waitMs = Math.min(this.#untilDeadlineMs(), this.#sleepMsMax(isPaired));
       if (waitMs > 0) {
         this.#stats[STAT_INDEX.wakeups]! += 1;
-        let longest = isPaired ? PAIRED_SLEEP_MS : SLEEP_MS_MAX;
-        if (this.#nowNs < this.#lateInputUntilNs) longest = LATE_INPUT_SLEEP_MS;
-        this.#waiter.wait(Math.min(waitMs, longest));
+        this.#waiter.wait(waitMs);
       }
-      if (this.#mode === "comparing") {
-        this.#nowNs = bootTimeNsNumber();
-        this.#lastExpireNs = this.#nowNs;
-        this.#comparer.expire(this.#nowNs);
-      }
+      // By the next turn, behind the records that have come meanwhile: one of them may be what a frame waits for.
+      this.#lastExpireNs = Number.NEGATIVE_INFINITY;
     }
     this.#state.consumerSleeping = SLEEP.NONE;
+  }
+
+  #untilDeadlineMs(): number {
+    if (this.#mode !== "comparing" || this.#isBehind) return Number.POSITIVE_INFINITY;
+    return Math.ceil((this.#comparer.nextDeadlineNs() - this.#nowNs) / 1e6);
+  }
+
+  #sleepMsMax(isPaired: boolean): number {
+    if (this.#input?.looksForLate(this.#nowNs)) return LATE_INPUT_SLEEP_MS;
+    if (this.#waitsForLease()) return LEASE_LOOK_MS;
+    return isPaired ? PAIRED_SLEEP_MS : SLEEP_MS_MAX;
   }
 
   #publish(): void {

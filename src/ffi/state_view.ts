@@ -30,6 +30,16 @@ export class StateView {
     Atomics.store(this.#lease, 0, value);
   }
 
+  /** {@link leaseDeadlineNs} as a number, exact below 2^53 ns (104 days since boot). Allocation free. */
+  get leaseDeadlineNumber(): number {
+    for (;;) {
+      const high = this.#load(STATE.lease_deadline_ns + 4);
+      const low = this.#load(STATE.lease_deadline_ns);
+      // The agent's thread writes both halves at once.
+      if (this.#load(STATE.lease_deadline_ns + 4) === high) return high * 0x1_0000_0000 + low;
+    }
+  }
+
   get role(): Role {
     return this.#load(STATE.role) as Role;
   }

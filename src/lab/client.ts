@@ -8,6 +8,7 @@
  */
 import { createHash } from "node:crypto";
 import { createSocket } from "node:dgram";
+import { readFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { firstWrongByte, patternBytes } from "./pattern.ts";
 
@@ -48,8 +49,10 @@ export interface ClientReport {
   received: number;
   /** Requests answered, blocks acknowledged, datagrams returned. */
   answers: number;
-  /** UDP: datagrams sent and not returned. */
+  /** UDP: datagrams sent and not returned; those that came back when this client's socket was full are among them. */
   lost: number;
+  /** UDP: datagrams of this network namespace that a full socket dropped (RFC 4113, udpInErrors). */
+  noRoom: number;
   /** Longest time without anything received since the last mark, and when it ended (milliseconds since the start). */
   longestGapMs: number;
   longestGapEndMs: number;
@@ -67,6 +70,11 @@ const SEND_AHEAD_BYTES = 256 * 1024;
 const FINISH_MS = 30_000;
 /** Of the guest's disk service. */
 const BLOCK_BYTES = 4096;
+/**
+ * Of the socket for datagrams. What was held for seconds comes back at once, before this process gets to run, and each
+ * frame takes a page or more of the buffer. The kernel gives no more than net.core.rmem_max.
+ */
+const UDP_BUFFER_BYTES = 4 << 20;
 /** Of a connection of the kind "connect". */
 const SHORT_BYTES = 2048;
 
@@ -75,6 +83,7 @@ class Traffic {
   received = 0;
   answers = 0;
   lost = 0;
+  noRoom = 0;
   #marks = 0;
   readonly latencies: number[] = [];
   #longestGapMs = 0;
@@ -123,6 +132,7 @@ class Traffic {
       received: this.received,
       answers: this.answers,
       lost: this.lost,
+      noRoom: this.noRoom,
       longestGapMs: Math.max(this.#longestGapMs, type === "progress" ? performance.now() - this.#last : 0),
       longestGapEndMs: this.#longestGapEndMs,
       marks: this.#marks,
@@ -471,7 +481,9 @@ function clock(traffic: Traffic): Promise<void> {
 
 /** Port 7006: datagrams that come back; loss is counted, a wrong one is an error. */
 async function udp(traffic: Traffic): Promise<void> {
-  const socket = createSocket(traffic.options.host.includes(":") ? "udp6" : "udp4");
+  const type = traffic.options.host.includes(":") ? "udp6" : "udp4";
+  const socket = createSocket({ type, recvBufferSize: UDP_BUFFER_BYTES });
+  const fullBefore = fullSockets(type);
   const bytes = 512;
   const awaited = new Map<number, number>();
   let next = 0;
@@ -498,7 +510,19 @@ async function udp(traffic: Traffic): Promise<void> {
   const deadline = performance.now() + 2_000;
   while (awaited.size > 0 && performance.now() < deadline) await Bun.sleep(20);
   traffic.lost = awaited.size;
+  traffic.noRoom = fullSockets(type) - fullBefore;
   socket.close();
+}
+
+/** Datagrams that the full sockets of this network namespace have dropped (net/ipv4/proc.c, net/ipv6/proc.c). */
+function fullSockets(type: "udp4" | "udp6"): number {
+  if (type === "udp6") {
+    const line = /^Udp6RcvbufErrors\s+(\d+)$/m.exec(readFileSync("/proc/self/net/snmp6", "latin1"));
+    return Number(line?.[1] ?? 0);
+  }
+  const rows = readFileSync("/proc/self/net/snmp", "latin1").matchAll(/^Udp: (.*)$/gm);
+  const [names, values] = [...rows].map(([, row]) => row!.split(" "));
+  return Number(values?.[names!.indexOf("RcvbufErrors")] ?? 0);
 }
 
 const KINDS: Record<ClientKind, (traffic: Traffic) => Promise<void>> = {

@@ -83,6 +83,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
       "test/bench/guard.test.ts",
       "test/bpf",
       "test/capture/kernel.test.ts",
+      "test/datapath/lease.test.ts",
       "test/datapath/live_release.test.ts",
       "test/datapath/neighbours.test.ts",
       "test/datapath/paired_sleep.test.ts",

@@ -1,0 +1,57 @@
+/** How tests wait: for a condition, with a limit; or to see that something does not happen. */
+
+/** Long enough for a machine that does something else too: reached only if what is waited for does not come. */
+const LIMIT_MS = 30_000;
+const POLL_MS = 1;
+
+export interface UntilOptions {
+  limitMs?: number;
+  /** Pause between two looks. Default 1 ms. */
+  pollMs?: number;
+  /** What a failure adds to its message: a state that tells how far it came. */
+  seen?: () => unknown;
+}
+
+/**
+ * Waits until `look` finds something, and resolves with that: anything but undefined, null and false.
+ *
+ * @param what the condition as a statement, for the message: "both frames have arrived"
+ * @throws Error with `what`, if it does not come true within the limit; what `look` throws ends the wait too
+ */
+export async function until<T>(
+  what: string,
+  look: () => T | undefined | null | false | Promise<T | undefined | null | false>,
+  { limitMs = LIMIT_MS, pollMs = POLL_MS, seen }: UntilOptions = {},
+): Promise<T> {
+  const end = performance.now() + limitMs;
+  for (;;) {
+    const found = await look();
+    if (found !== undefined && found !== null && found !== false) return found;
+    if (performance.now() > end) {
+      const state = seen === undefined ? "" : `; seen: ${JSON.stringify(seen())}`;
+      throw new Error(`not within ${limitMs} ms: ${what}${state}`);
+    }
+    await Bun.sleep(pollMs);
+  }
+}
+
+/** Lets `promise` come to its end, at most `limitMs`. Throws Error with `what`, the statement that did not come true. */
+export async function within<T>(what: string, promise: Promise<T>, limitMs = LIMIT_MS): Promise<T> {
+  let timer: Timer | undefined;
+  const late = new Promise<never>((_resolve, reject) => {
+    timer = setTimeout(() => reject(new Error(`not within ${limitMs} ms: ${what}`)), limitMs);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/**
+ * Waits for `ms` in which something must not happen; the test looks afterwards. On a slow machine a fault may need longer to
+ * show, so such a test can miss it; it never fails without a fault.
+ */
+export function quiet(ms: number): Promise<void> {
+  return Bun.sleep(ms);
+}

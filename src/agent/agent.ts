@@ -152,7 +152,7 @@ export class HostAgent {
     }
     this.#restart.resolve();
     const { restart_ms } = this.config.heartbeat;
-    return `${this.config.agent.name}'s agent ends; what it protects goes on if it begins again within ${restart_ms / 1000} s`;
+    return `${this.config.agent.name}'s agent ends; protection continues if it starts again within ${restart_ms / 1000} s`;
   }
 
   async close(): Promise<void> {

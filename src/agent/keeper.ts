@@ -145,12 +145,12 @@ export class VmKeeper {
     const { name, managed } = this.config;
     const state = this.#life?.state;
     if (managed === undefined) {
-      throw new Error(`VM ${name}: its QEMU is started by somebody else (no [vm.qemu] in the configuration)`);
+      throw new Error(`VM ${name}: another program starts its QEMU (no [vm.qemu] in the configuration)`);
     }
     if (state === undefined || (state.phase === "stopped" && state.needsAdministrator)) {
       this.#memory.keep({ off: undefined });
       this.#started = true;
-      this.#say("starting", "the administrator has started it");
+      this.#say("starting", "started by the administrator");
       this.#wakeUp();
       return;
     }
@@ -203,7 +203,7 @@ export class VmKeeper {
       const deadline = performance.now() + limitMs;
       while (running() && performance.now() < deadline) await Bun.sleep(SHUTDOWN_STEP_MS);
       if (!running()) return;
-      log.warn("the guest did not shut itself down in time; its QEMU is ended", {
+      log.warn("the guest did not shut down in time; its QEMU is ended", {
         vm: this.config.name,
         limitMs,
       });
@@ -232,7 +232,7 @@ export class VmKeeper {
       words: {
         now: `${this.agent.agent.name} ${what} (${reason})`,
         ifThisHostDies: "nothing would change",
-        ifPeerDies: "the VM would be lost if it runs there",
+        ifPeerDies: "the VM would be lost, if it runs there",
       },
       epoch: 0,
       term: undefined,
@@ -339,15 +339,12 @@ export class VmKeeper {
         continue;
       }
       const role = next.type === "boot" ? "primary" : "secondary";
-      this.#say(
-        "starting",
-        role === "primary" ? "QEMU boots the VM" : "a QEMU is started that waits for the VM",
-      );
+      this.#say("starting", role === "primary" ? "QEMU boots the VM" : "QEMU starts with -incoming");
       if (role === "primary") {
         this.#marker?.remove(); // from here on the VM itself writes the images
         const committed = await commitOverlays(managed);
         if (committed.length > 0) {
-          parts.log.info("the overlays of the life before were written into the disks", {
+          parts.log.info("the overlays of the last instance were committed to the disks", {
             vm: config.name,
             disks: committed.map(({ name }) => name),
           });
@@ -428,11 +425,11 @@ export class VmKeeper {
         await this.#removeCommittedOverlays(life);
         if (this.#waitsForTakeover() && (await this.#isToBoot())) break;
       } catch (error) {
-        this.parts.log.debug("a look at a life of the VM", { vm: name, error });
+        this.parts.log.debug("cannot read the state of the VM's instance", { vm: name, error });
       }
     }
     if (this.#closed) return undefined;
-    const { reason = "its life ended", shutdown, record } = life.state;
+    const { reason = "its QEMU has ended", shutdown, record } = life.state;
     const mine = record === undefined || record.holder === this.agent.agent.name;
     if (managed !== undefined && shutdown !== undefined && reason === shutdown && mine) {
       this.#memory.keep({ off: `${reason}; colo-agent start ${name}` });
@@ -440,7 +437,7 @@ export class VmKeeper {
     this.#say("starting", reason);
     this.#life = undefined;
     this.parts.metrics.forget(name);
-    this.parts.log.info("a life of the VM ends on this host", { vm: name, reason });
+    this.parts.log.info("an instance of the VM has ended on this host", { vm: name, reason });
     await life.end(async () => {
       if (managed !== undefined) await endQemu(managed);
     });

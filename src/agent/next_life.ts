@@ -42,7 +42,7 @@ export function nextLife(facts: LifeFacts): NextLife {
   if (record === undefined) {
     if (facts.recordSeen && !started) {
       const reason =
-        "the arbiter has lost this VM's record; decide which host's disks are to go on, and start the VM there first";
+        "the arbiter has lost this VM's record; decide which host's disks continue, and start the VM there first";
       return { type: "off", reason };
     }
     return configuredRole === "primary" ? { type: "boot" } : { type: "incoming" };
@@ -71,7 +71,7 @@ function withoutArbiter({ configuredRole, lastRun, restart, started, peer }: Lif
     case "with_replica":
       return {
         type: "off",
-        reason: `the VM was lost on this host while ${peer} had a replica of it, and there is no arbiter to say whether that goes on; promote it there, or boot the VM here from its disks`,
+        reason: `the VM was lost on this host while ${peer} had a replica of it, and there is no arbiter to say whether that one runs; promote it there, or boot the VM here from its disks`,
       };
   }
 }

@@ -67,7 +67,7 @@ export class PeerClient {
    */
   request(type: string, body: unknown, timeoutMs: number): Promise<unknown> {
     if (!this.#connected || this.#socket === undefined) {
-      return Promise.reject(new PeerUnreachableError(`no connection to the peer agent (asked for ${type})`));
+      return Promise.reject(new PeerUnreachableError(`no connection to the peer's agent (request ${type})`));
     }
     return this.#send(this.#socket, type, body, timeoutMs);
   }

@@ -80,8 +80,7 @@ export class Primary {
     try {
       if (MIGRATION_ENDED.has((await migrationStatus(qmp)).status)) {
         const leftovers = await clearProtection(qmp, disksOf(config));
-        if (leftovers.length > 0)
-          log.error("something of a protection that ended is left in QEMU", { leftovers });
+        if (leftovers.length > 0) log.error("parts of an ended protection are left in QEMU", { leftovers });
       } else if ((await coloMode(qmp)) === "secondary") {
         // A takeover was recorded, and the agent died before it was carried out.
         await secondaryFailover(qmp, { disks: config.disk.length > 0 });
@@ -184,8 +183,7 @@ export class Primary {
     );
     // A checkpoint that the earlier agent had asked for is over there; here RESUME comes last.
     while (!(await runStatus(qmp)).running) {
-      if (performance.now() - begun > limitMs)
-        throw new Error("the VM does not get to the end of a checkpoint");
+      if (performance.now() - begun > limitMs) throw new Error("the VM does not complete a checkpoint");
       await Bun.sleep(RUNS_POLL_MS);
     }
     signal.throwIfAborted();
@@ -194,7 +192,7 @@ export class Primary {
     await bitmaps.resume(epoch);
     signal.throwIfAborted();
     const { epoch: now } = await checkpoints.runOnce("restart");
-    log.info("the protection goes on", { generation, epoch: now, tookMs: performance.now() - begun });
+    log.info("the protection continues", { generation, epoch: now, tookMs: performance.now() - begun });
   }
 
   /** How far the copy of the disks is; undefined while there is none. */
@@ -249,9 +247,12 @@ export class Primary {
     await peer.ask("succeed", { vm: config.name, generation }, TELL_TIMEOUT_MS);
     const pending = (await proxy.comparison?.settle()) ?? 0;
     if (pending > 0) {
-      log.warn("the two VMs did not come together for the hand-over; TCP sends again what was held", {
-        pending,
-      });
+      log.warn(
+        "the two VMs did not reach the same point for the hand-over; TCP retransmits the held segments",
+        {
+          pending,
+        },
+      );
     }
   }
 
@@ -340,7 +341,7 @@ export class Primary {
           this.#bitmaps?.checkpointed(
             report.epoch,
             () => this.epoch,
-            (error) => machine.log.warn("what changes on the disks is not recorded anew", { error }),
+            (error) => machine.log.warn("the changes of the disks are no longer recorded", { error }),
           );
         },
         onBroken: this.#onBroken,

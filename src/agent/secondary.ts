@@ -137,8 +137,7 @@ export class Secondary {
     const deadline = performance.now() + config.checkpoint.load_timeout_ms;
     await this.#eventsUntilNow(config.qemu_timeout_ms);
     while (this.#inCheckpoint) {
-      if (performance.now() > deadline)
-        throw new Error("the replica does not get to the end of a checkpoint");
+      if (performance.now() > deadline) throw new Error("the replica does not complete a checkpoint");
       await Bun.sleep(SETTLE_POLL_MS);
     }
     return this.#epoch;
@@ -176,7 +175,7 @@ export class Secondary {
     this.stop();
     const { qmp, log } = this.#machine;
     endReplica(qmp).then(
-      (ended) => ended && log.info("the replica is stopped; its QEMU is to be started anew"),
+      (ended) => ended && log.info("the replica is stopped; its QEMU must be started again"),
       (error) => log.debug("the replica's QEMU is not stopped", { error }),
     );
   }

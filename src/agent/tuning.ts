@@ -33,7 +33,8 @@ export class Tuning {
   /** Throws an Error that says what is wrong; then nothing has been changed. */
   change(wanted: Partial<TuningValues>): void {
     const given = (Object.keys(LIMITS) as (keyof TuningValues)[]).filter((key) => wanted[key] !== undefined);
-    if (given.length === 0) throw new Error("nothing to change was given");
+    if (given.length === 0)
+      throw new Error("no setting to change: give --period-ms or --resync-bytes-per-second");
     for (const key of given) {
       const { name, min, max, unit } = LIMITS[key];
       const value = wanted[key]!;

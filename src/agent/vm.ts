@@ -155,7 +155,7 @@ export class VmAgent {
       vm.#secondary = new Secondary(vm.#machine);
       vm.#qemuWatch = new QemuWatch(qmp, config, (event) => vm.#tell(event));
       if (facts.unsuitable !== undefined)
-        log.error("this VM cannot be protected; it is left to run alone", { reason: facts.unsuitable });
+        log.error("this VM cannot be protected and runs alone", { reason: facts.unsuitable });
       vm.#rest = rest;
       const has = proxy.adoption?.kept ? found : (WITHOUT_DATA_PLANE[found] ?? found);
       const generation = has === "following" ? rest?.generation : undefined;
@@ -279,7 +279,7 @@ export class VmAgent {
       throw new Error(
         `VM ${this.config.name} is not protected in generation ${generation}: this host is ${phase}`,
       );
-    if (this.#restarting) throw new Error("it is about to be restarted itself");
+    if (this.#restarting) throw new Error("this agent is about to be restarted itself");
     if (phase === "protected") await this.#primary.pauseCheckpoints();
     this.#tell({ type: "peer_restarts", generation });
   }
@@ -288,7 +288,7 @@ export class VmAgent {
   peerIsBack(generation: number): void {
     if (!isHolder(this.#state) || generation !== this.#state.generation)
       throw new Error(
-        `VM ${this.config.name} needs no such replica any more: this host is ${this.#state.phase}`,
+        `VM ${this.config.name} no longer needs this replica: this host is ${this.#state.phase}`,
       );
     this.#tell({ type: "peer_is_back", generation });
   }
@@ -299,7 +299,7 @@ export class VmAgent {
     this.#tell({ type: "peer_is_back", generation });
     // What it has sent since is held here, and nowhere else.
     if (this.#succeeding)
-      throw new Error(`VM ${this.config.name} was being handed over, and this host's half of that is done`);
+      throw new Error(`VM ${this.config.name} is being handed over, and this host has done its part`);
     return this.#secondary.settledEpoch();
   }
 
@@ -413,7 +413,7 @@ export class VmAgent {
     } catch (error) {
       log.info("the peer does not know of the restart", { error });
       throw new Error(
-        `VM ${config.name} would have to be protected anew, since the peer's agent cannot wait for this one (${(error as Error).message}): ask for the restart when it is protected, or end the agent with SIGTERM`,
+        `VM ${config.name} would lose its protection, because the peer's agent cannot wait for this one (${(error as Error).message}): ask for the restart when it is protected, or end the agent with SIGTERM`,
         { cause: error },
       );
     }
@@ -554,7 +554,7 @@ export class VmAgent {
         this.#run(
           this.#primary.resume(action.generation),
           () => ({ type: "resumed", generation: action.generation }),
-          (reason) => ({ type: "pair_broken", reason: `the protection could not go on: ${reason}` }),
+          (reason) => ({ type: "pair_broken", reason: `the protection could not continue: ${reason}` }),
         );
         break;
       case "begin_checkpoints":
@@ -592,7 +592,7 @@ export class VmAgent {
         this.#followAgain(action.generation);
         break;
       case "promote":
-        log.warn("this host takes the VM over", { reason: action.reason });
+        log.warn("this host takes over the VM", { reason: action.reason });
         this.#run(
           this.#secondary.promote().then(() => this.#primary.continueFrom(this.#secondary.epoch)),
           () => ({ type: "promoted" }),
@@ -695,7 +695,7 @@ export class VmAgent {
     ask(this.arbiter).then(
       (result) => this.#tell({ type: "arbiter", call, result }),
       (error: Error) => {
-        this.#machine.log.warn("the arbiter does not answer; it is asked again", { error });
+        this.#machine.log.warn("the arbiter does not answer; the agent tries again", { error });
         this.#tell({ type: "arbiter", call, result: { kind: "unreachable", reason: error.message } });
       },
     );

@@ -39,7 +39,7 @@ export function parseJson(url: URL, text: string): unknown {
     return JSON.parse(text);
   } catch (error) {
     throw new ArbiterUnreachableError(
-      `${url.origin} answered something that is not JSON: ${text.slice(0, 200)}`,
+      `${url.origin} answered with text that is not JSON: ${text.slice(0, 200)}`,
       { cause: error },
     );
   }

@@ -32,7 +32,7 @@ export async function openArbiter(
   const owner = arbiter.type === "witness" ? name : undefined;
   const tls = tlsOf(arbiter, owner, log);
   if (tls === undefined) {
-    log.warn("the arbiter is asked over plain HTTP: whoever reaches it can take the VMs over", {
+    log.warn("the arbiter is used over plain HTTP: anybody who reaches it can take the VMs over", {
       arbiter: arbiter.type,
     });
   }

@@ -37,7 +37,7 @@ const schema = z
     }
     if (given === 0 && !settings.insecure && !isLoopback(settings.listen.host)) {
       complain(
-        `without TLS, whoever reaches ${settings.listen.host} could take the VMs over: give --tls-ca, ` +
+        `without TLS, anybody who reaches ${settings.listen.host} could take the VMs over: give --tls-ca, ` +
           "--tls-certificate and --tls-key (colo-agent certificates makes them), listen on 127.0.0.1, or say --insecure",
       );
     }

@@ -302,7 +302,7 @@ export class Comparer {
     if (leaked) {
       const detail =
         "frames sent after the checkpoint had been compared with output of the secondary from before it; " +
-        "call beginCheckpoint() before the checkpoint is asked for";
+        "call beginCheckpoint() before the checkpoint is requested";
       state.report("boundary", -1, 0, detail);
     }
     return { released: stats.releasedFrames - releasedBefore, dropped };

@@ -95,7 +95,7 @@ export class Deadlines {
     const flow = state.primary.flow[item];
     if (!this.mayReport(flow, nowNs)) return;
     const waitedNs = nowNs - state.primary.timeNs[item];
-    let detail = `a frame of the primary has had no counterpart for ${Math.round(waitedNs / 1e6)} ms, and in another flow the primary has not sent what the secondary has: the VMs wait for each other`;
+    let detail = `a frame of the primary has had no counterpart for ${Math.round(waitedNs / 1e6)} ms, and a frame of the secondary has none in another flow: the VMs wait for each other`;
     if ((state.flows.flags[flow] & FLOW_TCP) !== 0) detail += `; ${this.tcp.describeWait(flow)}`;
     state.report("missing_on_secondary", flow, waitedNs, detail, undefined, { primary: item, secondary: -1 });
   }

@@ -202,10 +202,9 @@ class LineParser {
     const prefix = /^\d{1,3}$/.test(prefixText) ? Number(prefixText) : Number.NaN;
     if (!(prefix <= longest)) return `the prefix length "${prefixText}" is not in 0..${longest}`;
     const protocol = this.words[RULE_PROTOCOL];
-    if (version === 6 && protocol === PROTOCOL_ICMP)
-      return `"icmp" is that of IPv4; write icmpv6 for "${part}"`;
+    if (version === 6 && protocol === PROTOCOL_ICMP) return `"icmp" is for IPv4; write icmpv6 for "${part}"`;
     if (version === 4 && protocol === PROTOCOL_ICMPV6) {
-      return `"icmpv6" is that of IPv6; write icmp for "${part}"`;
+      return `"icmpv6" is for IPv6; write icmp for "${part}"`;
     }
     this.words[RULE_VERSION] = version;
     for (const [i, group] of groups.entries()) {
@@ -224,7 +223,7 @@ class LineParser {
     const protocol = this.words[RULE_PROTOCOL];
     if (protocol >= 0 && !hasPorts(protocol)) return `"${this.parts[0]}" has no ports`;
     const part = this.parts[this.at + 1];
-    if (part === undefined) return '"port" is followed by nothing; write "port 53" or "port 6000-6063"';
+    if (part === undefined) return '"port" needs a number; write "port 53" or "port 6000-6063"';
     this.at += 2;
     const range = parseRange(part, 65_535);
     if (typeof range === "string") return `the port "${part}" ${range}`;
@@ -239,7 +238,7 @@ class LineParser {
       return this.at === this.parts.length ? '"bytes A-B" is missing at its end' : undefined;
     }
     const part = this.parts[this.at + 1];
-    if (part === undefined) return '"bytes" is followed by nothing; write for example "bytes 0-3,8-11"';
+    if (part === undefined) return '"bytes" needs a range; write for example "bytes 0-3,8-11"';
     this.at += 2;
     for (const text of part.split(",")) {
       const range = parseRange(text, UDP_PAYLOAD_BYTES_MAX - 1);

@@ -60,7 +60,7 @@ function withQemu(
     return { ...vm, qmp, managed: undefined };
   }
   if (qmp !== undefined) {
-    throw mistake("qmp is for a QEMU that somebody else starts; leave it out beside [vm.qemu]");
+    throw mistake("qmp is for a QEMU that another program starts: leave it out, or leave out [vm.qemu]");
   }
   try {
     const managed = qemuSettings({

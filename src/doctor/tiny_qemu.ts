@@ -68,7 +68,7 @@ export class TinyQemu {
     const before = this.#written();
     const deadline = performance.now() + SIGN_OF_LIFE_LIMIT_MS;
     while (this.#written() === before) {
-      if (performance.now() > deadline) throw new Error("the guest does not go on");
+      if (performance.now() > deadline) throw new Error("the guest does not continue");
       await Bun.sleep(10);
     }
   }

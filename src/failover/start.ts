@@ -29,7 +29,7 @@ export function startFrom(step: Step, record: VmRecord | undefined): void {
       want(step, "first");
       return;
     }
-    startAsOther(step, "nobody has held this VM yet");
+    startAsOther(step, "no host has held this VM yet");
     return;
   }
   s.generation = record.generation;

@@ -196,7 +196,7 @@ export interface PacketProxy extends Gate, PrimarySide, SecondarySide {
 /** @throws Error for a data plane without {@link Adoption} */
 export function adoptionOf({ kind, adoption }: PacketProxy): Adoption {
   if (adoption === undefined)
-    throw new Error(`the data plane "${kind}" keeps nothing that a new agent can adopt`);
+    throw new Error(`the data plane "${kind}" keeps no state that a new agent can adopt`);
   return adoption;
 }
 

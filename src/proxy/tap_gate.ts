@@ -95,7 +95,7 @@ export class TapGate {
       await this.#make();
       if (this.#takesInput) this.letInput();
       throw new Error(
-        `the table ${this.table} was not there any more, so that nothing kept ${this.taps.join(", ")} closed; it has been made anew. ` +
+        `the table ${this.table} was missing, so that ${this.taps.join(", ")} let frames pass; it has been made again. ` +
           'Take "flush ruleset" out of what this host loads',
         { cause: error },
       );

@@ -58,7 +58,7 @@ export async function createOverlays(settings: QemuSettings): Promise<void> {
   if (settings.disks.length > 0 && room < needed) {
     const mib = (bytes: number) => Math.floor(bytes / 2 ** 20);
     throw new Error(
-      `${settings.overlayDirectory} has ${mib(room)} of the ${mib(needed)} MiB left that overlays need; a secondary's overlays need room for what the VM writes between two checkpoints, twice`,
+      `${settings.overlayDirectory} has ${mib(room)} of the ${mib(needed)} MiB left that overlays need; they take twice the data written between two checkpoints`,
     );
   }
   // All lengths in a disk's graph have to be equal.

@@ -348,7 +348,7 @@ export class QmpClient {
       try {
         message = JSON.parse(line);
       } catch {
-        this.#giveUp(`it sent something that is not JSON: ${JSON.stringify(line.slice(0, 120))}`);
+        this.#giveUp(`it sent a line that is not JSON: ${JSON.stringify(line.slice(0, 120))}`);
         return;
       }
       this.#dispatch(message, line);

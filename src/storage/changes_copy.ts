@@ -120,7 +120,7 @@ export class ChangesCopy {
     for (;;) {
       signal.throwIfAborted();
       const job = (await client.execute<Job[]>("query-jobs")).find((one) => one.id === id);
-      if (job === undefined) throw new Error(`the copy of ${disk.quorumNode} was ended by somebody else`);
+      if (job === undefined) throw new Error(`the copy of ${disk.quorumNode} was ended by another program`);
       onProgress?.(this.#copiedBytes + job["current-progress"], this.#copiedBytes + job["total-progress"]);
       if (job.status === "concluded") {
         await client.execute("job-dismiss", { id });

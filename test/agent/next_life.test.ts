@@ -52,7 +52,7 @@ const cases: [string, Partial<LifeFacts>, string, RegExp?][] = [
     /host-b had no replica.*restart = false/,
   ],
   [
-    "no restarts, but the administrator has started it",
+    "no restarts, but started by the administrator",
     { record: record("host-a", false), restart: false, lastRun: "alone", started: true },
     "boot",
   ],

@@ -27,7 +27,7 @@ describe.each(WRONG_QEMUS)("on QEMU %s", (name) => {
     expect(a?.words.now).toContain("Use QEMU 11.1");
     expect(b?.words.now).toContain("can keep no replica");
     const log = readFileSync(join(lab().directory, "a", "agent.log"), "utf8");
-    expect(log).toContain("this VM cannot be protected; it is left to run alone");
+    expect(log).toContain("this VM cannot be protected and runs alone");
     const command = await fetch("http://agent/v1/vm/vm1/protect", {
       unix: lab().agentSocket("a"),
       method: "POST",

@@ -94,7 +94,7 @@ describe.each(WRONG_QEMUS)("QEMU %s", (name) => {
     expect(await endReplica(secondary.client)).toBe(true);
     expect((await runStatus(secondary.client)).running).toBe(false);
     expect(await secondary.goesOn().catch((reason: Error) => reason.message)).toBe(
-      "the guest does not go on",
+      "the guest does not continue",
     );
     // A VM that runs alone is no replica: it is left alone.
     expect(await endReplica(primary.client)).toBe(false);

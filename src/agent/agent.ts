@@ -2,7 +2,8 @@
 import { chmodSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Server } from "bun";
-import { type CommandNumbers, serveApi } from "../api/serve.ts";
+import { serveApi } from "../api/serve.ts";
+import type { AgentStatus, CommandNumbers } from "../api/status.ts";
 import { openArbiter } from "../arbiter/index.ts";
 import { checkStreamTls } from "../certificates/qemu_files.ts";
 import { agentPair, type Config } from "../config/config.ts";
@@ -127,7 +128,7 @@ export class HostAgent {
     }
   }
 
-  status() {
+  status(): AgentStatus {
     return {
       agent: this.config.agent.name,
       version: VERSION,

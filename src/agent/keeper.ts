@@ -6,8 +6,7 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import type { CommandNumbers } from "../api/serve.ts";
-import { isOperatorCommand, type VmStatus } from "../api/status.ts";
+import { type CommandNumbers, isOperatorCommand, type VmStatus } from "../api/status.ts";
 import type { Config, VmConfig } from "../config/config.ts";
 import { isHolder, type Path, PHASES, type Phase } from "../failover/state.ts";
 import { bootMs } from "../host/clock.ts";

@@ -17,7 +17,7 @@ import {
 } from "./control_channel.ts";
 
 /**
- * Connections from any address but the peer's are closed. When the peer's agent says hello, its other connections
+ * Connections from any address but the peer's are closed. When the peer's agent says hello, its other ones
  * are closed too: a request of an earlier process that is still on its way must not be carried out any more.
  */
 export class PeerServer {
@@ -99,7 +99,7 @@ export class PeerServer {
     }
   }
 
-  /** Takes the hello, the only request that a visitor or a stranger may make. Throws {@link PeerRefusedError}. */
+  /** Takes the hello, the only request that a visitor may make. Throws {@link PeerRefusedError}. */
   #greeted(socket: Socket, type: string, body: unknown): object {
     if (this.#sockets.get(socket) !== undefined)
       throw new PeerRefusedError(

@@ -1,20 +1,22 @@
 /** HTTP interface of the agent: metrics for Prometheus, status for people and programs. */
+import { checkedAs } from "../host/json.ts";
+import { type CommandNumbers, commandNumbers } from "./status.ts";
+
 export interface ApiSources {
   metrics(): Promise<string>;
   status(): unknown;
   /** Answers /v1/divergences…; undefined for what is not its own. */
   divergences(url: URL): Response | undefined;
-  /** Carries an administrator's command out and returns the VM's state in words; throws an Error that says why not. */
+  /**
+   * Carries an administrator's command out and returns the VM's state in words; throws an Error that says why
+   * not.
+   */
   command?(vm: string, command: string, numbers: CommandNumbers): string;
-  /** Gets the agent ready to end and to be started again. Returns a sentence, or throws an Error that says why it does not end. */
+  /**
+   * Gets the agent ready to end and to be started again. Returns a sentence, or throws an Error that says why
+   * it does not end.
+   */
   restart?(): Promise<string>;
-}
-
-/** What a command may be given: `for_ms` of pause and stop, the others of tune. */
-export interface CommandNumbers {
-  for_ms?: number;
-  period_ms?: number;
-  resync_bytes_per_second?: number;
 }
 
 /** POST /v1/restart and /v1/vm/NAME/COMMAND?NUMBER=N, on the unix socket only, which is root's. */
@@ -28,9 +30,12 @@ async function carryOut(url: URL, sources: ApiSources): Promise<Response> {
       { status: 405 },
     );
   }
-  const numbers: CommandNumbers = Object.fromEntries(
-    [...url.searchParams].map(([key, value]) => [key, Number(value)]),
-  );
+  let numbers: CommandNumbers;
+  try {
+    numbers = checkedAs(commandNumbers, Object.fromEntries(url.searchParams), word);
+  } catch (error) {
+    return Response.json({ error: (error as Error).message }, { status: 400 });
+  }
   return answer(() => command(name, word, numbers));
 }
 

@@ -1,6 +1,10 @@
-/** `colo-agent failover | unprotect | pause | protect | promote | start | stop | tune | restart`: commands to a running agent. */
+/**
+ * `colo-agent failover | unprotect | pause | protect | promote | start | stop | tune | restart`: commands to
+ * a running agent.
+ */
 import { Command } from "commander";
-import type { OperatorCommand, VmStatus } from "../api/status.ts";
+import { carryOut, readStatus } from "../api/client.ts";
+import type { OperatorCommand } from "../api/status.ts";
 import { decimal, wholeNumber } from "./arguments.ts";
 
 const SOCKET = "/run/colo-agent.sock";
@@ -42,7 +46,7 @@ function restart(): Command {
     .description("end this host's agent so that its service manager starts it again; protection continues")
     .option("--socket <path>", SOCKET_HELP, SOCKET)
     .action(async ({ socket }: { socket: string }) => {
-      process.stdout.write(`${await post(socket, "/v1/restart")}\n`);
+      process.stdout.write(`${await carryOut(socket, "/v1/restart", TIMEOUT_MS)}\n`);
     });
 }
 
@@ -63,7 +67,7 @@ function tune(): Command {
         if (options.periodMs !== undefined) query.set("period_ms", String(options.periodMs));
         if (options.resyncBytesPerSecond !== undefined)
           query.set("resync_bytes_per_second", String(options.resyncBytesPerSecond));
-        process.stdout.write(`${await post(options.socket, `/v1/vm/${vm}/tune?${query}`)}\n`);
+        process.stdout.write(`${await carryOut(options.socket, `/v1/vm/${vm}/tune?${query}`, TIMEOUT_MS)}\n`);
       },
     );
 }
@@ -93,7 +97,7 @@ function operator(name: Word, description: string): Command {
               ? undefined
               : options.for * 60_000;
         const query = forMs === undefined ? "" : `?for_ms=${forMs}`;
-        const now = await post(socket, `/v1/vm/${vm}/${name}${query}`);
+        const now = await carryOut(socket, `/v1/vm/${vm}/${name}${query}`, TIMEOUT_MS);
         process.stdout.write(`${name === "stop" ? await untilOff(socket, vm, forMs ?? 0) : now}\n`);
       },
     );
@@ -103,31 +107,10 @@ function operator(name: Word, description: string): Command {
 async function untilOff(socket: string, vm: string, limitMs: number): Promise<string> {
   const deadline = performance.now() + limitMs + TIMEOUT_MS;
   for (;;) {
-    const response = await fetch("http://localhost/v1/status", {
-      unix: socket,
-      signal: AbortSignal.timeout(TIMEOUT_MS),
-    });
-    const { vms } = (await response.json()) as { vms: VmStatus[] };
+    const { vms } = await readStatus(`unix:${socket}`, TIMEOUT_MS);
     const status = vms.find(({ name }) => name === vm);
     if (status?.off) return status.words.now;
     if (performance.now() > deadline) throw new Error(`VM ${vm} is still running: ${status?.words.now}`);
     await Bun.sleep(POLL_MS);
   }
-}
-
-async function post(socket: string, path: string): Promise<string> {
-  let response: Response;
-  let body: { error?: string; now?: string };
-  try {
-    const signal = AbortSignal.timeout(TIMEOUT_MS);
-    response = await fetch(`http://localhost${path}`, { method: "POST", unix: socket, signal });
-    body = (await response.json()) as typeof body;
-  } catch (error) {
-    throw new Error(
-      `no agent answers on ${socket}: ${(error as Error).message}; run this as root on the agent's host, with --socket if agent.socket differs`,
-      { cause: error },
-    );
-  }
-  if (!response.ok) throw new Error(body.error ?? `the agent answered ${response.status}`);
-  return body.now ?? "done";
 }

@@ -1,35 +1,19 @@
 /** `colo-agent status`: the VMs of an agent, as a table and in sentences. */
 import Table from "cli-table3";
 import { Command } from "commander";
+import { readStatus } from "../api/client.ts";
 import type { VmStatus } from "../api/status.ts";
-import type { ResyncReading } from "../storage/resync_progress.ts";
-import { API_DEFAULT, JSON_HELP } from "./arguments.ts";
+import { API_DEFAULT, API_HELP, JSON_HELP } from "./arguments.ts";
 
-interface AgentStatus {
-  agent: string;
-  version: string;
-  peer: { name: string; connected: boolean };
-  vms: VmStatus[];
-}
+const STATUS_TIMEOUT_MS = 5_000;
 
 export function statusCommand(): Command {
   return new Command("status")
     .description("show the VMs of an agent: who runs each, since when, why, and who would take over")
-    .option("--api <url>", "the agent's HTTP interface, http://ADDRESS:PORT", API_DEFAULT)
+    .option("--api <url>", API_HELP, API_DEFAULT)
     .option("--json", JSON_HELP)
     .action(async (options: { api: string; json?: boolean }) => {
-      let status: AgentStatus;
-      try {
-        const response = await fetch(new URL("/v1/status", options.api), {
-          signal: AbortSignal.timeout(5_000),
-        });
-        status = (await response.json()) as AgentStatus;
-      } catch (error) {
-        throw new Error(
-          `no agent answers at ${options.api}: ${(error as Error).message}; give the address of agent.api with --api`,
-          { cause: error },
-        );
-      }
+      const status = await readStatus(options.api, STATUS_TIMEOUT_MS);
       if (options.json) {
         process.stdout.write(`${JSON.stringify(status, undefined, 2)}\n`);
         return;
@@ -58,7 +42,7 @@ function resyncInWords({
   bytesPerSecond,
   remainingSeconds,
   disks,
-}: ResyncReading): string {
+}: NonNullable<VmStatus["resync"]>): string {
   const mib = (bytes: number) => (bytes / 2 ** 20).toFixed(0);
   const left = remainingSeconds === undefined ? "" : `, ${Math.ceil(remainingSeconds)} s left`;
   const each = disks.map(

@@ -1,6 +1,7 @@
 /**
  * Records from a running agent, over its HTTP interface, or from the database file. One interface for both.
  */
+import { askAgent } from "../host/agent_http.ts";
 import { recordFromJson, recordsFromJson, topFromJson } from "./json.ts";
 import { DivergenceReader } from "./reader.ts";
 import type { DivergenceRecord, ListOptions, TopEntry, TopOptions } from "./record.ts";
@@ -57,29 +58,12 @@ export function divergencesOfAgent(api: string, redacted: boolean): Divergences 
 }
 
 async function getJson(api: string, pathAndQuery: string): Promise<unknown> {
-  const socket = /^unix:(\/.+)$/.exec(api)?.[1];
-  if (socket === undefined && !(URL.canParse(api) && /^https?:$/.test(new URL(api).protocol))) {
-    throw new Error(`--api ${api}: must be http://ADDRESS:PORT or unix:/PATH of the agent's socket`);
-  }
-  const signal = AbortSignal.timeout(TIMEOUT_MS);
-  let response: Response;
-  let body: unknown;
-  try {
-    response =
-      socket === undefined
-        ? await fetch(new URL(pathAndQuery, api), { signal })
-        : await fetch(`http://localhost${pathAndQuery}`, { unix: socket, signal });
-    const text = await response.text();
-    body = response.headers.get("content-type")?.startsWith("application/json")
-      ? JSON.parse(text)
-      : undefined;
-  } catch (error) {
-    throw new Error(`no agent answers at ${api}: ${(error as Error).message}`, { cause: error });
-  }
-  if (response.ok && body !== undefined) return body;
-  const message = (body as { error?: unknown } | undefined)?.error;
+  const { status, json } = await askAgent(api, pathAndQuery, { timeoutMs: TIMEOUT_MS });
+  const ok = status >= 200 && status < 300;
+  if (ok && json !== undefined) return json;
+  const message = (json as { error?: unknown } | null | undefined)?.error;
   if (typeof message === "string") throw new Error(message);
   throw new Error(
-    `what answers at ${api} keeps no divergences (status ${response.status}): it is no agent, or one of an older version`,
+    `what answers at ${api} keeps no divergences (status ${status}): it is no agent, or one of an older version`,
   );
 }

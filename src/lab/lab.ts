@@ -5,9 +5,11 @@
 import { randomBytes } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { readStatus } from "../api/client.ts";
 import type { VmStatus } from "../api/status.ts";
 import { makeCertificates } from "../certificates/make.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
+import { AgentUnreachableError } from "../host/agent_http.ts";
 import { guestKernel, qemuArgv, qemuEnvironment, qemuImgArgv } from "../host/installed.ts";
 import { PIN_ROOT } from "../host/pin_root.ts";
 import { endQemu, findQemu } from "../qemu/instance.ts";
@@ -42,6 +44,7 @@ const API_PORT = 7401;
 const CERTIFICATE_DAYS = 30;
 const DISK_BYTES = 64 << 20;
 const START_TIMEOUT_MS = 60_000;
+const STATUS_TIMEOUT_MS = 2_000;
 const PROTECT_TIMEOUT_MS = 180_000;
 const LETTERS: readonly HostLetter[] = ["a", "b"];
 
@@ -214,14 +217,11 @@ export class Lab {
   /** What a host's agent says of the VM, undefined when it does not answer. */
   async agentStatus(letter: HostLetter): Promise<VmStatus | undefined> {
     try {
-      const response = await fetch("http://agent/v1/status", {
-        unix: this.state.hosts[letter].socket,
-        signal: AbortSignal.timeout(2_000),
-      });
-      const status = (await response.json()) as { vms: VmStatus[] };
-      return status.vms[0];
-    } catch {
-      return undefined;
+      const { vms } = await readStatus(`unix:${this.state.hosts[letter].socket}`, STATUS_TIMEOUT_MS);
+      return vms[0];
+    } catch (error) {
+      if (error instanceof AgentUnreachableError) return undefined;
+      throw error;
     }
   }
 

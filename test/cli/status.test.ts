@@ -58,7 +58,8 @@ beforeAll(() => {
   server = Bun.serve({
     hostname: "127.0.0.1",
     port: 0,
-    fetch: () => Response.json({ agent: "host-a", version: "1.2.3", peer, vms: [PROTECTED, COPYING] }),
+    fetch: () =>
+      Response.json({ agent: "host-a", version: "1.2.3", pid: 4711, peer, vms: [PROTECTED, COPYING] }),
   });
 });
 

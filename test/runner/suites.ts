@@ -26,6 +26,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
       "test/agent/next_life.test.ts",
       "test/agent/peer_api.test.ts",
       "test/agent/tuning.test.ts",
+      "test/api",
       "test/arbiter/certificates.test.ts",
       "test/bench/against.test.ts",
       "test/bench/result.test.ts",

@@ -12,7 +12,7 @@ import { KEY_KIND, KIND_TCP } from "../compare/flow_key.ts";
 import {
   FLOW_FRAGMENTS,
   FLOW_FROZEN,
-  FLOW_IGNORES,
+  FLOW_IGNORED_SET_KNOWN,
   FLOW_PASSTHROUGH,
   FLOW_TCP,
   FLOW_VERIFIED_KNOWN,
@@ -100,39 +100,39 @@ export interface SideCounts {
 export class CaptureComparer {
   readonly divergences: DivergenceList;
   gapBytes = 0;
-  private readonly state: CaptureState;
-  private readonly tcp: TcpFlows;
-  private readonly datagrams: DatagramFlows;
-  private readonly fragments: FragmentFlows;
-  private readonly rules: Rules;
-  private readonly host: CaptureComparerHost;
+  readonly #state: CaptureState;
+  readonly #tcp: TcpFlows;
+  readonly #datagrams: DatagramFlows;
+  readonly #fragments: FragmentFlows;
+  readonly #rules: Rules;
+  readonly #host: CaptureComparerHost;
   /** Flows; frames that came too late for their flow, and frames that a rule takes out. */
-  private readonly flowsSeen = { primary: 0, secondary: 0 };
-  private readonly skipped = { primary: 0, secondary: 0 };
-  private readonly passed = { primary: 0, secondary: 0 };
+  readonly #flowsSeen = { primary: 0, secondary: 0 };
+  readonly #skipped = { primary: 0, secondary: 0 };
+  readonly #passed = { primary: 0, secondary: 0 };
   /** By slot: whether its frame waits here. */
-  private readonly primaryWaits: Uint8Array;
-  private readonly secondaryWaits: Uint8Array;
+  readonly #primaryWaits: Uint8Array;
+  readonly #secondaryWaits: Uint8Array;
   /** By the flow's row. */
-  private readonly pairs: (StreamPair | null)[] = [];
-  private readonly entries: (CaptureDivergence | undefined)[] = [];
-  private readonly seen: Uint8Array;
+  readonly #pairs: (StreamPair | null)[] = [];
+  readonly #entries: (CaptureDivergence | undefined)[] = [];
+  readonly #seen: Uint8Array;
   /** For connections whose flow may be forgotten. */
-  private readonly pairEntries = new WeakMap<StreamPair, CaptureDivergence>();
+  readonly #pairEntries = new WeakMap<StreamPair, CaptureDivergence>();
   /** Side of the frame that is being added, and the flows that it has touched. */
-  private side: SideName = "primary";
-  private readonly touched: number[] = [];
+  #side: SideName = "primary";
+  readonly #touched: number[] = [];
 
   constructor(options: CaptureComparerOptions) {
     const { primary, secondary, rules, host } = options;
-    this.rules = rules;
-    this.host = host;
-    this.primaryWaits = new Uint8Array(primary.framesMax);
-    this.secondaryWaits = new Uint8Array(secondary.framesMax);
+    this.#rules = rules;
+    this.#host = host;
+    this.#primaryWaits = new Uint8Array(primary.framesMax);
+    this.#secondaryWaits = new Uint8Array(secondary.framesMax);
     // Every flow that cannot be forgotten has a frame in a window; one more is being looked at.
     const flowsMax = primary.framesMax + secondary.framesMax + 2;
-    this.seen = new Uint8Array(flowsMax);
-    this.state = new CaptureState({
+    this.#seen = new Uint8Array(flowsMax);
+    this.#state = new CaptureState({
       primary,
       secondary,
       rules,
@@ -147,49 +147,49 @@ export class CaptureComparer {
       },
       sink: {
         release: (slot) => {
-          this.primaryWaits[slot] = 0;
+          this.#primaryWaits[slot] = 0;
           host.done("primary", slot);
         },
         finish: (slot) => {
-          this.secondaryWaits[slot] = 0;
+          this.#secondaryWaits[slot] = 0;
           host.done("secondary", slot);
         },
         diverged: () => {},
       },
     });
-    this.divergences = new DivergenceList(this.state, primary, secondary, options.limit);
-    this.state.beforeDivergence = (flow, why, detail, place) => {
-      this.report(flow, why, differenceOf(this.state, flow, detail, place));
-      this.touched.push(flow);
+    this.divergences = new DivergenceList(this.#state, primary, secondary, options.limit);
+    this.#state.beforeDivergence = (flow, why, detail, place) => {
+      this.#report(flow, why, differenceOf(this.#state, flow, detail, place));
+      this.#touched.push(flow);
     };
-    this.tcp = new TcpFlows(this.state);
-    this.datagrams = new DatagramFlows(this.state);
-    this.fragments = new FragmentFlows(this.state, this.tcp, this.datagrams, (frame) =>
-      this.flowOfWhole(frame),
+    this.#tcp = new TcpFlows(this.#state);
+    this.#datagrams = new DatagramFlows(this.#state);
+    this.#fragments = new FragmentFlows(this.#state, this.#tcp, this.#datagrams, (frame) =>
+      this.#flowOfWhole(frame),
     );
   }
 
   get comparedBytes(): number {
-    return this.state.stats.comparedBytes;
+    return this.#state.stats.comparedBytes;
   }
 
   get primaryCounts(): SideCounts {
-    const { releasedByComparison, releasedPassthrough } = this.state.stats;
+    const { releasedByComparison, releasedPassthrough } = this.#state.stats;
     return {
-      flows: this.flowsSeen.primary,
+      flows: this.#flowsSeen.primary,
       compared: releasedByComparison,
-      notCompared: this.skipped.primary,
-      ignored: this.passed.primary + releasedPassthrough,
+      notCompared: this.#skipped.primary,
+      ignored: this.#passed.primary + releasedPassthrough,
     };
   }
 
   get secondaryCounts(): SideCounts {
-    const { finishedFrames, discardedFrames } = this.state.stats;
+    const { finishedFrames, discardedFrames } = this.#state.stats;
     return {
-      flows: this.flowsSeen.secondary,
+      flows: this.#flowsSeen.secondary,
       compared: finishedFrames - discardedFrames,
-      notCompared: this.skipped.secondary + discardedFrames,
-      ignored: this.passed.secondary,
+      notCompared: this.#skipped.secondary + discardedFrames,
+      ignored: this.#passed.secondary,
     };
   }
 
@@ -198,47 +198,47 @@ export class CaptureComparer {
    * everything else.
    */
   addPrimary(slot: number, frame: ParsedFrame, pair: StreamPair | null): void {
-    const { state } = this;
-    const flow = this.admit("primary", slot, frame, pair);
+    const state = this.#state;
+    const flow = this.#admit("primary", slot, frame, pair);
     if (flow < 0) return;
     state.stats.primaryAdded++;
     state.stats.heldFrames++;
     const segment = state.hold(flow, slot, frame);
     if (segment < 0) throw new Error("the comparer's pool is smaller than the primary's window");
-    this.primaryWaits[slot] = 1;
-    if (frame.kind === KIND_TCP) this.tcp.primaryAdded(flow, segment);
-    else if ((state.flows.flags[flow] & FLOW_FRAGMENTS) !== 0) this.fragments.primaryAdded(flow, segment);
-    else this.datagrams.run(flow);
-    this.dropDiverged();
+    this.#primaryWaits[slot] = 1;
+    if (frame.kind === KIND_TCP) this.#tcp.primaryAdded(flow, segment);
+    else if ((state.flows.flags[flow] & FLOW_FRAGMENTS) !== 0) this.#fragments.primaryAdded(flow, segment);
+    else this.#datagrams.run(flow);
+    this.#dropDiverged();
   }
 
   /** A frame of the secondary's window, in the primary's TCP numbers. */
   addSecondary(slot: number, frame: ParsedFrame, pair: StreamPair | null): void {
-    const { state } = this;
-    const flow = this.admit("secondary", slot, frame, pair);
+    const state = this.#state;
+    const flow = this.#admit("secondary", slot, frame, pair);
     if (flow < 0) return;
     state.stats.secondaryAdded++;
     state.stats.pendingFrames++;
-    this.secondaryWaits[slot] = 1;
+    this.#secondaryWaits[slot] = 1;
     let hasRoom = true;
     if (frame.kind === KIND_TCP) {
-      hasRoom = this.tcp.secondaryAdded(flow, slot, frame);
+      hasRoom = this.#tcp.secondaryAdded(flow, slot, frame);
     } else {
       const segment = state.wait(flow, slot, frame);
       hasRoom = segment >= 0;
       if (hasRoom) {
         state.secondaryQueue.push(flow, segment);
-        if ((state.flows.flags[flow] & FLOW_FRAGMENTS) !== 0) this.fragments.secondaryAdded(flow, segment);
-        else this.datagrams.run(flow);
+        if ((state.flows.flags[flow] & FLOW_FRAGMENTS) !== 0) this.#fragments.secondaryAdded(flow, segment);
+        else this.#datagrams.run(flow);
       }
     }
     if (!hasRoom) throw new Error("the comparer's pool is smaller than the secondary's window");
-    this.dropDiverged();
+    this.#dropDiverged();
   }
 
   /** Whether the frame was handed over and still waits here. Only for slots in use. */
   isWaiting(side: SideName, slot: number): boolean {
-    return (side === "primary" ? this.primaryWaits : this.secondaryWaits)[slot] === 1;
+    return (side === "primary" ? this.#primaryWaits : this.#secondaryWaits)[slot] === 1;
   }
 
   /**
@@ -248,96 +248,99 @@ export class CaptureComparer {
    * @param window what to say of the window when more could have come
    */
   giveUp(side: SideName, slot: number, ended: Record<SideName, boolean>, window: string): void {
-    const { state } = this;
+    const state = this.#state;
     const [age, pool] =
       side === "primary" ? [state.primaryAge, state.primary] : [state.secondaryAge, state.secondary];
     let item = age.head[0];
     while (pool.slot[item] !== slot) item = age.next[item];
-    this.settle(pool.flow[item], ended, window);
+    this.#settle(pool.flow[item], ended, window);
   }
 
   /** Both captures have been read: what is left has no counterpart. */
   finish(): void {
-    const { primaryAge, secondaryAge, primary, secondary } = this.state;
+    const { primaryAge, secondaryAge, primary, secondary } = this.#state;
     const ended = { primary: true, secondary: true };
     for (let item = primaryAge.head[0]; item >= 0; item = primaryAge.head[0]) {
-      this.settle(primary.flow[item], ended, "");
+      this.#settle(primary.flow[item], ended, "");
     }
     for (let item = secondaryAge.head[0]; item >= 0; item = secondaryAge.head[0]) {
-      this.settle(secondary.flow[item], ended, "");
+      this.#settle(secondary.flow[item], ended, "");
     }
   }
 
-  private settle(flow: number, ended: Record<SideName, boolean>, window: string): void {
-    if (!this.crossGap(flow)) {
-      const finding = lackOf(this.state, flow);
+  #settle(flow: number, ended: Record<SideName, boolean>, window: string): void {
+    if (!this.#crossGap(flow)) {
+      const finding = lackOf(this.#state, flow);
       const onSecondary = finding.place.primary >= 0;
       const isFinal = onSecondary ? ended.secondary : ended.primary;
       const missing = onSecondary ? "missing_on_secondary" : "missing_on_primary";
       const why = isFinal ? missing : "overflow";
       const detail = isFinal ? finding.detail : `${window}: ${finding.detail}`;
-      this.report(flow, why, { ...finding, detail });
-      this.state.freeze(flow, why, detail);
-      this.touched.push(flow);
+      this.#report(flow, why, { ...finding, detail });
+      this.#state.freeze(flow, why, detail);
+      this.#touched.push(flow);
     }
-    this.dropDiverged();
+    this.#dropDiverged();
   }
 
   /** The frame's flow; -1 if the frame is not compared, which is counted, and its slot given back. */
-  private admit(side: SideName, slot: number, frame: ParsedFrame, pair: StreamPair | null): number {
-    const { state } = this;
-    this.side = side;
+  #admit(side: SideName, slot: number, frame: ParsedFrame, pair: StreamPair | null): number {
+    const state = this.#state;
+    this.#side = side;
     state.nowNs = frame.timeNs;
     if (pair?.diverged) {
-      this.skip(side, this.pairEntries.get(pair));
-      this.host.done(side, slot);
+      this.#skip(side, this.#pairEntries.get(pair));
+      this.#host.done(side, slot);
       return -1;
     }
-    const flow = this.flowOf(frame, pair);
+    const flow = this.#flowOf(frame, pair);
     const flags = state.flows.flags[flow];
     if ((flags & (FLOW_FROZEN | FLOW_PASSTHROUGH)) === 0) return flow;
-    if ((flags & FLOW_PASSTHROUGH) !== 0) this.passed[side]++;
-    else this.skip(side, this.entries[rowOf(flow)]);
-    this.host.done(side, slot);
+    if ((flags & FLOW_PASSTHROUGH) !== 0) this.#passed[side]++;
+    else this.#skip(side, this.#entries[rowOf(flow)]);
+    this.#host.done(side, slot);
     return -1;
   }
 
   /** The flow of a frame, made if need be. */
-  private flowOf(frame: ParsedFrame, pair: StreamPair | null): number {
-    const { state, seen, side } = this;
+  #flowOf(frame: ParsedFrame, pair: StreamPair | null): number {
+    const state = this.#state;
+    const seen = this.#seen;
+    const side = this.#side;
     const { flows } = state;
     if (frame.kind === KIND_TCP) {
       const index = pair === null ? KEY_LONE_RESETS : pair.index % KEY_PAIRS;
       frame.key[KEY_KIND] |= index << KEY_PAIR_SHIFT;
     }
     let flow = flows.find(frame.key);
-    if (flow >= 0 && this.pairs[rowOf(flow)] !== pair && flows.isQuiet(flow)) {
+    if (flow >= 0 && this.#pairs[rowOf(flow)] !== pair && flows.isQuiet(flow)) {
       // A connection long before on the same ports.
       flows.remove(flow);
       flow = -1;
     }
-    if (flow < 0) flow = this.newFlow(frame, pair);
+    if (flow < 0) flow = this.#newFlow(frame, pair);
     flows.lastSeenNs[flow] = state.nowNs;
     // Fragments count where their datagram does.
     if ((seen[rowOf(flow)] & SEEN_ON[side]) === 0 && (flows.flags[flow] & FLOW_FRAGMENTS) === 0) {
       seen[rowOf(flow)] |= SEEN_ON[side];
-      this.flowsSeen[side]++;
+      this.#flowsSeen[side]++;
     }
     return flow;
   }
 
   /** The flow of a datagram that was put together, or of fragments that can only be compared as they are. */
-  private flowOfWhole(frame: ParsedFrame): number {
-    const pair = frame.kind === KIND_TCP ? this.host.locate(this.side, frame) : null;
-    const flow = this.flowOf(frame, pair);
-    if (pair?.diverged) this.state.flows.flags[flow] |= FLOW_FROZEN;
-    else if (this.side === "primary") pair?.noteFed(frame.end);
-    this.touched.push(flow);
+  #flowOfWhole(frame: ParsedFrame): number {
+    const pair = frame.kind === KIND_TCP ? this.#host.locate(this.#side, frame) : null;
+    const flow = this.#flowOf(frame, pair);
+    if (pair?.diverged) this.#state.flows.flags[flow] |= FLOW_FROZEN;
+    else if (this.#side === "primary") pair?.noteFed(frame.end);
+    this.#touched.push(flow);
     return flow;
   }
 
-  private newFlow(frame: ParsedFrame, pair: StreamPair | null): number {
-    const { state, rules } = this;
+  #newFlow(frame: ParsedFrame, pair: StreamPair | null): number {
+    const state = this.#state;
+    const rules = this.#rules;
     const { flows } = state;
     const kind = frame.kind === KIND_TCP ? FLOW_TCP : isWaitingRoom(frame.key) ? FLOW_FRAGMENTS : 0;
     let flow = flows.add(frame.key, kind, state.nowNs);
@@ -348,12 +351,12 @@ export class CaptureComparer {
       flow = flows.add(frame.key, kind, state.nowNs);
       if (flow < 0) throw new Error("the flow table is smaller than the windows");
     }
-    this.pairs[rowOf(flow)] = pair;
-    this.entries[rowOf(flow)] = undefined;
-    this.seen[rowOf(flow)] = 0;
+    this.#pairs[rowOf(flow)] = pair;
+    this.#entries[rowOf(flow)] = undefined;
+    this.#seen[rowOf(flow)] = 0;
     if (rules.passes(frame.key)) flows.flags[flow] |= FLOW_PASSTHROUGH;
     flows.ignoredSet[flow] = rules.hasIgnore ? rules.ignoredSet(frame.key) : 0;
-    if (flows.ignoredSet[flow] > 0) flows.flags[flow] |= FLOW_IGNORES;
+    if (flows.ignoredSet[flow] > 0) flows.flags[flow] |= FLOW_IGNORED_SET_KNOWN;
     if (pair !== null && (pair.hasFed || pair.hasStart)) {
       // Without its SYN, or forgotten when all of it had been compared.
       flows.verified[flow] = pair.hasFed ? pair.fedEnd : pair.start;
@@ -362,30 +365,31 @@ export class CaptureComparer {
     return flow;
   }
 
-  private skip(side: SideName, entry: CaptureDivergence | undefined): void {
-    this.skipped[side]++;
+  #skip(side: SideName, entry: CaptureDivergence | undefined): void {
+    this.#skipped[side]++;
     if (entry !== undefined) entry.frames_not_compared[side]++;
   }
 
   /** The flow's lists are still whole. */
-  private report(flow: number, why: DivergenceClass, finding: Finding): void {
-    const pair = this.pairs[rowOf(flow)] ?? null;
+  #report(flow: number, why: DivergenceClass, finding: Finding): void {
+    const pair = this.#pairs[rowOf(flow)] ?? null;
     const entry = this.divergences.add(flow, why, finding, pair);
-    this.entries[rowOf(flow)] = entry;
+    this.#entries[rowOf(flow)] = entry;
     if (pair === null) return;
     pair.diverged = true;
-    if (entry !== undefined) this.pairEntries.set(pair, entry);
+    if (entry !== undefined) this.#pairEntries.set(pair, entry);
   }
 
   /** Gives back what waits in flows that have been reported. Secondary frames have gone already. */
-  private dropDiverged(): void {
-    const { state, touched } = this;
+  #dropDiverged(): void {
+    const state = this.#state;
+    const touched = this.#touched;
     const { flows, queue } = state;
     for (let flow = touched.pop(); flow !== undefined; flow = touched.pop()) {
       if ((flows.flags[flow] & FLOW_FROZEN) === 0) continue;
       state.primarySorted.clear(flow);
       for (let item = queue.head[flow]; item >= 0; item = queue.head[flow]) {
-        this.skip("primary", this.entries[rowOf(flow)]);
+        this.#skip("primary", this.#entries[rowOf(flow)]);
         state.release(item);
       }
       flows.openings[flow] = 0;
@@ -393,8 +397,8 @@ export class CaptureComparer {
   }
 
   /** Passes over bytes that neither capture has. True if the flow could go on. */
-  private crossGap(flow: number): boolean {
-    const { state } = this;
+  #crossGap(flow: number): boolean {
+    const state = this.#state;
     const { flows, primary, secondary } = state;
     const flags = flows.flags[flow];
     if ((flags & FLOW_TCP) === 0 || (flags & FLOW_VERIFIED_KNOWN) === 0) return false;
@@ -408,7 +412,7 @@ export class CaptureComparer {
     const gap = Math.min(primaryGap, secondaryGap);
     this.gapBytes += gap;
     flows.verified[flow] = (verified + gap) | 0;
-    this.tcp.run(flow);
+    this.#tcp.run(flow);
     return true;
   }
 }

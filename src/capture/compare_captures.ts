@@ -101,60 +101,68 @@ export function compareCaptures(options: CompareCapturesOptions): CaptureReport 
 }
 
 class CaptureComparison {
-  private readonly primary: Side;
-  private readonly secondary: Side;
-  private readonly comparer: CaptureComparer;
-  private readonly connections: ConnectionTable;
+  readonly #primary: Side;
+  readonly #secondary: Side;
+  readonly #comparer: CaptureComparer;
+  readonly #connections: ConnectionTable;
   /** Connections of which frames are parked. */
-  private readonly parked = new Set<Connection>();
-  private readonly filter: GuestFilter;
-  private readonly frame = new ParsedFrame();
-  private readonly windowMib: number;
+  readonly #parked = new Set<Connection>();
+  readonly #filter: GuestFilter;
+  readonly #frame = new ParsedFrame();
+  readonly #windowMib: number;
   /** Frames read: the comparer's clock. */
-  private now = 0;
+  #now = 0;
 
   constructor(primary: CaptureReader, secondary: CaptureReader, options: CompareCapturesOptions) {
     const { guests = [], windowMib = WINDOW_MIB_DEFAULT, limit = DIVERGENCES_DEFAULT } = options;
     const rules = parseRules(options.rules ?? {});
-    this.windowMib = windowMib;
-    this.filter = new GuestFilter(guests);
-    this.primary = new Side("primary", primary, windowMib * 2 ** 20);
-    this.secondary = new Side("secondary", secondary, windowMib * 2 ** 20);
-    this.connections = new ConnectionTable(this.primary.window.framesMax + this.secondary.window.framesMax);
-    this.comparer = new CaptureComparer({
-      primary: this.primary.window,
-      secondary: this.secondary.window,
+    this.#windowMib = windowMib;
+    this.#filter = new GuestFilter(guests);
+    this.#primary = new Side("primary", primary, windowMib * 2 ** 20);
+    this.#secondary = new Side("secondary", secondary, windowMib * 2 ** 20);
+    this.#connections = new ConnectionTable(
+      this.#primary.window.framesMax + this.#secondary.window.framesMax,
+    );
+    this.#comparer = new CaptureComparer({
+      primary: this.#primary.window,
+      secondary: this.#secondary.window,
       limit,
       rules,
       host: {
-        done: (side, slot) => this.done(this[side], slot),
-        locate: (side, frame) => this.locate(this[side], frame),
+        done: (side, slot) => this.#done(this.#sideOf(side), slot),
+        locate: (side, frame) => this.#locate(this.#sideOf(side), frame),
       },
     });
   }
 
   run(): CaptureReport {
-    const { primary, secondary } = this;
+    const primary = this.#primary;
+    const secondary = this.#secondary;
     try {
-      for (let side = this.next(); side !== undefined; side = this.next()) this.advance(side);
-      this.settleAll();
-      this.comparer.finish();
+      for (let side = this.#next(); side !== undefined; side = this.#next()) this.#advance(side);
+      this.#settleAll();
+      this.#comparer.finish();
       for (const side of [primary, secondary]) {
         if (side.window.frames > 0) {
           throw new Error(`${side.window.frames} frames of ${side.reader.path} were left without a verdict`);
         }
       }
-      this.refuseNothing();
-      return this.report();
+      this.#refuseNothing();
+      return this.#report();
     } finally {
       primary.window.close();
       secondary.window.close();
     }
   }
 
+  #sideOf(side: "primary" | "secondary"): Side {
+    return side === "primary" ? this.#primary : this.#secondary;
+  }
+
   /** Which capture to read on; undefined when both are at their end. */
-  private next(): Side | undefined {
-    const { primary, secondary } = this;
+  #next(): Side | undefined {
+    const primary = this.#primary;
+    const secondary = this.#secondary;
     if (primary.ended) return secondary.ended ? undefined : secondary;
     if (secondary.ended) return primary;
     if (primary.isFull() && secondary.isFull()) {
@@ -164,49 +172,50 @@ class CaptureComparison {
   }
 
   /** Reads a frame of this side and does with it what can be done. */
-  private advance(side: Side): void {
+  #advance(side: Side): void {
     const { reader, window } = side;
     if (!reader.next()) {
       side.ended = true;
       // The other direction's own segments will not come from here any more.
-      for (const connection of this.parked) {
-        this.pairUp(connection);
-        this.drain(connection);
+      for (const connection of this.#parked) {
+        this.#pairUp(connection);
+        this.#drain(connection);
       }
       return;
     }
-    this.now++;
-    let slot = window.place(reader.frameBytes, reader.frameNumber, this.now);
+    this.#now++;
+    let slot = window.place(reader.frameBytes, reader.frameNumber, this.#now);
     while (slot < 0) {
-      this.giveWay(side);
-      slot = window.place(reader.frameBytes, reader.frameNumber, this.now);
+      this.#giveWay(side);
+      slot = window.place(reader.frameBytes, reader.frameNumber, this.#now);
     }
     reader.write(window, window.frameAt(slot));
-    this.admit(side, slot);
+    this.#admit(side, slot);
   }
 
-  private admit(side: Side, slot: number): void {
-    const { frame } = this;
+  #admit(side: Side, slot: number): void {
+    const frame = this.#frame;
     parseRecord(side.window.bytes, side.window.offset(slot), frame);
     side.connectionOf[slot] = -1;
     if (frame.kind === KIND_TCP) {
-      this.admitSegment(side, slot);
+      this.#admitSegment(side, slot);
     } else if (frame.kind === KIND_BYPASS) {
       side.ignored++;
       side.window.done(slot);
-    } else if (!this.filter.passes(frame)) {
+    } else if (!this.#filter.passes(frame)) {
       side.filtered++;
       side.window.done(slot);
     } else if (side.isPrimary) {
-      this.comparer.addPrimary(slot, frame, null);
+      this.#comparer.addPrimary(slot, frame, null);
     } else {
-      this.comparer.addSecondary(slot, frame, null);
+      this.#comparer.addSecondary(slot, frame, null);
     }
   }
 
-  private admitSegment(side: Side, slot: number): void {
-    const { frame, connections } = this;
-    const connection = connections.of(frame, this.now);
+  #admitSegment(side: Side, slot: number): void {
+    const frame = this.#frame;
+    const connections = this.#connections;
+    const connection = connections.of(frame, this.#now);
     const direction = directionOf(frame.key);
     const ownDirection = connection.directions[direction];
     const otherDirection = connection.directions[1 - direction];
@@ -214,75 +223,76 @@ class CaptureComparison {
     const other = otherDirection[side.name];
     const stream = observe(own, other, frame);
     const acknowledged = (frame.flags & SEGMENT_ACK) !== 0 ? other.current : null;
-    const paired = this.pairUp(connection);
-    if (!this.filter.passes(frame)) {
+    const paired = this.#pairUp(connection);
+    if (!this.#filter.passes(frame)) {
       side.filtered++;
       side.window.done(slot);
     } else {
       side.connectionOf[slot] = connection.id;
       connections.hold(connection.id);
       const queue = (side.isPrimary ? connection.parkedPrimary : connection.parkedSecondary)[direction];
-      if (queue.length === 0 && this.isReady(side, stream, acknowledged)) {
-        this.feed(side, slot, stream, acknowledged);
+      if (queue.length === 0 && this.#isReady(side, stream, acknowledged)) {
+        this.#feed(side, slot, stream, acknowledged);
       } else {
         queue.push({ slot, stream, acknowledged });
-        this.parked.add(connection);
+        this.#parked.add(connection);
         if (!side.isPrimary && queue.length > PARKED_FOR_ACKNOWLEDGEMENT_MAX)
           otherDirection.pairUp(true, true);
       }
     }
-    if (paired || (connection.parked > 0 && !side.isPrimary)) this.drain(connection);
+    if (paired || (connection.parked > 0 && !side.isPrimary)) this.#drain(connection);
   }
 
   /** @param final what is known by now has to do */
-  private pairUp(connection: Connection, final = false): boolean {
-    const primaryFinal = final || this.primary.ended;
-    const secondaryFinal = final || this.secondary.ended;
+  #pairUp(connection: Connection, final = false): boolean {
+    const primaryFinal = final || this.#primary.ended;
+    const secondaryFinal = final || this.#secondary.ended;
     const first = connection.directions[0].pairUp(primaryFinal, secondaryFinal);
     const second = connection.directions[1].pairUp(primaryFinal, secondaryFinal);
     return first || second;
   }
 
-  private isReady(side: Side, stream: Stream | null, acknowledged: Stream | null): boolean {
+  #isReady(side: Side, stream: Stream | null, acknowledged: Stream | null): boolean {
     if (stream !== null && stream.pair === null) return false;
     return side.isPrimary || acknowledged === null || acknowledged.pair !== null;
   }
 
   /** Hands over what is parked of a connection as far as its numbers are known; true if anything was. */
-  private drain(connection: Connection): boolean {
+  #drain(connection: Connection): boolean {
     let any = false;
     for (const [side, queues] of [
-      [this.primary, connection.parkedPrimary],
-      [this.secondary, connection.parkedSecondary],
+      [this.#primary, connection.parkedPrimary],
+      [this.#secondary, connection.parkedSecondary],
     ] as const) {
-      for (const queue of queues) if (this.drainQueue(side, queue)) any = true;
+      for (const queue of queues) if (this.#drainQueue(side, queue)) any = true;
     }
-    if (connection.parked === 0) this.parked.delete(connection);
+    if (connection.parked === 0) this.#parked.delete(connection);
     return any;
   }
 
-  private drainQueue(side: Side, queue: FrameQueue): boolean {
+  #drainQueue(side: Side, queue: FrameQueue): boolean {
     const { window } = side;
     let any = false;
     for (let head = queue.head; head !== undefined; head = queue.head) {
       const { slot, stream, acknowledged } = head;
-      if (!this.isReady(side, stream, acknowledged)) break;
+      if (!this.#isReady(side, stream, acknowledged)) break;
       queue.shift();
-      parseRecord(window.bytes, window.offset(slot), this.frame);
-      this.feed(side, slot, stream, acknowledged);
+      parseRecord(window.bytes, window.offset(slot), this.#frame);
+      this.#feed(side, slot, stream, acknowledged);
       any = true;
     }
     return any;
   }
 
   /** Hands the frame just parsed to the comparer, in the primary's numbers. */
-  private feed(side: Side, slot: number, stream: Stream | null, acknowledged: Stream | null): void {
-    const { frame, comparer } = this;
+  #feed(side: Side, slot: number, stream: Stream | null, acknowledged: Stream | null): void {
+    const frame = this.#frame;
+    const comparer = this.#comparer;
     const pair = stream?.pair ?? null;
     if (!side.isPrimary) translate(frame, pair, acknowledged?.pair ?? null);
     if (pair?.hasStart && !cutBefore(frame, pair.start)) {
       side.beforeStart++;
-      this.done(side, slot);
+      this.#done(side, slot);
       return;
     }
     if (side.isPrimary) {
@@ -298,15 +308,15 @@ class CaptureComparison {
    * The connection of a segment that came in fragments, which cannot be parked: what is known by now has to
    * do.
    */
-  private locate(side: Side, frame: ParsedFrame): StreamPair | null {
-    const connection = this.connections.of(frame, this.now);
+  #locate(side: Side, frame: ParsedFrame): StreamPair | null {
+    const connection = this.#connections.of(frame, this.#now);
     const direction = directionOf(frame.key);
     const ownDirection = connection.directions[direction];
     const otherDirection = connection.directions[1 - direction];
     const own = ownDirection[side.name];
     const other = otherDirection[side.name];
     const stream = observe(own, other, frame);
-    this.pairUp(connection, true);
+    this.#pairUp(connection, true);
     if (stream !== null) ownDirection.stand(stream, side.isPrimary);
     const acknowledged = (frame.flags & SEGMENT_ACK) !== 0 ? other.current : null;
     const pair = stream?.pair ?? null;
@@ -314,9 +324,9 @@ class CaptureComparison {
     return pair;
   }
 
-  private done(side: Side, slot: number): void {
+  #done(side: Side, slot: number): void {
     const connection = side.connectionOf[slot];
-    if (connection >= 0) this.connections.release(connection);
+    if (connection >= 0) this.#connections.release(connection);
     side.window.done(slot);
   }
 
@@ -324,26 +334,26 @@ class CaptureComparison {
    * Makes room in a full window: the flow of its oldest frame is settled one way or the other, or at least
    * gets on.
    */
-  private giveWay(side: Side): void {
+  #giveWay(side: Side): void {
     const slot = side.window.oldest();
     if (slot < 0) {
       throw new CaptureError(
-        `${side.reader.where()} has ${side.reader.frameBytes} bytes, more than fit into a window of ${this.windowMib} MiB; give a larger --window.`,
+        `${side.reader.where()} has ${side.reader.frameBytes} bytes, more than fit into a window of ${this.#windowMib} MiB; give a larger --window.`,
       );
     }
-    if (this.comparer.isWaiting(side.name, slot)) {
-      const ended = { primary: this.primary.ended, secondary: this.secondary.ended };
-      const window = `not comparable within a window of ${this.windowMib} MiB`;
-      this.comparer.giveUp(side.name, slot, ended, window);
+    if (this.#comparer.isWaiting(side.name, slot)) {
+      const ended = { primary: this.#primary.ended, secondary: this.#secondary.ended };
+      const window = `not comparable within a window of ${this.#windowMib} MiB`;
+      this.#comparer.giveUp(side.name, slot, ended, window);
       return;
     }
-    this.settle(this.connections.byId(side.connectionOf[slot]));
+    this.#settle(this.#connections.byId(side.connectionOf[slot]));
   }
 
   /** Hands over everything of a connection that is parked, with the numbers that are known by now. */
-  private settle(connection: Connection): void {
-    this.pairUp(connection, true);
-    if (this.drain(connection)) return;
+  #settle(connection: Connection): void {
+    this.#pairUp(connection, true);
+    if (this.#drain(connection)) return;
     for (const direction of [0, 1] as const) {
       for (const [queue, isPrimary] of [
         [connection.parkedPrimary[direction], true],
@@ -357,31 +367,34 @@ class CaptureComparison {
         }
       }
     }
-    this.drain(connection);
+    this.#drain(connection);
   }
 
-  private settleAll(): void {
-    for (const connection of this.parked) {
-      while (connection.parked > 0) this.settle(connection);
+  #settleAll(): void {
+    for (const connection of this.#parked) {
+      while (connection.parked > 0) this.#settle(connection);
     }
   }
 
   /** Two captures of which nothing was compared are not the same. */
-  private refuseNothing(): void {
-    for (const { reader } of [this.primary, this.secondary]) {
+  #refuseNothing(): void {
+    for (const { reader } of [this.#primary, this.#secondary]) {
       if (reader.frames === 0)
         throw new CaptureError(`${reader.path} has no frames: there is nothing to compare.`);
     }
-    const { primary, secondary } = this;
+    const primary = this.#primary;
+    const secondary = this.#secondary;
     if (primary.filtered === primary.reader.frames && secondary.filtered === secondary.reader.frames) {
       throw new CaptureError(
-        `none of the frames in the two captures is sent by ${this.filter.guests.join(" or ")} (--guest).`,
+        `none of the frames in the two captures is sent by ${this.#filter.guests.join(" or ")} (--guest).`,
       );
     }
   }
 
-  private report(): CaptureReport {
-    const { comparer, primary, secondary } = this;
+  #report(): CaptureReport {
+    const comparer = this.#comparer;
+    const primary = this.#primary;
+    const secondary = this.#secondary;
     const { total, shown } = comparer.divergences;
     return {
       same: total === 0,
@@ -389,7 +402,7 @@ class CaptureComparison {
       secondary: summaryOf(secondary, comparer.secondaryCounts),
       compared_bytes: comparer.comparedBytes,
       gap_bytes: comparer.gapBytes,
-      window_mib: this.windowMib,
+      window_mib: this.#windowMib,
       divergences_total: total,
       divergences: shown,
     };

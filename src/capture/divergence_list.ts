@@ -26,15 +26,20 @@ interface Payload {
 export class DivergenceList {
   readonly shown: CaptureDivergence[] = [];
   total = 0;
-  private readonly parsed = new ParsedFrame();
+  readonly #parsed = new ParsedFrame();
+
+  readonly #state: CompareState;
+  readonly #primary: FrameWindow;
+  readonly #secondary: FrameWindow;
+  readonly #limit: number;
 
   /** @param limit of those with details; all are counted */
-  constructor(
-    private readonly state: CompareState,
-    private readonly primary: FrameWindow,
-    private readonly secondary: FrameWindow,
-    private readonly limit: number,
-  ) {}
+  constructor(state: CompareState, primary: FrameWindow, secondary: FrameWindow, limit: number) {
+    this.#state = state;
+    this.#primary = primary;
+    this.#secondary = secondary;
+    this.#limit = limit;
+  }
 
   /**
    * Counts a divergence; returns its entry unless there are enough of them. The flow's lists are still whole.
@@ -46,11 +51,11 @@ export class DivergenceList {
     pair: StreamPair | null,
   ): CaptureDivergence | undefined {
     this.total++;
-    if (this.shown.length >= this.limit) return undefined;
-    const { state } = this;
+    if (this.shown.length >= this.#limit) return undefined;
+    const state = this.#state;
     const { place, sequence } = finding;
-    const primary = this.payloadOf(this.primary, state.primary, place.primary, place.primaryAt);
-    const secondary = this.payloadOf(this.secondary, state.secondary, place.secondary, place.secondaryAt);
+    const primary = this.#payloadOf(this.#primary, state.primary, place.primary, place.primaryAt);
+    const secondary = this.#payloadOf(this.#secondary, state.secondary, place.secondary, place.secondaryAt);
     const entry: CaptureDivergence = {
       class: why,
       flow: describeFlow(state.flows, flow),
@@ -66,9 +71,9 @@ export class DivergenceList {
     return entry;
   }
 
-  private payloadOf(window: FrameWindow, pool: SegmentPool, item: number, at?: number): Payload | undefined {
+  #payloadOf(window: FrameWindow, pool: SegmentPool, item: number, at?: number): Payload | undefined {
     if (item < 0) return undefined;
-    const { parsed } = this;
+    const parsed = this.#parsed;
     // What waits may be a part of the frame's payload: without its beginning, or one of several fragments.
     parseRecord(window.bytes, pool.record[item], parsed);
     const from = parsed.data;

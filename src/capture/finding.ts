@@ -1,5 +1,5 @@
 /** What a flow that cannot go on differs in, or waits for. */
-import { FLOW_ACK_KNOWN, FLOW_TCP, FLOW_VERIFIED_KNOWN } from "../compare/flow_table.ts";
+import { FLOW_SECONDARY_ACK_KNOWN, FLOW_TCP, FLOW_VERIFIED_KNOWN } from "../compare/flow_table.ts";
 import {
   SEGMENT_ACK,
   SEGMENT_FIN,
@@ -88,7 +88,8 @@ function describeHead(state: CompareState, flow: number, head: number): string {
   const flags = primary.flags[head];
   if ((flags & SEGMENT_RST) !== 0) return "the secondary lacks a RST";
   if ((flags & SEGMENT_ACK) === 0) return "the secondary lacks a segment";
-  if ((flows.flags[flow] & FLOW_ACK_KNOWN) === 0) return "the primary acknowledges, the secondary never does";
+  if ((flows.flags[flow] & FLOW_SECONDARY_ACK_KNOWN) === 0)
+    return "the primary acknowledges, the secondary never does";
   const ahead = (primary.acknowledgement[head] - flows.secondaryAck[flow]) | 0;
   return `the primary acknowledges ${count(ahead, "byte")} more than the secondary ever does`;
 }

@@ -5,7 +5,7 @@
  * on, and that is what "a window of N MiB" means.
  */
 
-import type { RecordMemory } from "../compare/state.ts";
+import type { RecordMemory } from "../compare/options.ts";
 import { RECORD, RECORD_HEADER_BYTES } from "../ffi/layout.ts";
 import { Mapping } from "../ffi/libc.ts";
 

@@ -50,9 +50,9 @@ export class Stream {
   heard = 0;
   isHeard = false;
   /** Bytes from `first` to the highest end seen: unwraps sequence numbers. */
-  private highest = 0;
+  #highest = 0;
   /** The last end seen that lay far ahead of it. */
-  private leap = Number.NEGATIVE_INFINITY;
+  #leap = Number.NEGATIVE_INFINITY;
 
   /**
    * @param first sequence number of the first payload byte
@@ -69,16 +69,16 @@ export class Stream {
    * byte.
    */
   position(sequence: number): number {
-    return this.highest + ((sequence - this.first - this.highest) | 0);
+    return this.#highest + ((sequence - this.first - this.#highest) | 0);
   }
 
   note(end: number): void {
     const position = this.position(end);
-    if (position <= this.highest) return;
+    if (position <= this.#highest) return;
     // One damaged number must not count as gigabytes: a leap is believed when the next segment confirms it.
-    const leaps = position - this.highest > LEAP_BYTES;
-    if (leaps && Math.abs(position - this.leap) > LEAP_BYTES) this.leap = position;
-    else this.highest = position;
+    const leaps = position - this.#highest > LEAP_BYTES;
+    if (leaps && Math.abs(position - this.#leap) > LEAP_BYTES) this.#leap = position;
+    else this.#highest = position;
   }
 }
 
@@ -158,7 +158,7 @@ export class DirectionSide {
 export class Direction {
   readonly primary = new DirectionSide();
   readonly secondary = new DirectionSide();
-  private pairs = 0;
+  #pairs = 0;
 
   /**
    * Pairs the streams whose beginnings are known well enough; true if there were any.
@@ -188,7 +188,7 @@ export class Direction {
           continue;
         }
       }
-      this.join(primary, secondary);
+      this.#join(primary, secondary);
       primaries.shift();
       secondaries.shift();
       paired = true;
@@ -202,13 +202,13 @@ export class Direction {
    */
   stand(stream: Stream, isPrimary: boolean): void {
     if (stream.pair !== null) return;
-    stream.pair = new StreamPair(this.pairs++);
+    stream.pair = new StreamPair(this.#pairs++);
     if (isPrimary) stream.pair.primary = stream;
     else stream.pair.secondary = stream;
   }
 
-  private join(primary: Stream, secondary: Stream): void {
-    const pair = primary.pair ?? secondary.pair ?? new StreamPair(this.pairs++);
+  #join(primary: Stream, secondary: Stream): void {
+    const pair = primary.pair ?? secondary.pair ?? new StreamPair(this.#pairs++);
     primary.pair = pair;
     secondary.pair = pair;
     pair.primary = primary;

@@ -29,48 +29,48 @@ export const FLOW_CLOSED_BEFORE = 0x008;
 /** `verified` is known. */
 export const FLOW_VERIFIED_KNOWN = 0x010;
 /** Nothing below `floor` counts as verified: the connection was first seen in mid-stream. */
-export const FLOW_FLOOR = 0x020;
+export const FLOW_FLOOR_KNOWN = 0x020;
 /** [islandStart, islandEnd) above `verified` is verified already. */
-export const FLOW_ISLAND = 0x040;
+export const FLOW_ISLAND_KNOWN = 0x040;
 /** `secondaryAck` is known. */
-export const FLOW_ACK_KNOWN = 0x080;
+export const FLOW_SECONDARY_ACK_KNOWN = 0x080;
 /** `primaryIsn` is known. */
-export const FLOW_PRIMARY_ISN = 0x100;
+export const FLOW_PRIMARY_ISN_KNOWN = 0x100;
 /** `secondaryIsn` is known. */
-export const FLOW_SECONDARY_ISN = 0x200;
+export const FLOW_SECONDARY_ISN_KNOWN = 0x200;
 /** The primary has opened a connection and the secondary's SYN has not been seen yet. */
 export const FLOW_AWAIT_SYN = 0x400;
 /** `releasedEnd` is known. */
-export const FLOW_RELEASED_END = 0x800;
+export const FLOW_RELEASED_END_KNOWN = 0x800;
 /** `releasedAck` is known. */
-export const FLOW_RELEASED_ACK = 0x1000;
+export const FLOW_RELEASED_ACK_KNOWN = 0x1000;
 /** `queuedSyn` is known. */
-export const FLOW_QUEUED_SYN = 0x2000;
+export const FLOW_QUEUED_SYN_KNOWN = 0x2000;
 /** The reset* fields are known: a pair of RSTs was matched in this epoch. */
-export const FLOW_RESET = 0x4000;
+export const FLOW_RESET_SEQUENCE_KNOWN = 0x4000;
 /** ... and those RSTs carried acknowledgements. */
-export const FLOW_RESET_ACK = 0x8000;
+export const FLOW_RESET_ACK_KNOWN = 0x8000;
 /** `previousIsn` is known. */
-export const FLOW_PREVIOUS_ISN = 0x10000;
+export const FLOW_PREVIOUS_ISN_KNOWN = 0x10000;
 /** `openingAck` is known. */
-export const FLOW_OPENING_ACK = 0x20000;
+export const FLOW_OPENING_ACK_KNOWN = 0x20000;
 
 /** Neither held nor compared: the user's rules say so. */
 export const FLOW_PASSTHROUGH = 0x40000;
 /** UDP: `ignoredSet` says which bytes of the payload do not count. */
-export const FLOW_IGNORES = 0x80000;
+export const FLOW_IGNORED_SET_KNOWN = 0x80000;
 /** A waiting room for fragments until their datagram is complete. */
 export const FLOW_FRAGMENTS = 0x100000;
 /** `primaryStray`, `secondaryStray` are known. */
-export const FLOW_PRIMARY_STRAY = 0x200000;
-export const FLOW_SECONDARY_STRAY = 0x400000;
+export const FLOW_PRIMARY_STRAY_KNOWN = 0x200000;
+export const FLOW_SECONDARY_STRAY_KNOWN = 0x400000;
 
 /** `secondaryEdge`, `releasedEdge` are known. */
-export const FLOW_EDGE_KNOWN = 0x800000;
-export const FLOW_RELEASED_EDGE = 0x1000000;
+export const FLOW_SECONDARY_EDGE_KNOWN = 0x800000;
+export const FLOW_RELEASED_EDGE_KNOWN = 0x1000000;
 /** `secondaryUrgent`, `releasedUrgent` are known. */
-export const FLOW_URGENT_KNOWN = 0x2000000;
-export const FLOW_RELEASED_URGENT = 0x4000000;
+export const FLOW_SECONDARY_URGENT_KNOWN = 0x2000000;
+export const FLOW_RELEASED_URGENT_KNOWN = 0x4000000;
 
 /** Value of `windowScale` while the SYN has not been seen. */
 export const UNKNOWN_SCALE = 0xff;
@@ -131,26 +131,29 @@ export class FlowTable {
   size = 0;
   /** Ids at or above it have never been used; they are multiples of ID_STEP. */
   highest = 0;
-  private readonly keys: Int32Array;
-  private readonly hashes: Int32Array;
-  private readonly live: Int32Array;
+  readonly #keys: Int32Array;
+  readonly #hashes: Int32Array;
+  readonly #live: Int32Array;
   /** IP version of a live flow of untagged TCP segments, else 0: what isPlainTcp() need not read the key for. */
-  private readonly plainTcp: Int32Array;
-  private readonly freeIds: Int32Array;
-  private freeCount = 0;
-  private readonly buckets: Int32Array;
-  private readonly mask: number;
-  private hand = 0;
+  readonly #plainTcp: Int32Array;
+  readonly #freeIds: Int32Array;
+  #freeCount = 0;
+  readonly #buckets: Int32Array;
+  readonly #mask: number;
+  #hand = 0;
+
+  readonly #seed: number;
 
   constructor(
     readonly capacity: number,
-    private readonly seed: number,
+    seed: number,
   ) {
+    this.#seed = seed;
     let buckets = 16;
     while (buckets < capacity * 2) buckets *= 2;
-    this.buckets = new Int32Array(buckets).fill(-1);
-    this.mask = buckets - 1;
-    this.freeIds = new Int32Array(capacity);
+    this.#buckets = new Int32Array(buckets).fill(-1);
+    this.#mask = buckets - 1;
+    this.#freeIds = new Int32Array(capacity);
     // One line for all that the short way of TCP looks at (in_order.ts), and one for what says whose a frame is.
     const rows = new Rows(capacity);
     this.flags = rows.int32();
@@ -166,11 +169,11 @@ export class FlowTable {
     this.releasedEdge = rows.int32();
     this.windowScale = rows.int32();
     rows.nextLine();
-    this.keys = rows.int32(); // its first word, the others behind it
+    this.#keys = rows.int32(); // its first word, the others behind it
     for (let word = 1; word < KEY_WORDS; word++) rows.int32();
-    this.plainTcp = rows.int32();
-    this.live = rows.int32();
-    this.hashes = rows.int32();
+    this.#plainTcp = rows.int32();
+    this.#live = rows.int32();
+    this.#hashes = rows.int32();
     rows.nextLine();
     this.ignoredSet = rows.int32();
     this.primaryStray = rows.int32();
@@ -194,13 +197,13 @@ export class FlowTable {
 
   /** Id of the flow with this key, -1 if there is none. */
   find(key: Int32Array): number {
-    const hash = this.hash(key);
-    let bucket = hash & this.mask;
+    const hash = this.#hash(key);
+    let bucket = hash & this.#mask;
     for (;;) {
-      const flow = this.buckets[bucket];
+      const flow = this.#buckets[bucket];
       if (flow < 0) return -1;
-      if (this.hashes[flow] === hash && this.equals(flow, key)) return flow;
-      bucket = (bucket + 1) & this.mask;
+      if (this.#hashes[flow] === hash && this.#equals(flow, key)) return flow;
+      bucket = (bucket + 1) & this.#mask;
     }
   }
 
@@ -210,8 +213,8 @@ export class FlowTable {
    * @param version of IP, without anything between its header and TCP's
    */
   isPlainTcp(flow: number, view: DataView, transport: number, version: number): boolean {
-    const { keys } = this;
-    if (this.plainTcp[flow] !== version || keys[flow + KEY_PORTS] !== view.getInt32(transport)) return false;
+    const keys = this.#keys;
+    if (this.#plainTcp[flow] !== version || keys[flow + KEY_PORTS] !== view.getInt32(transport)) return false;
     if (version === 4) {
       return (
         keys[flow + KEY_SOURCE] === view.getInt32(transport - 8) &&
@@ -240,20 +243,20 @@ export class FlowTable {
   /** Id of a new flow with this key, which must not be in the table yet; -1 if the table is full. */
   add(key: Int32Array, flags: number, nowNs: number): number {
     let flow: number;
-    if (this.freeCount > 0) flow = this.freeIds[--this.freeCount];
+    if (this.#freeCount > 0) flow = this.#freeIds[--this.#freeCount];
     else if (this.highest < this.capacity * ID_STEP) {
       flow = this.highest;
       this.highest += ID_STEP;
     } else return -1;
-    const hash = this.hash(key);
-    let bucket = hash & this.mask;
-    while (this.buckets[bucket] >= 0) bucket = (bucket + 1) & this.mask;
-    this.buckets[bucket] = flow;
-    this.hashes[flow] = hash;
-    for (let word = 0; word < KEY_WORDS; word++) this.keys[flow + word] = key[word];
-    this.live[flow] = 1;
+    const hash = this.#hash(key);
+    let bucket = hash & this.#mask;
+    while (this.#buckets[bucket] >= 0) bucket = (bucket + 1) & this.#mask;
+    this.#buckets[bucket] = flow;
+    this.#hashes[flow] = hash;
+    for (let word = 0; word < KEY_WORDS; word++) this.#keys[flow + word] = key[word];
+    this.#live[flow] = 1;
     const version = (key[KEY_KIND] >>> 8) & 0xff;
-    this.plainTcp[flow] = key[KEY_KIND] === plainTcpKind(version) && key[KEY_VLAN] === 0 ? version : 0;
+    this.#plainTcp[flow] = key[KEY_KIND] === plainTcpKind(version) && key[KEY_VLAN] === 0 ? version : 0;
     this.size++;
     this.flags[flow] = flags;
     this.held[flow] = 0;
@@ -268,9 +271,9 @@ export class FlowTable {
   }
 
   remove(flow: number): void {
-    const buckets = this.buckets;
-    const mask = this.mask;
-    let hole = this.hashes[flow] & mask;
+    const buckets = this.#buckets;
+    const mask = this.#mask;
+    let hole = this.#hashes[flow] & mask;
     while (buckets[hole] !== flow) hole = (hole + 1) & mask;
     let probe = hole;
     for (;;) {
@@ -278,34 +281,34 @@ export class FlowTable {
       const other = buckets[probe];
       if (other < 0) break;
       // Move it back unless its home lies cyclically in (hole, probe].
-      const home = this.hashes[other] & mask;
+      const home = this.#hashes[other] & mask;
       if (((probe - home) & mask) >= ((probe - hole) & mask)) {
         buckets[hole] = other;
         hole = probe;
       }
     }
     buckets[hole] = -1;
-    this.live[flow] = 0;
-    this.plainTcp[flow] = 0;
+    this.#live[flow] = 0;
+    this.#plainTcp[flow] = 0;
     this.size--;
-    this.freeIds[this.freeCount++] = flow;
+    this.#freeIds[this.#freeCount++] = flow;
   }
 
   /** Forgets all flows. */
   clear(): void {
-    this.buckets.fill(-1);
+    this.#buckets.fill(-1);
     for (let flow = 0; flow < this.highest; flow += ID_STEP) {
-      this.live[flow] = 0;
-      this.plainTcp[flow] = 0;
+      this.#live[flow] = 0;
+      this.#plainTcp[flow] = 0;
     }
     this.size = 0;
     this.highest = 0;
-    this.freeCount = 0;
-    this.hand = 0;
+    this.#freeCount = 0;
+    this.#hand = 0;
   }
 
   isLive(flow: number): boolean {
-    return this.live[flow] === 1;
+    return this.#live[flow] === 1;
   }
 
   /** Nothing of it waits on either side. */
@@ -318,9 +321,9 @@ export class FlowTable {
     let removed = 0;
     const looks = Math.min(count, this.highest / ID_STEP);
     for (let i = 0; i < looks; i++) {
-      const flow = this.hand < this.highest ? this.hand : 0;
-      this.hand = flow + ID_STEP;
-      if (this.live[flow] === 0 || !this.isQuiet(flow)) continue;
+      const flow = this.#hand < this.highest ? this.#hand : 0;
+      this.#hand = flow + ID_STEP;
+      if (this.#live[flow] === 0 || !this.isQuiet(flow)) continue;
       const limit = (this.flags[flow] & FLOW_CLOSED) !== 0 ? closedIdleNs : idleNs;
       if (nowNs - this.lastSeenNs[flow] < limit) continue;
       this.remove(flow);
@@ -331,24 +334,24 @@ export class FlowTable {
 
   /** Unsigned. */
   keyWord(flow: number, word: number): number {
-    return this.keys[flow + word] >>> 0;
+    return this.#keys[flow + word] >>> 0;
   }
 
   kind(flow: number): number {
     return this.keyWord(flow, KEY_KIND) >>> 24;
   }
 
-  private equals(flow: number, key: Int32Array): boolean {
-    const keys = this.keys;
+  #equals(flow: number, key: Int32Array): boolean {
+    const keys = this.#keys;
     for (let word = 0; word < KEY_WORDS; word++) {
       if (keys[flow + word] !== key[word]) return false;
     }
     return true;
   }
 
-  private hash(key: Int32Array): number {
+  #hash(key: Int32Array): number {
     // A multiplication for each word, and the finishing steps of MurmurHash3 (public domain).
-    let hash = this.seed;
+    let hash = this.#seed;
     for (let word = 0; word < KEY_WORDS; word++) {
       hash = Math.imul(hash ^ key[word], 0x9e3779b1);
       hash ^= hash >>> 15;

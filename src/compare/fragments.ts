@@ -3,8 +3,8 @@ import { KEY_FRAGMENT, KEY_FRAGMENT_AS_IS, KEY_KIND, KIND_DATAGRAM, KIND_TCP } f
 import {
   FLOW_FROZEN,
   FLOW_PASSTHROUGH,
-  FLOW_PRIMARY_STRAY,
-  FLOW_SECONDARY_STRAY,
+  FLOW_PRIMARY_STRAY_KNOWN,
+  FLOW_SECONDARY_STRAY_KNOWN,
   FLOW_TCP,
 } from "./flow_table.ts";
 import type { LinkedLists } from "./linked_lists.ts";
@@ -54,46 +54,59 @@ const INCOMPLETE = 0;
 const AS_IS = -1;
 
 export class FragmentFlows {
-  private readonly datagram = new ParsedFrame();
-  private readonly piece = new ParsedFrame();
+  readonly #datagram = new ParsedFrame();
+  readonly #piece = new ParsedFrame();
+
+  readonly #state: CompareState;
+  readonly #tcp: TcpFlows;
+  readonly #datagrams: DatagramFlows;
+  /** The flow of a frame, made if need be; -1 if there is no room. */
+  readonly #flowOf: (frame: ParsedFrame) => number;
 
   constructor(
-    private readonly state: CompareState,
-    private readonly tcp: TcpFlows,
-    private readonly datagrams: DatagramFlows,
-    /** The flow of a frame, made if need be; -1 if there is no room. */
-    private readonly flowOf: (frame: ParsedFrame) => number,
-  ) {}
+    state: CompareState,
+    tcp: TcpFlows,
+    datagrams: DatagramFlows,
+    flowOf: (frame: ParsedFrame) => number,
+  ) {
+    this.#state = state;
+    this.#tcp = tcp;
+    this.#datagrams = datagrams;
+    this.#flowOf = flowOf;
+  }
 
   /** A primary fragment was put at the end of the waiting room's queue. */
   primaryAdded(flow: number, item: number): void {
-    const { state } = this;
+    const state = this.#state;
     if ((state.flows.flags[flow] & FLOW_FROZEN) !== 0) return;
-    const bytes = this.examinePrimary(flow, item);
-    if (bytes !== INCOMPLETE) this.deliverPrimary(flow, state.primary.identification[item], bytes);
-    else if (state.flows.held[flow] > WAITING_MAX) this.tooMany(flow);
+    const bytes = this.#examinePrimary(flow, item);
+    if (bytes !== INCOMPLETE) this.#deliverPrimary(flow, state.primary.identification[item], bytes);
+    else if (state.flows.held[flow] > WAITING_MAX) this.#tooMany(flow);
   }
 
   /** A secondary fragment was put at the end of the waiting room's secondaryQueue. */
   secondaryAdded(flow: number, item: number): void {
-    const { state } = this;
+    const state = this.#state;
     const { flows, secondary } = state;
     const identification = secondary.identification[item];
     let bytes = AS_IS;
-    if ((flows.flags[flow] & FLOW_SECONDARY_STRAY) === 0 || flows.secondaryStray[flow] !== identification) {
-      bytes = this.examine(secondary, state.secondaryQueue, flow, item);
+    if (
+      (flows.flags[flow] & FLOW_SECONDARY_STRAY_KNOWN) === 0 ||
+      flows.secondaryStray[flow] !== identification
+    ) {
+      bytes = this.#examine(secondary, state.secondaryQueue, flow, item);
     }
     if (bytes === AS_IS) {
-      flows.flags[flow] |= FLOW_SECONDARY_STRAY;
+      flows.flags[flow] |= FLOW_SECONDARY_STRAY_KNOWN;
       flows.secondaryStray[flow] = identification;
     }
-    if (bytes !== INCOMPLETE) this.deliverSecondary(flow, identification, bytes);
-    else if (state.flows.pending[flow] > WAITING_MAX) this.tooMany(flow);
+    if (bytes !== INCOMPLETE) this.#deliverSecondary(flow, identification, bytes);
+    else if (state.flows.pending[flow] > WAITING_MAX) this.#tooMany(flow);
   }
 
   /** After a checkpoint. Both sides go on from the same place in the datagrams that it cut through. */
   restart(flow: number): void {
-    this.state.flows.flags[flow] &= ~(FLOW_PRIMARY_STRAY | FLOW_SECONDARY_STRAY);
+    this.#state.flows.flags[flow] &= ~(FLOW_PRIMARY_STRAY_KNOWN | FLOW_SECONDARY_STRAY_KNOWN);
   }
 
   /**
@@ -101,7 +114,8 @@ export class FragmentFlows {
    * so that it can be compared as it is.
    */
   salvage(flow: number): void {
-    const { state, datagram } = this;
+    const state = this.#state;
+    const datagram = this.#datagram;
     const { primary, queue, flows } = state;
     let item = queue.head[flow];
     while (item >= 0) {
@@ -109,7 +123,7 @@ export class FragmentFlows {
       if ((primary.flags[item] & SEGMENT_BROKEN) !== 0) {
         parseRecord(state.primaryBytes, primary.record[item], datagram);
         datagram.key[KEY_KIND] |= KEY_FRAGMENT_AS_IS;
-        const target = this.flowOf(datagram);
+        const target = this.#flowOf(datagram);
         // Else it can only wait for the next checkpoint.
         if (target >= 0 && flows.overflowed[target] === 0) {
           const slot = primary.slot[item];
@@ -123,11 +137,11 @@ export class FragmentFlows {
 
   /** Looks at everything that waits once more: a checkpoint may have made room where it could not go. */
   run(flow: number): void {
-    const { state } = this;
+    const state = this.#state;
     const { primary, queue } = state;
     let item = queue.head[flow];
     while (item >= 0 && (state.flows.flags[flow] & FLOW_FROZEN) === 0) {
-      const bytes = this.examinePrimary(flow, item);
+      const bytes = this.#examinePrimary(flow, item);
       if (bytes === INCOMPLETE) {
         item = queue.next[item];
         continue;
@@ -137,27 +151,27 @@ export class FragmentFlows {
       while (following >= 0 && primary.identification[following] === identification) {
         following = queue.next[following];
       }
-      this.deliverPrimary(flow, identification, bytes);
+      this.#deliverPrimary(flow, identification, bytes);
       item = following;
     }
   }
 
-  private examinePrimary(flow: number, item: number): number {
-    const { flows, primary, queue } = this.state;
+  #examinePrimary(flow: number, item: number): number {
+    const { flows, primary, queue } = this.#state;
     const identification = primary.identification[item];
     let bytes = AS_IS;
-    if ((flows.flags[flow] & FLOW_PRIMARY_STRAY) === 0 || flows.primaryStray[flow] !== identification) {
-      bytes = this.examine(primary, queue, flow, item);
+    if ((flows.flags[flow] & FLOW_PRIMARY_STRAY_KNOWN) === 0 || flows.primaryStray[flow] !== identification) {
+      bytes = this.#examine(primary, queue, flow, item);
     }
     if (bytes === AS_IS) {
-      flows.flags[flow] |= FLOW_PRIMARY_STRAY;
+      flows.flags[flow] |= FLOW_PRIMARY_STRAY_KNOWN;
       flows.primaryStray[flow] = identification;
     }
     return bytes;
   }
 
   /** Bytes of the fragmented part if this fragment's datagram is complete; else INCOMPLETE or AS_IS. */
-  private examine(pool: SegmentPool, list: LinkedLists, flow: number, item: number): number {
+  #examine(pool: SegmentPool, list: LinkedLists, flow: number, item: number): number {
     const { identification, dataBytes } = pool;
     if (!isSound(pool, item)) return AS_IS;
     const from = placeOf(pool, item);
@@ -185,11 +199,11 @@ export class FragmentFlows {
     return held === total ? total : INCOMPLETE;
   }
 
-  private deliverPrimary(flow: number, identification: number, bytes: number): void {
-    const { state } = this;
+  #deliverPrimary(flow: number, identification: number, bytes: number): void {
+    const state = this.#state;
     const { primary, queue, flows } = state;
-    const count = this.understand(primary, queue, state.primaryBytes, flow, identification, bytes);
-    const target = this.flowOf(this.datagram);
+    const count = this.#understand(primary, queue, state.primaryBytes, flow, identification, bytes);
+    const target = this.#flowOf(this.#datagram);
     if (target < 0) {
       state.diverge(flow, "overflow", "a datagram in fragments found the flow table full");
       return;
@@ -208,9 +222,10 @@ export class FragmentFlows {
       }
     }
     flows.lastSeenNs[target] = state.nowNs;
-    const { datagram, piece } = this;
+    const datagram = this.#datagram;
+    const piece = this.#piece;
     const isWhole = bytes !== AS_IS && datagram.kind !== KIND_TCP;
-    const head = this.headerBytes(primary, queue, flow, identification);
+    const head = this.#headerBytes(primary, queue, flow, identification);
     let first = -1;
     let item = queue.head[flow];
     while (item >= 0) {
@@ -220,24 +235,24 @@ export class FragmentFlows {
           state.stats.releasedPassthrough++;
           state.release(item);
         } else {
-          this.cut(primary, item, head, bytes);
+          this.#cut(primary, item, head, bytes);
           const slot = primary.slot[item];
           state.unhold(item);
           // There is room: the entry just given back.
           const moved = state.hold(target, slot, piece);
           if (isWhole) first = link(primary, first, moved);
-          else if ((flags & FLOW_TCP) !== 0) this.tcp.primaryAdded(target, moved);
+          else if ((flags & FLOW_TCP) !== 0) this.#tcp.primaryAdded(target, moved);
         }
       }
       item = following;
     }
-    if ((flags & (FLOW_TCP | FLOW_PASSTHROUGH)) === 0) this.datagrams.run(target);
+    if ((flags & (FLOW_TCP | FLOW_PASSTHROUGH)) === 0) this.#datagrams.run(target);
   }
 
-  private deliverSecondary(flow: number, identification: number, bytes: number): void {
-    const { state } = this;
+  #deliverSecondary(flow: number, identification: number, bytes: number): void {
+    const state = this.#state;
     const { secondary, secondaryQueue, flows } = state;
-    const count = this.understand(
+    const count = this.#understand(
       secondary,
       secondaryQueue,
       state.secondaryBytes,
@@ -245,12 +260,13 @@ export class FragmentFlows {
       identification,
       bytes,
     );
-    const target = this.flowOf(this.datagram);
+    const target = this.#flowOf(this.#datagram);
     if (target < 0) {
       state.diverge(flow, "overflow", "a datagram in fragments found the flow table full");
       return;
     }
-    const { datagram, piece } = this;
+    const datagram = this.#datagram;
+    const piece = this.#piece;
     const isTcp = datagram.kind === KIND_TCP;
     if ((flows.flags[target] & FLOW_PASSTHROUGH) === 0) {
       const limit = state.limits.pendingFramesPerFlowMax;
@@ -260,7 +276,7 @@ export class FragmentFlows {
       }
     }
     flows.lastSeenNs[target] = state.nowNs;
-    const head = this.headerBytes(secondary, secondaryQueue, flow, identification);
+    const head = this.#headerBytes(secondary, secondaryQueue, flow, identification);
     let first = -1;
     let item = secondaryQueue.head[flow];
     while (item >= 0) {
@@ -271,12 +287,12 @@ export class FragmentFlows {
           if ((flows.flags[target] & FLOW_FROZEN) !== 0) state.stats.discardedFrames++;
           state.finish(item);
         } else {
-          this.cut(secondary, item, head, bytes);
+          this.#cut(secondary, item, head, bytes);
           const slot = secondary.slot[item];
           state.unwait(item);
           // There is room in either case: the entry just given back.
           if (isTcp) {
-            this.tcp.secondaryAdded(target, slot, piece);
+            this.#tcp.secondaryAdded(target, slot, piece);
           } else {
             const moved = state.wait(target, slot, piece);
             secondaryQueue.push(target, moved);
@@ -286,14 +302,14 @@ export class FragmentFlows {
       }
       item = following;
     }
-    if (!isTcp) this.datagrams.run(target);
+    if (!isTcp) this.#datagrams.run(target);
   }
 
   /**
    * Leaves in `datagram` what the fragments of this identification are: the datagram that they make up, or else
    * frames to be compared as they are. Returns their number.
    */
-  private understand(
+  #understand(
     pool: SegmentPool,
     list: LinkedLists,
     memory: Uint8Array,
@@ -301,7 +317,7 @@ export class FragmentFlows {
     identification: number,
     bytes: number,
   ): number {
-    const { datagram } = this;
+    const datagram = this.#datagram;
     let count = 0;
     let first = -1;
     for (let item = list.head[flow]; item >= 0; item = list.next[item]) {
@@ -322,18 +338,19 @@ export class FragmentFlows {
   }
 
   /** Bytes at the beginning of the fragmented part that are not compared, because they are headers. */
-  private headerBytes(pool: SegmentPool, list: LinkedLists, flow: number, identification: number): number {
+  #headerBytes(pool: SegmentPool, list: LinkedLists, flow: number, identification: number): number {
     for (let item = list.head[flow]; item >= 0; item = list.next[item]) {
       if (pool.identification[item] === identification && placeOf(pool, item) === 0) {
-        return this.datagram.data - pool.data[item];
+        return this.#datagram.data - pool.data[item];
       }
     }
     return 0;
   }
 
   /** Leaves in `piece` what this fragment is of the datagram: a segment, a piece, or a frame as it is. */
-  private cut(pool: SegmentPool, item: number, headerBytes: number, bytes: number): void {
-    const { datagram, piece } = this;
+  #cut(pool: SegmentPool, item: number, headerBytes: number, bytes: number): void {
+    const datagram = this.#datagram;
+    const piece = this.#piece;
     const place = placeOf(pool, item);
     piece.record = pool.record[item];
     piece.timeNs = pool.timeNs[item];
@@ -379,8 +396,8 @@ export class FragmentFlows {
     piece.urgent = datagram.urgent;
   }
 
-  private tooMany(flow: number): void {
-    this.state.diverge(flow, "overflow", `more than ${WAITING_MAX} fragments of incomplete datagrams wait`);
+  #tooMany(flow: number): void {
+    this.#state.diverge(flow, "overflow", `more than ${WAITING_MAX} fragments of incomplete datagrams wait`);
   }
 }
 

@@ -1,24 +1,25 @@
 import {
-  FLOW_ACK_KNOWN,
   FLOW_AWAIT_SYN,
-  FLOW_EDGE_KNOWN,
   FLOW_FROZEN,
-  FLOW_ISLAND,
+  FLOW_ISLAND_KNOWN,
   FLOW_PASSTHROUGH,
-  FLOW_RELEASED_ACK,
-  FLOW_RELEASED_EDGE,
-  FLOW_RELEASED_END,
-  FLOW_RELEASED_URGENT,
+  FLOW_RELEASED_ACK_KNOWN,
+  FLOW_RELEASED_EDGE_KNOWN,
+  FLOW_RELEASED_END_KNOWN,
+  FLOW_RELEASED_URGENT_KNOWN,
+  FLOW_SECONDARY_ACK_KNOWN,
+  FLOW_SECONDARY_EDGE_KNOWN,
+  FLOW_SECONDARY_URGENT_KNOWN,
   FLOW_TCP,
-  FLOW_URGENT_KNOWN,
   FLOW_VERIFIED_KNOWN,
   UNKNOWN_SCALE,
 } from "./flow_table.ts";
+import type { RecordMemory } from "./options.ts";
 import { parsePlainTcp } from "./parse_plain_tcp.ts";
 import { type ParsedFrame, recordTimeNs } from "./parsed_frame.ts";
 import { SameSegment } from "./same_segment.ts";
 import { SEGMENT_FIN, SEGMENT_RST, SEGMENT_SYN, SEGMENT_URG } from "./segment_pool.ts";
-import type { CompareState, RecordMemory } from "./state.ts";
+import type { CompareState } from "./state.ts";
 
 /** Flows that are found without hashing a whole key: 2^16. */
 const KNOWN_FLOWS_BITS = 16;
@@ -27,12 +28,17 @@ const KNOWN_FLOWS_BITS = 16;
  * What a flow must have for the short way, and what it must not. A floor (TcpStream) is no obstacle: what begins at
  * `verified` does not lie below it.
  */
-const NEEDED = FLOW_TCP | FLOW_VERIFIED_KNOWN | FLOW_ACK_KNOWN;
+const NEEDED = FLOW_TCP | FLOW_VERIFIED_KNOWN | FLOW_SECONDARY_ACK_KNOWN;
 const UNUSUAL =
-  FLOW_FROZEN | FLOW_ISLAND | FLOW_AWAIT_SYN | FLOW_PASSTHROUGH | FLOW_URGENT_KNOWN | FLOW_RELEASED_URGENT;
+  FLOW_FROZEN |
+  FLOW_ISLAND_KNOWN |
+  FLOW_AWAIT_SYN |
+  FLOW_PASSTHROUGH |
+  FLOW_SECONDARY_URGENT_KNOWN |
+  FLOW_RELEASED_URGENT_KNOWN;
 /** What a pair changes nothing about, since it has been so for long. */
-const RELEASED = FLOW_RELEASED_END | FLOW_RELEASED_ACK;
-const EDGES = FLOW_EDGE_KNOWN | FLOW_RELEASED_EDGE;
+const RELEASED = FLOW_RELEASED_END_KNOWN | FLOW_RELEASED_ACK_KNOWN;
+const EDGES = FLOW_SECONDARY_EDGE_KNOWN | FLOW_RELEASED_EDGE_KNOWN;
 const SPECIAL_SEGMENT = SEGMENT_SYN | SEGMENT_FIN | SEGMENT_RST | SEGMENT_URG;
 
 /**
@@ -42,44 +48,43 @@ const SPECIAL_SEGMENT = SEGMENT_SYN | SEGMENT_FIN | SEGMENT_RST | SEGMENT_URG;
  * alone (`false`), and goes the long way as if this file were not there.
  */
 export class InOrderTcp {
-  private readonly knownFlows = new Int32Array(2 ** KNOWN_FLOWS_BITS).fill(-1);
-  private readonly primaryView: DataView;
-  private readonly secondaryView: DataView;
-  private readonly same: SameSegment;
+  readonly #knownFlows = new Int32Array(2 ** KNOWN_FLOWS_BITS).fill(-1);
+  readonly #primaryView: DataView;
+  readonly #secondaryView: DataView;
+  readonly #same: SameSegment;
 
-  constructor(
-    private readonly state: CompareState,
-    private readonly frame: ParsedFrame,
-    primary: RecordMemory,
-    secondary: RecordMemory,
-  ) {
-    this.primaryView = primary.view;
-    this.secondaryView = secondary.view;
-    this.same = new SameSegment(primary, secondary);
+  readonly #state: CompareState;
+  readonly #frame: ParsedFrame;
+
+  constructor(state: CompareState, frame: ParsedFrame, primary: RecordMemory, secondary: RecordMemory) {
+    this.#state = state;
+    this.#frame = frame;
+    this.#primaryView = primary.view;
+    this.#secondaryView = secondary.view;
+    this.#same = new SameSegment(primary, secondary);
   }
 
   /**
    * Takes a segment of the secondary and then the same one of the primary, if nothing else of their flow waits: what
    * addSecondary() and then addPrimary() would do, without an entry in the pool. Nothing has happened if it is not so.
-   *
-   * @param boundaryNs frames up to it are covered by a checkpoint
    */
   addPair(
     primarySlot: number,
     primaryOffset: number,
     secondarySlot: number,
     secondaryOffset: number,
-    boundaryNs: number,
-    epoch: number,
   ): boolean {
-    const { state, same, primaryView, secondaryView } = this;
-    if (!same.match(primaryOffset, secondaryOffset, epoch)) return false;
+    const state = this.#state;
+    const same = this.#same;
+    const primaryView = this.#primaryView;
+    const secondaryView = this.#secondaryView;
+    if (!same.match(primaryOffset, secondaryOffset, state.epoch)) return false;
     const timeNs = recordTimeNs(primaryView, primaryOffset);
-    if (timeNs <= boundaryNs || timeNs > state.horizonNs) return false;
+    if (timeNs <= state.boundaryNs || timeNs > state.horizonNs) return false;
     const { transport, payload, payloadBytes } = same;
     const at = primaryOffset + transport;
     const theirs = secondaryOffset + transport;
-    const flow = this.flowOf(primaryView, at, same.version);
+    const flow = this.#flowOf(primaryView, at, same.version);
     if (flow < 0) return false;
     const { flows } = state;
     const known = flows.flags[flow];
@@ -126,23 +131,20 @@ export class InOrderTcp {
     }
     const secondaryNs = recordTimeNs(secondaryView, secondaryOffset);
     if (secondaryNs > state.nowNs) state.nowNs = secondaryNs;
-    this.noteTime(flow, timeNs);
+    this.#noteTime(flow, timeNs);
     state.releasePair(primarySlot, secondarySlot);
     return true;
   }
 
-  /**
-   * Takes a frame of the primary that can be released at once.
-   *
-   * @param boundaryNs frames up to it are covered by a checkpoint
-   */
-  addPrimary(slot: number, offset: number, boundaryNs: number): boolean {
-    const { state, frame } = this;
+  /** Takes a frame of the primary that can be released at once. */
+  addPrimary(slot: number, offset: number): boolean {
+    const state = this.#state;
+    const frame = this.#frame;
     const { flows, stats } = state;
-    if (!parsePlainTcp(this.primaryView, offset, frame)) return false;
+    if (!parsePlainTcp(this.#primaryView, offset, frame)) return false;
     const timeNs = frame.timeNs;
-    if (timeNs <= boundaryNs || timeNs > state.horizonNs) return false;
-    const flow = this.flowOf(this.primaryView, frame.transport, frame.version);
+    if (timeNs <= state.boundaryNs || timeNs > state.horizonNs) return false;
+    const flow = this.#flowOf(this.#primaryView, frame.transport, frame.version);
     if (flow < 0) return false;
     let known = flows.flags[flow];
     if ((known & (NEEDED | UNUSUAL)) !== NEEDED) return false;
@@ -156,31 +158,32 @@ export class InOrderTcp {
     let edge = 0;
     if (scale !== UNKNOWN_SCALE) {
       edge = (acknowledgement + (frame.window << scale)) | 0;
-      const isPast = (known & FLOW_EDGE_KNOWN) !== 0 && ((edge - flows.secondaryEdge[flow]) | 0) > 0;
-      if (isPast && !this.wasReleased(flow, known, edge)) return false;
+      const isPast =
+        (known & FLOW_SECONDARY_EDGE_KNOWN) !== 0 && ((edge - flows.secondaryEdge[flow]) | 0) > 0;
+      if (isPast && !this.#wasReleased(flow, known, edge)) return false;
     }
 
     if (end !== sequence) {
       if (sequence !== flows.verified[flow]) return false;
-      if (!this.compare(flow, sequence, end)) return false;
+      if (!this.#compare(flow, sequence, end)) return false;
       flows.verified[flow] = end;
-      if ((known & FLOW_RELEASED_END) === 0 || ((end - flows.releasedEnd[flow]) | 0) > 0) {
+      if ((known & FLOW_RELEASED_END_KNOWN) === 0 || ((end - flows.releasedEnd[flow]) | 0) > 0) {
         flows.releasedEnd[flow] = end;
-        known |= FLOW_RELEASED_END;
+        known |= FLOW_RELEASED_END_KNOWN;
       }
     } else if (((sequence - flows.verified[flow]) | 0) > 0) {
       return false;
     }
-    if ((known & FLOW_RELEASED_ACK) === 0 || ((acknowledgement - flows.releasedAck[flow]) | 0) > 0) {
+    if ((known & FLOW_RELEASED_ACK_KNOWN) === 0 || ((acknowledgement - flows.releasedAck[flow]) | 0) > 0) {
       flows.releasedAck[flow] = acknowledgement;
-      known |= FLOW_RELEASED_ACK;
+      known |= FLOW_RELEASED_ACK_KNOWN;
     }
-    if (scale !== UNKNOWN_SCALE && !this.wasReleased(flow, known, edge)) {
+    if (scale !== UNKNOWN_SCALE && !this.#wasReleased(flow, known, edge)) {
       flows.releasedEdge[flow] = edge;
-      known |= FLOW_RELEASED_EDGE;
+      known |= FLOW_RELEASED_EDGE_KNOWN;
     }
     flows.flags[flow] = known;
-    this.noteTime(flow, timeNs);
+    this.#noteTime(flow, timeNs);
     stats.primaryAdded++;
     stats.heldFrames++;
     stats.releasedByComparison++;
@@ -189,12 +192,13 @@ export class InOrderTcp {
   }
 
   /** Keeps a frame of the secondary that the primary has not sent yet. */
-  addSecondary(slot: number, offset: number, epoch: number): boolean {
-    const { state, frame } = this;
+  addSecondary(slot: number, offset: number): boolean {
+    const state = this.#state;
+    const frame = this.#frame;
     const { flows, stats } = state;
-    if (!parsePlainTcp(this.secondaryView, offset, frame)) return false;
-    if (frame.epoch !== epoch) return false;
-    const flow = this.flowOf(this.secondaryView, frame.transport, frame.version);
+    if (!parsePlainTcp(this.#secondaryView, offset, frame)) return false;
+    if (frame.epoch !== state.epoch) return false;
+    const flow = this.#flowOf(this.#secondaryView, frame.transport, frame.version);
     if (flow < 0) return false;
     const known = flows.flags[flow];
     if ((known & (NEEDED | UNUSUAL)) !== NEEDED) return false;
@@ -228,9 +232,9 @@ export class InOrderTcp {
     const scale = flows.windowScale[flow];
     if (scale !== UNKNOWN_SCALE) {
       const edge = (acknowledgement + (frame.window << scale)) | 0;
-      if ((known & FLOW_EDGE_KNOWN) === 0 || ((edge - flows.secondaryEdge[flow]) | 0) > 0) {
+      if ((known & FLOW_SECONDARY_EDGE_KNOWN) === 0 || ((edge - flows.secondaryEdge[flow]) | 0) > 0) {
         flows.secondaryEdge[flow] = edge;
-        flows.flags[flow] = known | FLOW_EDGE_KNOWN;
+        flows.flags[flow] = known | FLOW_SECONDARY_EDGE_KNOWN;
       }
     }
     if (timeNs > state.nowNs) state.nowNs = timeNs;
@@ -244,8 +248,9 @@ export class InOrderTcp {
    * Compares the frame's payload, [sequence, end) of the stream, with the secondary's segments at the head of its list,
    * which are finished as far as they are below `end` then. Changes nothing unless they cover all of it and agree.
    */
-  private compare(flow: number, sequence: number, end: number): boolean {
-    const { state, frame } = this;
+  #compare(flow: number, sequence: number, end: number): boolean {
+    const state = this.#state;
+    const frame = this.#frame;
     const { secondary, secondarySorted } = state;
     const { next } = secondarySorted;
     const head = secondarySorted.head[flow];
@@ -274,28 +279,30 @@ export class InOrderTcp {
   }
 
   /** Whether a segment that was released has announced this edge of the window, or a later one. */
-  private wasReleased(flow: number, known: number, edge: number): boolean {
-    return (known & FLOW_RELEASED_EDGE) !== 0 && ((edge - this.state.flows.releasedEdge[flow]) | 0) <= 0;
+  #wasReleased(flow: number, known: number, edge: number): boolean {
+    return (
+      (known & FLOW_RELEASED_EDGE_KNOWN) !== 0 && ((edge - this.#state.flows.releasedEdge[flow]) | 0) <= 0
+    );
   }
 
   /** A primary segment of this time has been compared. */
-  private noteTime(flow: number, timeNs: number): void {
-    const { state } = this;
+  #noteTime(flow: number, timeNs: number): void {
+    const state = this.#state;
     if (timeNs > state.nowNs) state.nowNs = timeNs;
     if (timeNs > state.newestComparedNs) state.newestComparedNs = timeNs;
     state.flows.lastSeenNs[flow] = state.nowNs;
   }
 
   /** The flow of an untagged segment whose TCP header is at `transport`, -1 if it is none that is known. */
-  private flowOf(view: DataView, transport: number, version: number): number {
-    const { flows } = this.state;
+  #flowOf(view: DataView, transport: number, version: number): number {
+    const { flows } = this.#state;
     const addressEnd = view.getInt32(transport - 4);
     const mixed = Math.imul(view.getInt32(transport) ^ Math.imul(addressEnd, 0x9e3779b1), 0x85ebca6b);
     const place = mixed >>> (32 - KNOWN_FLOWS_BITS);
-    const known = this.knownFlows[place];
+    const known = this.#knownFlows[place];
     if (known >= 0 && flows.isPlainTcp(known, view, transport, version)) return known;
-    const flow = flows.findPlainTcp(view, transport, version, this.frame.key);
-    if (flow >= 0) this.knownFlows[place] = flow;
+    const flow = flows.findPlainTcp(view, transport, version, this.#frame.key);
+    if (flow >= 0) this.#knownFlows[place] = flow;
     return flow;
   }
 }

@@ -1,5 +1,5 @@
 import type { Comparer } from "./comparer.ts";
-import type { RecordMemory } from "./state.ts";
+import type { RecordMemory } from "./options.ts";
 
 /** Records one behind the other. A Ring of src/ffi/ring.ts satisfies it. */
 export interface RecordSource extends RecordMemory {
@@ -19,16 +19,22 @@ export class Intake {
   primaryFrames = 0;
   secondaryFrames = 0;
 
-  constructor(
-    private readonly comparer: Comparer,
-    private readonly primary: RecordSource,
-    private readonly secondary: RecordSource,
-  ) {}
+  readonly #comparer: Comparer;
+  readonly #primary: RecordSource;
+  readonly #secondary: RecordSource;
+
+  constructor(comparer: Comparer, primary: RecordSource, secondary: RecordSource) {
+    this.#comparer = comparer;
+    this.#primary = primary;
+    this.#secondary = secondary;
+  }
 
   /** Takes records of both sides, of each up to `limit` and one more. Returns how many of both. Allocation free. */
   take(limit: number): number {
     const before = this.primaryFrames + this.secondaryFrames;
-    const { comparer, primary, secondary } = this;
+    const comparer = this.#comparer;
+    const primary = this.#primary;
+    const secondary = this.#secondary;
     let pairs = 0;
     let unmatched = -1;
     while (pairs < limit) {
@@ -48,7 +54,7 @@ export class Intake {
       break;
     }
     if (pairs < limit) {
-      this.takeSecondary(limit - pairs);
+      this.#takeSecondary(limit - pairs);
       if (unmatched >= 0) comparer.addPrimary(unmatched, primary.offset(unmatched));
       this.takePrimary(limit - pairs);
     }
@@ -57,7 +63,8 @@ export class Intake {
 
   /** Takes up to `limit` records of the primary, whatever has come of the secondary; returns how many. */
   takePrimary(limit: number): number {
-    const { comparer, primary } = this;
+    const comparer = this.#comparer;
+    const primary = this.#primary;
     let count = 0;
     for (; count < limit; count++) {
       const slot = primary.next();
@@ -68,8 +75,9 @@ export class Intake {
     return count;
   }
 
-  private takeSecondary(limit: number): void {
-    const { comparer, secondary } = this;
+  #takeSecondary(limit: number): void {
+    const comparer = this.#comparer;
+    const secondary = this.#secondary;
     let count = 0;
     for (; count < limit; count++) {
       const slot = secondary.next();

@@ -23,17 +23,21 @@ export class Rows {
   #longs = new ArrayBuffer(0);
   #long = ID_STEP;
 
+  readonly #count: number;
+
   /** @param count of ids: 0, ID_STEP, ... (count - 1) * ID_STEP */
-  constructor(private readonly count: number) {}
+  constructor(count: number) {
+    this.#count = count;
+  }
 
   /** The next column, 16 of which are in a line; those taken one after the other lie side by side. */
   int32(initial = 0): Int32Array {
     if (this.#word === ID_STEP) {
-      this.#words = new ArrayBuffer(this.count * ID_STEP * WORD_BYTES);
+      this.#words = new ArrayBuffer(this.#count * ID_STEP * WORD_BYTES);
       this.#word = 0;
     }
     const column = new Int32Array(this.#words, this.#word++ * WORD_BYTES);
-    if (initial !== 0) for (let row = 0; row < this.count; row++) column[row * ID_STEP] = initial;
+    if (initial !== 0) for (let row = 0; row < this.#count; row++) column[row * ID_STEP] = initial;
     return column;
   }
 
@@ -45,7 +49,7 @@ export class Rows {
   /** The next column of floating-point numbers, eight of which are in a line. */
   float64(): Float64Array {
     if (this.#long === ID_STEP) {
-      this.#longs = new ArrayBuffer(this.count * ID_STEP * LONG_BYTES);
+      this.#longs = new ArrayBuffer(this.#count * ID_STEP * LONG_BYTES);
       this.#long = 0;
     }
     return new Float64Array(this.#longs, this.#long++ * LONG_BYTES);

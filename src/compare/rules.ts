@@ -68,28 +68,36 @@ const UDP_PAYLOAD_BYTES_MAX = 65_527;
 /** Compiled lines. Made by {@link parseRules}. */
 export class Rules {
   /** By set: ranges [from, to) in ascending order that do not touch, one behind the other. Set 0 is empty. */
-  private readonly sets: Int32Array[] = [new Int32Array(0)];
-  private readonly setNumbers = new Map<string, number>();
+  readonly #sets: Int32Array[] = [new Int32Array(0)];
+  readonly #setNumbers = new Map<string, number>();
+
+  readonly #passthrough: Int32Array;
+  readonly #ignore: Int32Array;
+  /** For each line of `ignore`: its ranges [from, to). */
+  readonly #ignoredRanges: readonly (readonly [number, number][])[];
 
   constructor(
-    private readonly passthrough: Int32Array,
-    private readonly ignore: Int32Array,
-    /** For each line of `ignore`: its ranges [from, to). */
-    private readonly ignoredRanges: readonly (readonly [number, number][])[],
-  ) {}
+    passthrough: Int32Array,
+    ignore: Int32Array,
+    ignoredRanges: readonly (readonly [number, number][])[],
+  ) {
+    this.#passthrough = passthrough;
+    this.#ignore = ignore;
+    this.#ignoredRanges = ignoredRanges;
+  }
 
   get hasPassthrough(): boolean {
-    return this.passthrough.length > 0;
+    return this.#passthrough.length > 0;
   }
 
   get hasIgnore(): boolean {
-    return this.ignore.length > 0;
+    return this.#ignore.length > 0;
   }
 
   /** Whether the flow with this key (see parse.ts) is not to be compared. Allocates nothing. */
   passes(key: Int32Array): boolean {
-    for (let rule = 0; rule < this.passthrough.length; rule += RULE_WORDS) {
-      if (matches(this.passthrough, rule, key)) return true;
+    for (let rule = 0; rule < this.#passthrough.length; rule += RULE_WORDS) {
+      if (matches(this.#passthrough, rule, key)) return true;
     }
     return false;
   }
@@ -101,23 +109,23 @@ export class Rules {
   ignoredSet(key: Int32Array): number {
     const ranges: [number, number][] = [];
     let name = "";
-    for (const [line, own] of this.ignoredRanges.entries()) {
-      if (!matches(this.ignore, line * RULE_WORDS, key)) continue;
+    for (const [line, own] of this.#ignoredRanges.entries()) {
+      if (!matches(this.#ignore, line * RULE_WORDS, key)) continue;
       name += `${line},`;
       ranges.push(...own);
     }
     if (name === "") return 0;
-    const known = this.setNumbers.get(name);
+    const known = this.#setNumbers.get(name);
     if (known !== undefined) return known;
-    const set = this.sets.length;
-    this.sets.push(Int32Array.from(merge(ranges).flat()));
-    this.setNumbers.set(name, set);
+    const set = this.#sets.length;
+    this.#sets.push(Int32Array.from(merge(ranges).flat()));
+    this.#setNumbers.set(name, set);
     return set;
   }
 
   /** [from, to) pairs, one behind the other. */
   ignoredBytes(set: number): Int32Array {
-    return this.sets[set];
+    return this.#sets[set];
   }
 }
 
@@ -149,11 +157,11 @@ function compile(lines: readonly LineParser[]): Int32Array {
 class LineParser {
   readonly words = new Array<number>(RULE_WORDS).fill(0);
   readonly ranges: [number, number][] = [];
-  private readonly parts: string[];
-  private at = 0;
+  readonly #parts: string[];
+  #at = 0;
 
   constructor(text: string) {
-    this.parts = text.split(/\s+/).filter((part) => part !== "");
+    this.#parts = text.split(/\s+/).filter((part) => part !== "");
   }
 
   parse(ignore: boolean): string | undefined {
@@ -161,37 +169,37 @@ class LineParser {
     words[RULE_PROTOCOL] = -1;
     words[RULE_PORT_FROM] = -1;
     words[RULE_PORT_TO] = -1;
-    if (this.parts.length === 0)
+    if (this.#parts.length === 0)
       return 'it is empty; write for example "udp port 123", or "any" for everything';
     return (
-      this.protocol(ignore) ??
-      this.address() ??
-      this.port(ignore) ??
-      (ignore ? this.bytes() : undefined) ??
-      this.rest(ignore)
+      this.#protocol(ignore) ??
+      this.#address() ??
+      this.#port(ignore) ??
+      (ignore ? this.#bytes() : undefined) ??
+      this.#rest(ignore)
     );
   }
 
-  private protocol(ignore: boolean): string | undefined {
-    const part = this.parts[0];
+  #protocol(ignore: boolean): string | undefined {
+    const part = this.#parts[0];
     const protocol = PROTOCOLS[part.toLowerCase()] ?? (/^\d+$/.test(part) ? Number(part) : undefined);
     if (ignore) {
       if (protocol !== PROTOCOL_UDP) return `it begins with "${part}"; bytes can only be ignored in udp`;
-      this.at++;
+      this.#at++;
       this.words[RULE_PROTOCOL] = PROTOCOL_UDP;
       return undefined;
     }
     if (protocol === undefined) return undefined;
     if (protocol > 255) return `the protocol number "${part}" is above 255`;
-    this.at++;
+    this.#at++;
     this.words[RULE_PROTOCOL] = protocol;
     return undefined;
   }
 
-  private address(): string | undefined {
-    const part = this.parts[this.at];
+  #address(): string | undefined {
+    const part = this.#parts[this.#at];
     if (part === undefined || !/[.:]/.test(part)) return undefined;
-    this.at++;
+    this.#at++;
     const slash = part.indexOf("/");
     const text = slash < 0 ? part : part.slice(0, slash);
     const groups = parseIpv4(text) ?? parseIpv6(text);
@@ -216,15 +224,15 @@ class LineParser {
     return undefined;
   }
 
-  private port(required: boolean): string | undefined {
-    if (this.parts[this.at] !== "port") {
-      return required && this.at === this.parts.length ? 'a "port N" is needed' : undefined;
+  #port(required: boolean): string | undefined {
+    if (this.#parts[this.#at] !== "port") {
+      return required && this.#at === this.#parts.length ? 'a "port N" is needed' : undefined;
     }
     const protocol = this.words[RULE_PROTOCOL];
-    if (protocol >= 0 && !hasPorts(protocol)) return `"${this.parts[0]}" has no ports`;
-    const part = this.parts[this.at + 1];
+    if (protocol >= 0 && !hasPorts(protocol)) return `"${this.#parts[0]}" has no ports`;
+    const part = this.#parts[this.#at + 1];
     if (part === undefined) return '"port" needs a number; write "port 53" or "port 6000-6063"';
-    this.at += 2;
+    this.#at += 2;
     const range = parseRange(part, 65_535);
     if (typeof range === "string") return `the port "${part}" ${range}`;
     this.words[RULE_PORT_FROM] = range[0];
@@ -232,14 +240,14 @@ class LineParser {
     return undefined;
   }
 
-  private bytes(): string | undefined {
-    if (this.words[RULE_PORT_FROM] < 0) return this.rest(true) ?? 'a "port N" is needed';
-    if (this.parts[this.at] !== "bytes") {
-      return this.at === this.parts.length ? '"bytes A-B" is missing at its end' : undefined;
+  #bytes(): string | undefined {
+    if (this.words[RULE_PORT_FROM] < 0) return this.#rest(true) ?? 'a "port N" is needed';
+    if (this.#parts[this.#at] !== "bytes") {
+      return this.#at === this.#parts.length ? '"bytes A-B" is missing at its end' : undefined;
     }
-    const part = this.parts[this.at + 1];
+    const part = this.#parts[this.#at + 1];
     if (part === undefined) return '"bytes" needs a range; write for example "bytes 0-3,8-11"';
-    this.at += 2;
+    this.#at += 2;
     for (const text of part.split(",")) {
       const range = parseRange(text, UDP_PAYLOAD_BYTES_MAX - 1);
       if (typeof range === "string") return `the byte range "${text}" ${range}`;
@@ -248,8 +256,8 @@ class LineParser {
     return undefined;
   }
 
-  private rest(ignore: boolean): string | undefined {
-    const part = this.parts[this.at];
+  #rest(ignore: boolean): string | undefined {
+    const part = this.#parts[this.#at];
     if (part === undefined) return undefined;
     const form = ignore
       ? "udp [ADDRESS[/PREFIX]] port N[-M] bytes A-B[,C-D]"

@@ -1,6 +1,6 @@
 import { RECORD, RECORD_HEADER_BYTES } from "../ffi/layout.ts";
 import { PROTOCOL_TCP } from "../packet/protocol_numbers.ts";
-import type { RecordMemory } from "./state.ts";
+import type { RecordMemory } from "./options.ts";
 
 /*
  * Words of a frame in the byte order of the machine (little-endian, as parse.ts says): the first byte on the wire is the
@@ -46,12 +46,12 @@ export class SameSegment {
   payload = 0;
   payloadBytes = 0;
 
-  private readonly primary: Int32Array;
-  private readonly secondary: Int32Array;
+  readonly #primary: Int32Array;
+  readonly #secondary: Int32Array;
 
   constructor(primary: RecordMemory, secondary: RecordMemory) {
-    this.primary = wordsOf(primary);
-    this.secondary = wordsOf(secondary);
+    this.#primary = wordsOf(primary);
+    this.#secondary = wordsOf(secondary);
   }
 
   /**
@@ -61,7 +61,8 @@ export class SameSegment {
    */
   match(primaryOffset: number, secondaryOffset: number, epoch: number): boolean {
     if (((primaryOffset | secondaryOffset) & 3) !== 0) return false;
-    const { primary, secondary } = this;
+    const primary = this.#primary;
+    const secondary = this.#secondary;
     const p = (primaryOffset + RECORD_HEADER_BYTES) >>> 2;
     const s = (secondaryOffset + RECORD_HEADER_BYTES) >>> 2;
     const frameBytes = wordOf(primary, primaryOffset, RECORD.frame_bytes);

@@ -71,7 +71,7 @@ export class SegmentPool {
   used = 0;
   /** Ids are those of its rows. */
   readonly rows: Rows;
-  private readonly free: Int32Array;
+  readonly #free: Int32Array;
 
   constructor(readonly capacity: number) {
     const rows = new Rows(capacity);
@@ -98,19 +98,19 @@ export class SegmentPool {
     this.nextPiece = rows.int32();
     // Followed by the links of the lists that the entries are in.
     rows.nextLine();
-    this.free = new Int32Array(capacity);
-    for (let i = 0; i < capacity; i++) this.free[i] = (capacity - 1 - i) * ID_STEP;
+    this.#free = new Int32Array(capacity);
+    for (let i = 0; i < capacity; i++) this.#free[i] = (capacity - 1 - i) * ID_STEP;
   }
 
   /** Index of a free entry, -1 when the pool is exhausted. */
   take(): number {
     if (this.used === this.capacity) return -1;
     this.used++;
-    return this.free[this.capacity - this.used];
+    return this.#free[this.capacity - this.used];
   }
 
   give(item: number): void {
-    this.free[this.capacity - this.used] = item;
+    this.#free[this.capacity - this.used] = item;
     this.used--;
   }
 }

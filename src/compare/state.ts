@@ -4,89 +4,12 @@ import { ALL_FLOWS, flowFacts } from "./divergence.ts";
 import { FLOW_FROZEN, FlowTable } from "./flow_table.ts";
 import { FrameChange } from "./frame_change.ts";
 import { LinkedLists } from "./linked_lists.ts";
+import type { ComparerLimits, ComparerSink, RecordMemory } from "./options.ts";
 import type { ParsedFrame } from "./parsed_frame.ts";
 import { Rows } from "./rows.ts";
 import type { Rules } from "./rules.ts";
 import { SEGMENT_PARTED, SegmentPool } from "./segment_pool.ts";
-
-/** Where records are read from. A Ring of src/ffi/ring.ts satisfies it. */
-export interface RecordMemory {
-  readonly bytes: Uint8Array;
-  readonly view: DataView;
-  /** Address of bytes[0], for memcmp. */
-  readonly address: number;
-}
-
-/**
- * Where the comparer's decisions go. The methods are called in the middle of it: they must not call it back.
- */
-export interface ComparerSink {
-  /**
-   * The primary frame of this slot may be sent, in the order of these calls, those of part() included. With a
-   * change (valid during the call), only as that says.
-   */
-  release(slot: number, change: FrameChange | null): void;
-  /** Some of the primary frame of this slot may be sent as `change` says; release() for the rest comes later. */
-  part?(slot: number, change: FrameChange): void;
-  /** The secondary record of this slot is not needed any more. */
-  finish(slot: number): void;
-  /** Asks for a checkpoint. */
-  diverged(divergence: Divergence): void;
-}
-
-/** How many of each there may be at once. Passing one costs a checkpoint, never a frame. */
-export interface ComparerLimits {
-  /** Primary frames that are tracked; those beyond are held until the next checkpoint. Default 65 536. */
-  heldFramesMax: number;
-  /** Default 16 384. */
-  heldFramesPerFlowMax: number;
-  /** Secondary records that wait for their primary frame. Default 65 536. */
-  pendingFramesMax: number;
-  /** Default 16 384. */
-  pendingFramesPerFlowMax: number;
-  /** Default 65 536. */
-  flowsMax: number;
-}
-
-/**
- * Frames since the start, but for the two that say "now".
- * primaryAdded = releasedFrames + heldFrames and secondaryAdded = finishedFrames + pendingFrames at all
- * times.
- */
-export class ComparerStats {
-  primaryAdded = 0;
-  /** Now. */
-  heldFrames = 0;
-  releasedFrames = 0;
-  releasedByComparison = 0;
-  releasedByCheckpoint = 0;
-  /** By releaseAll(). */
-  releasedAlone = 0;
-  /** ARP and neighbour discovery. */
-  releasedBypass = 0;
-  /** Of flows that the user's rules take out of the comparison. */
-  releasedPassthrough = 0;
-  /** TCP: windows that were made smaller, and parts of segments that were sent before the rest. */
-  clampedWindows = 0;
-  parts = 0;
-  /** Primary frames that went to the overflow list. */
-  overflowedFrames = 0;
-  secondaryAdded = 0;
-  /** Now, those kept for a later epoch included. */
-  pendingFrames = 0;
-  finishedFrames = 0;
-  /** Of an older epoch when they arrived. */
-  staleFrames = 0;
-  /** Of a newer epoch when they arrived, kept for the checkpoint. */
-  earlyFrames = 0;
-  /** Finished without having been compared: by a checkpoint, or because the flow had diverged. */
-  discardedFrames = 0;
-  comparedBytes = 0;
-  checkpoints = 0;
-  divergences = 0;
-  flows = 0;
-  flowsCollected = 0;
-}
+import { ComparerStats } from "./stats.ts";
 
 /** The frames that a divergence is about. */
 export interface DivergencePlace {
@@ -142,8 +65,14 @@ export class CompareState {
   readonly secondaryBytes: Uint8Array;
   /** The latest time heard of. */
   nowNs = 0;
+  /** 16 bits: that of the secondary's records that are compared. */
+  epoch = 0;
+  /** Primary frames up to it are covered by a checkpoint. */
+  boundaryNs = Number.NEGATIVE_INFINITY;
   /** Primary frames newer than this are held without being compared. */
   horizonNs = Number.POSITIVE_INFINITY;
+  /** The pool of primary frames was exhausted: nothing is tracked until the next checkpoint. */
+  poolExhausted = false;
   /** Time of the newest frame released by comparison. */
   newestComparedNs = Number.NEGATIVE_INFINITY;
   arrivals = 0;
@@ -152,22 +81,22 @@ export class CompareState {
   /** Whether the sink takes parts. */
   readonly takesParts: boolean;
 
-  private readonly sink: ComparerSink;
-  private readonly memcmp: (a: number, b: number, n: number) => number;
-  private readonly primaryAddress: number;
-  private readonly secondaryAddress: number;
+  readonly #sink: ComparerSink;
+  readonly #memcmp: (a: number, b: number, n: number) => number;
+  readonly #primaryAddress: number;
+  readonly #secondaryAddress: number;
 
   constructor(options: CompareStateOptions) {
     const { limits } = options;
     this.limits = limits;
     this.rules = options.rules;
-    this.sink = options.sink;
+    this.#sink = options.sink;
     this.takesParts = options.sink.part !== undefined;
-    this.memcmp = options.memcmp;
+    this.#memcmp = options.memcmp;
     this.primaryBytes = options.primary.bytes;
     this.secondaryBytes = options.secondary.bytes;
-    this.primaryAddress = options.primary.address;
-    this.secondaryAddress = options.secondary.address;
+    this.#primaryAddress = options.primary.address;
+    this.#secondaryAddress = options.secondary.address;
     this.flows = new FlowTable(limits.flowsMax, options.seed);
     this.primary = new SegmentPool(limits.heldFramesMax);
     this.secondary = new SegmentPool(limits.pendingFramesMax);
@@ -216,14 +145,14 @@ export class CompareState {
    * Takes a primary frame out of its flow's queue and hands it, or what is left of it, to the sink; the caller
    * counts why.
    */
-  release(item: number, change: FrameChange | null = this.restOf(item)): void {
+  release(item: number, change: FrameChange | null = this.#restOf(item)): void {
     const slot = this.primary.slot[item];
     this.unhold(item);
     this.releaseSlot(slot, change);
   }
 
   /** What is to be sent of a frame, parts of which have been; null if that is all of it. */
-  private restOf(item: number): FrameChange | null {
+  #restOf(item: number): FrameChange | null {
     const { primary, change } = this;
     if ((primary.flags[item] & SEGMENT_PARTED) === 0) return null;
     change.setRest(primary, item);
@@ -235,7 +164,7 @@ export class CompareState {
     this.stats.parts++;
     const timeNs = this.primary.timeNs[item];
     if (timeNs > this.newestComparedNs) this.newestComparedNs = timeNs;
-    this.sink.part?.(this.primary.slot[item], change);
+    this.#sink.part?.(this.primary.slot[item], change);
   }
 
   /** Undoes hold(). */
@@ -253,7 +182,7 @@ export class CompareState {
   releaseSlot(slot: number, change: FrameChange | null = null): void {
     this.stats.heldFrames--;
     this.stats.releasedFrames++;
-    this.sink.release(slot, change);
+    this.#sink.release(slot, change);
   }
 
   releaseCompared(item: number, change?: FrameChange | null): void {
@@ -282,12 +211,13 @@ export class CompareState {
   finishSlot(slot: number): void {
     this.stats.pendingFrames--;
     this.stats.finishedFrames++;
-    this.sink.finish(slot);
+    this.#sink.finish(slot);
   }
 
   /** For two records that have just come and were compared at once; counts them, too. */
   releasePair(primarySlot: number, secondarySlot: number): void {
-    const { stats, sink } = this;
+    const { stats } = this;
+    const sink = this.#sink;
     stats.primaryAdded++;
     stats.secondaryAdded++;
     stats.releasedByComparison++;
@@ -301,7 +231,7 @@ export class CompareState {
   compareBytes(primaryAt: number, secondaryAt: number, n: number): number {
     if (n <= 0) return 0;
     this.stats.comparedBytes += n;
-    return this.memcmp(this.primaryAddress + primaryAt, this.secondaryAddress + secondaryAt, n);
+    return this.#memcmp(this.#primaryAddress + primaryAt, this.#secondaryAddress + secondaryAt, n);
   }
 
   /** Index of the first byte that differs, `n` if none does. For reports only. */
@@ -333,7 +263,7 @@ export class CompareState {
     this.flows.flags[flow] |= FLOW_FROZEN;
     // Before the secondary's records are given back: the report points into them.
     this.report(why, flow, this.oldestWaitNs(flow), detail, streamOffset, place);
-    this.discardSecondary(flow);
+    this.#discardSecondary(flow);
   }
 
   /** Reports without freezing anything; a flow of -1 stands for all of them. */
@@ -349,11 +279,11 @@ export class CompareState {
     const facts = flow < 0 ? ALL_FLOWS : flowFacts(this.flows, flow);
     const divergence: Divergence = { class: why, ...facts, waitedNs, detail };
     if (streamOffset !== undefined) divergence.streamOffset = streamOffset;
-    if (place !== undefined) this.point(divergence, place);
-    this.sink.diverged(divergence);
+    if (place !== undefined) this.#point(divergence, place);
+    this.#sink.diverged(divergence);
   }
 
-  private point(divergence: Divergence, place: DivergencePlace): void {
+  #point(divergence: Divergence, place: DivergencePlace): void {
     const { primary, secondary, primaryAt, secondaryAt } = place;
     if (primary >= 0) {
       const record = this.primary.record[primary];
@@ -374,13 +304,13 @@ export class CompareState {
     return head < 0 ? 0 : Math.max(0, this.nowNs - this.primary.timeNs[head]);
   }
 
-  private discardSecondary(flow: number): void {
-    this.discardList(flow, this.secondarySorted);
-    this.discardList(flow, this.secondaryResets);
-    this.discardList(flow, this.secondaryQueue);
+  #discardSecondary(flow: number): void {
+    this.#discardList(flow, this.secondarySorted);
+    this.#discardList(flow, this.secondaryResets);
+    this.#discardList(flow, this.secondaryQueue);
   }
 
-  private discardList(flow: number, list: LinkedLists): void {
+  #discardList(flow: number, list: LinkedLists): void {
     for (let item = list.head[flow]; item >= 0; item = list.head[flow]) {
       list.remove(flow, item);
       this.stats.discardedFrames++;

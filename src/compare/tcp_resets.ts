@@ -1,4 +1,4 @@
-import { FLOW_RESET, FLOW_RESET_ACK } from "./flow_table.ts";
+import { FLOW_RESET_ACK_KNOWN, FLOW_RESET_SEQUENCE_KNOWN } from "./flow_table.ts";
 import { SEGMENT_ACK } from "./segment_pool.ts";
 import type { CompareState } from "./state.ts";
 
@@ -7,7 +7,11 @@ import type { CompareState } from "./state.ts";
  * secondary at the same sequence number.
  */
 export class TcpResets {
-  constructor(private readonly state: CompareState) {}
+  readonly #state: CompareState;
+
+  constructor(state: CompareState) {
+    this.#state = state;
+  }
 
   /**
    * A RST is released when the secondary has sent one at the same sequence number that acknowledges at least
@@ -16,7 +20,7 @@ export class TcpResets {
    * the last pair needs no other: it tells the client nothing new.
    */
   match(flow: number, segment: number): boolean {
-    const { state } = this;
+    const state = this.#state;
     const { flows, primary, secondary, secondaryResets } = state;
     const sequence = primary.sequence[segment];
     const acknowledgement = primary.acknowledgement[segment];
@@ -31,18 +35,19 @@ export class TcpResets {
       if (state.compareBytes(primary.data[segment], secondary.data[s], bytes) !== 0) continue;
       flows.resetSequence[flow] = sequence;
       flows.resetAck[flow] = secondary.acknowledgement[s];
-      const marks = acknowledges !== 0 ? FLOW_RESET | FLOW_RESET_ACK : FLOW_RESET;
-      flows.flags[flow] = (flows.flags[flow] & ~FLOW_RESET_ACK) | marks;
+      const marks =
+        acknowledges !== 0 ? FLOW_RESET_SEQUENCE_KNOWN | FLOW_RESET_ACK_KNOWN : FLOW_RESET_SEQUENCE_KNOWN;
+      flows.flags[flow] = (flows.flags[flow] & ~FLOW_RESET_ACK_KNOWN) | marks;
       secondaryResets.remove(flow, s);
       state.finish(s);
-      this.finishRepeated(flow);
+      this.#finishRepeated(flow);
       return true;
     }
     return this.isRepeated(flow, acknowledges, sequence, acknowledgement, bytes);
   }
 
-  private finishRepeated(flow: number): void {
-    const { state } = this;
+  #finishRepeated(flow: number): void {
+    const state = this.#state;
     const { flags, sequence, acknowledgement, dataBytes } = state.secondary;
     let s = state.secondaryResets.head[flow];
     while (s >= 0) {
@@ -57,11 +62,12 @@ export class TcpResets {
 
   /** Whether an RST says no more than the secondary's RST of the last matched pair. */
   isRepeated(flow: number, flags: number, sequence: number, acknowledgement: number, bytes: number): boolean {
-    const { flows } = this.state;
+    const { flows } = this.#state;
     const state = flows.flags[flow];
-    if ((state & FLOW_RESET) === 0 || bytes !== 0 || flows.resetSequence[flow] !== sequence) return false;
+    if ((state & FLOW_RESET_SEQUENCE_KNOWN) === 0 || bytes !== 0 || flows.resetSequence[flow] !== sequence)
+      return false;
     if ((flags & SEGMENT_ACK) === 0) return true;
-    if ((state & FLOW_RESET_ACK) === 0) return false;
+    if ((state & FLOW_RESET_ACK_KNOWN) === 0) return false;
     const ahead = (flows.resetAck[flow] - acknowledgement) | 0;
     return sequence === 0 ? ahead === 0 : ahead >= 0;
   }

@@ -1,4 +1,9 @@
-import { FLOW_FLOOR, FLOW_ISLAND, FLOW_PRIMARY_ISN, FLOW_VERIFIED_KNOWN } from "./flow_table.ts";
+import {
+  FLOW_FLOOR_KNOWN,
+  FLOW_ISLAND_KNOWN,
+  FLOW_PRIMARY_ISN_KNOWN,
+  FLOW_VERIFIED_KNOWN,
+} from "./flow_table.ts";
 import {
   SEGMENT_SORTED,
   SEGMENT_SYN,
@@ -24,19 +29,23 @@ import type { CompareState, DivergencePlace } from "./state.ts";
  * or covered by it; the price is a wait, at worst a checkpoint.
  */
 export class TcpStream {
-  constructor(private readonly state: CompareState) {}
+  readonly #state: CompareState;
+
+  constructor(state: CompareState) {
+    this.#state = state;
+  }
 
   /**
    * Lets a primary segment of the current connection take part in the comparison, unless it is newer than the
    * horizon.
    */
   track(flow: number, segment: number): void {
-    const { state } = this;
+    const state = this.#state;
     const { flows, primary } = state;
     if (primary.timeNs[segment] > state.horizonNs) return;
     const sequence = primary.sequence[segment];
     const end = primary.end[segment];
-    if (end === sequence || this.isVerified(flow, sequence, end)) {
+    if (end === sequence || this.#isVerified(flow, sequence, end)) {
       primary.flags[segment] |= SEGMENT_TRACKED | SEGMENT_VERIFIED;
       return;
     }
@@ -45,15 +54,15 @@ export class TcpStream {
     if ((flags & FLOW_VERIFIED_KNOWN) === 0) {
       flows.verified[flow] = sequence;
       flows.floor[flow] = sequence;
-      flows.flags[flow] = flags | FLOW_VERIFIED_KNOWN | FLOW_FLOOR;
-    } else if ((flags & FLOW_FLOOR) !== 0 && ((sequence - flows.floor[flow]) | 0) < 0) {
-      this.lowerFloor(flow, sequence);
+      flows.flags[flow] = flags | FLOW_VERIFIED_KNOWN | FLOW_FLOOR_KNOWN;
+    } else if ((flags & FLOW_FLOOR_KNOWN) !== 0 && ((sequence - flows.floor[flow]) | 0) < 0) {
+      this.#lowerFloor(flow, sequence);
     }
-    this.sortPrimary(flow, segment);
+    this.#sortPrimary(flow, segment);
   }
 
-  private sortPrimary(flow: number, segment: number): void {
-    const { primary, primarySorted } = this.state;
+  #sortPrimary(flow: number, segment: number): void {
+    const { primary, primarySorted } = this.#state;
     const { tail, prev } = primarySorted;
     const sequence = primary.sequence[segment];
     let after = tail[flow];
@@ -63,22 +72,22 @@ export class TcpStream {
 
   /** What a primary segment begins with has been sent: it begins at `sequence` now. */
   moveStart(flow: number, segment: number, sequence: number): void {
-    const { primary, primarySorted } = this.state;
+    const { primary, primarySorted } = this.#state;
     primary.sequence[segment] = sequence;
     if ((primary.flags[segment] & SEGMENT_SORTED) === 0) return;
     primarySorted.remove(flow, segment);
-    this.sortPrimary(flow, segment);
+    this.#sortPrimary(flow, segment);
   }
 
-  private lowerFloor(flow: number, sequence: number): void {
-    const { flows } = this.state;
+  #lowerFloor(flow: number, sequence: number): void {
+    const { flows } = this.#state;
     const verified = flows.verified[flow];
     // With an island above already, what was verified between floor and island is given up and verified
     // again.
-    if ((flows.flags[flow] & FLOW_ISLAND) === 0 && ((verified - flows.floor[flow]) | 0) > 0) {
+    if ((flows.flags[flow] & FLOW_ISLAND_KNOWN) === 0 && ((verified - flows.floor[flow]) | 0) > 0) {
       flows.islandStart[flow] = flows.floor[flow];
       flows.islandEnd[flow] = verified;
-      flows.flags[flow] |= FLOW_ISLAND;
+      flows.flags[flow] |= FLOW_ISLAND_KNOWN;
     }
     flows.floor[flow] = sequence;
     flows.verified[flow] = sequence;
@@ -86,18 +95,18 @@ export class TcpStream {
 
   /** Whether everything up to `end` has been seen from both sides: the secondary need not send it again. */
   isBelowVerified(flow: number, end: number): boolean {
-    const { flows } = this.state;
+    const { flows } = this.#state;
     return (flows.flags[flow] & FLOW_VERIFIED_KNOWN) !== 0 && ((end - flows.verified[flow]) | 0) <= 0;
   }
 
-  private isVerified(flow: number, sequence: number, end: number): boolean {
-    const { flows } = this.state;
+  #isVerified(flow: number, sequence: number, end: number): boolean {
+    const { flows } = this.#state;
     const flags = flows.flags[flow];
     if ((flags & FLOW_VERIFIED_KNOWN) === 0) return false;
-    if ((flags & FLOW_FLOOR) === 0) return ((end - flows.verified[flow]) | 0) <= 0;
+    if ((flags & FLOW_FLOOR_KNOWN) === 0) return ((end - flows.verified[flow]) | 0) <= 0;
     if (((end - flows.verified[flow]) | 0) <= 0 && ((sequence - flows.floor[flow]) | 0) >= 0) return true;
     return (
-      (flags & FLOW_ISLAND) !== 0 &&
+      (flags & FLOW_ISLAND_KNOWN) !== 0 &&
       ((sequence - flows.islandStart[flow]) | 0) >= 0 &&
       ((end - flows.islandEnd[flow]) | 0) <= 0
     );
@@ -105,7 +114,7 @@ export class TcpStream {
 
   /** Adds a secondary segment to those that wait for the primary's bytes. */
   insertSecondary(flow: number, segment: number): void {
-    const { secondary, secondarySorted } = this.state;
+    const { secondary, secondarySorted } = this.#state;
     const sequence = secondary.sequence[segment];
     const { tail, prev } = secondarySorted;
     let after = tail[flow];
@@ -115,11 +124,11 @@ export class TcpStream {
 
   /** Moves `verified` over what both sides have. Returns false when the flow has diverged. */
   advance(flow: number): boolean {
-    const { state } = this;
+    const state = this.#state;
     const { flows, primary, secondary, primarySorted, secondarySorted } = state;
     if ((flows.flags[flow] & FLOW_VERIFIED_KNOWN) === 0) return true;
     for (;;) {
-      if ((flows.flags[flow] & FLOW_ISLAND) !== 0) this.crossIsland(flow);
+      if ((flows.flags[flow] & FLOW_ISLAND_KNOWN) !== 0) this.#crossIsland(flow);
       const verified = flows.verified[flow];
       let s = secondarySorted.head[flow];
       while (s >= 0 && ((secondary.end[s] - verified) | 0) <= 0) {
@@ -141,21 +150,21 @@ export class TcpStream {
       if (p < 0 || s < 0) return true;
       if (((primary.sequence[p] - verified) | 0) > 0) return true;
       if (((secondary.sequence[s] - verified) | 0) > 0) return true;
-      if (!this.step(flow, p, s, verified)) return false;
+      if (!this.#step(flow, p, s, verified)) return false;
     }
   }
 
-  private crossIsland(flow: number): void {
-    const { flows } = this.state;
+  #crossIsland(flow: number): void {
+    const { flows } = this.#state;
     const verified = flows.verified[flow];
     if (((verified - flows.islandStart[flow]) | 0) < 0) return;
     if (((flows.islandEnd[flow] - verified) | 0) > 0) flows.verified[flow] = flows.islandEnd[flow];
-    flows.flags[flow] &= ~FLOW_ISLAND;
+    flows.flags[flow] &= ~FLOW_ISLAND_KNOWN;
   }
 
   /** Compares two segments that both cover `verified`, and moves it. Returns false when they differ. */
-  private step(flow: number, p: number, s: number, verified: number): boolean {
-    const { state } = this;
+  #step(flow: number, p: number, s: number, verified: number): boolean {
+    const state = this.#state;
     const { flows, primary, secondary } = state;
     const primarySyn = (primary.flags[p] & SEGMENT_SYN) !== 0 ? 1 : 0;
     const secondarySyn = (secondary.flags[s] & SEGMENT_SYN) !== 0 ? 1 : 0;
@@ -166,7 +175,7 @@ export class TcpStream {
     const secondaryLeft = secondary.dataBytes[s] - secondaryAt;
     if (primaryAt < 0 || secondaryAt < 0) {
       if (primaryAt >= 0 || secondaryAt >= 0)
-        return this.differentFlags(flow, verified, "SYN", primaryAt < 0, { primary: p, secondary: s });
+        return this.#differentFlags(flow, verified, "SYN", primaryAt < 0, { primary: p, secondary: s });
       if (primary.meta[p] !== secondary.meta[s]) {
         state.diverge(
           flow,
@@ -185,7 +194,7 @@ export class TcpStream {
         const primaryEnd = primary.data[p] + primaryAt;
         const secondaryEnd = secondary.data[s] + secondaryAt;
         const place = { primary: p, secondary: s, primaryAt: primaryEnd, secondaryAt: secondaryEnd };
-        return this.differentFlags(flow, verified, "FIN", primaryLeft === 0, place);
+        return this.#differentFlags(flow, verified, "FIN", primaryLeft === 0, place);
       }
       flows.verified[flow] = (verified + 1) | 0;
       return true;
@@ -195,10 +204,10 @@ export class TcpStream {
     const secondaryData = secondary.data[s] + secondaryAt;
     if (state.compareBytes(primaryData, secondaryData, n) !== 0) {
       const place = { primary: p, secondary: s, primaryAt: primaryData, secondaryAt: secondaryData };
-      this.differentPayload(flow, verified, place, n);
+      this.#differentPayload(flow, verified, place, n);
       return false;
     }
-    if (!this.sameUrgentData(flow, p, s, verified, n)) return false;
+    if (!this.#sameUrgentData(flow, p, s, verified, n)) return false;
     flows.verified[flow] = (verified + n) | 0;
     return true;
   }
@@ -207,8 +216,8 @@ export class TcpStream {
    * Whether the `n` bytes from `from` on, which both segments hold, end urgent data on both sides or on none. A
    * segment that holds the end of urgent data announces that, or a later end (see TcpUrgent).
    */
-  private sameUrgentData(flow: number, p: number, s: number, from: number, n: number): boolean {
-    const { primary, secondary } = this.state;
+  #sameUrgentData(flow: number, p: number, s: number, from: number, n: number): boolean {
+    const { primary, secondary } = this.#state;
     const flags = primary.flags[p] | secondary.flags[s];
     if ((flags & SEGMENT_URG) === 0) return true;
     const primaryHas = (primary.flags[p] & SEGMENT_URG) !== 0;
@@ -218,15 +227,15 @@ export class TcpStream {
     const onPrimary = primaryHas && primaryPlace > 0 && primaryPlace <= n;
     const onSecondary = secondaryHas && secondaryPlace > 0 && secondaryPlace <= n;
     if (onPrimary && (!secondaryHas || secondaryPlace < primaryPlace)) {
-      return this.differentUrgentData(flow, p, s, from, primaryPlace, true);
+      return this.#differentUrgentData(flow, p, s, from, primaryPlace, true);
     }
     if (onSecondary && (!primaryHas || primaryPlace < secondaryPlace)) {
-      return this.differentUrgentData(flow, p, s, from, secondaryPlace, false);
+      return this.#differentUrgentData(flow, p, s, from, secondaryPlace, false);
     }
     return true;
   }
 
-  private differentUrgentData(
+  #differentUrgentData(
     flow: number,
     p: number,
     s: number,
@@ -234,7 +243,7 @@ export class TcpStream {
     place: number,
     onPrimary: boolean,
   ): boolean {
-    const { primary, secondary } = this.state;
+    const { primary, secondary } = this.#state;
     const at = (from + place - 1) | 0;
     const [side, other] = onPrimary ? ["primary", "secondary"] : ["secondary", "primary"];
     const detail = `the byte at sequence ${at >>> 0} is urgent on the ${side}, not on the ${other}`;
@@ -244,11 +253,11 @@ export class TcpStream {
       primaryAt: primary.data[p] + payloadIndex(primary, p, at),
       secondaryAt: secondary.data[s] + payloadIndex(secondary, s, at),
     };
-    this.state.diverge(flow, "flags", detail, this.streamOffset(flow, at), where);
+    this.#state.diverge(flow, "flags", detail, this.#streamOffset(flow, at), where);
     return false;
   }
 
-  private differentFlags(
+  #differentFlags(
     flow: number,
     at: number,
     flag: string,
@@ -257,25 +266,25 @@ export class TcpStream {
   ): boolean {
     const [side, other] = onPrimary ? ["primary", "secondary"] : ["secondary", "primary"];
     const detail = `${flag} on the ${side} at sequence ${at >>> 0}, where the ${other} has data`;
-    this.state.diverge(flow, "flags", detail, this.streamOffset(flow, at), place);
+    this.#state.diverge(flow, "flags", detail, this.#streamOffset(flow, at), place);
     return false;
   }
 
   /** `place` has where the two pieces of `n` bytes begin that stand at sequence number `at`. */
-  private differentPayload(flow: number, at: number, place: Required<DivergencePlace>, n: number): void {
-    const { state } = this;
+  #differentPayload(flow: number, at: number, place: Required<DivergencePlace>, n: number): void {
+    const state = this.#state;
     const index = state.firstDifference(place.primaryAt, place.secondaryAt, n);
     const sequence = (at + index) >>> 0;
     const primaryAt = place.primaryAt + index;
     const secondaryAt = place.secondaryAt + index;
     const detail = `sequence ${sequence} differs: ${state.bytePair(primaryAt, secondaryAt)}`;
-    const streamOffset = this.streamOffset(flow, sequence);
+    const streamOffset = this.#streamOffset(flow, sequence);
     state.diverge(flow, "payload", detail, streamOffset, { ...place, primaryAt, secondaryAt });
   }
 
-  private streamOffset(flow: number, sequence: number): number | undefined {
-    const { flows } = this.state;
-    if ((flows.flags[flow] & FLOW_PRIMARY_ISN) === 0) return undefined;
+  #streamOffset(flow: number, sequence: number): number | undefined {
+    const { flows } = this.#state;
+    if ((flows.flags[flow] & FLOW_PRIMARY_ISN_KNOWN) === 0) return undefined;
     return (sequence - flows.primaryIsn[flow] - 1) >>> 0;
   }
 }

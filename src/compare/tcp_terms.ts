@@ -1,8 +1,8 @@
 import {
-  FLOW_ACK_KNOWN,
-  FLOW_EDGE_KNOWN,
-  FLOW_RELEASED_ACK,
-  FLOW_RELEASED_EDGE,
+  FLOW_RELEASED_ACK_KNOWN,
+  FLOW_RELEASED_EDGE_KNOWN,
+  FLOW_SECONDARY_ACK_KNOWN,
+  FLOW_SECONDARY_EDGE_KNOWN,
   FLOW_VERIFIED_KNOWN,
   UNKNOWN_SCALE,
 } from "./flow_table.ts";
@@ -16,6 +16,7 @@ import {
   SEGMENT_URG,
   SEGMENT_VERIFIED,
 } from "./segment_pool.ts";
+import type { SentSegment } from "./sent_segment.ts";
 import type { CompareState } from "./state.ts";
 import type { TcpStream } from "./tcp_stream.ts";
 
@@ -38,48 +39,52 @@ const OPEN_WINDOW_BYTES = 2920;
  * verified bytes, with the lower of the two acknowledgements. The rest stays held.
  */
 export class TcpTerms {
-  constructor(
-    private readonly state: CompareState,
-    private readonly stream: TcpStream,
-    private readonly partAfterNs: number,
-  ) {}
+  readonly #state: CompareState;
+  readonly #stream: TcpStream;
+  readonly #partAfterNs: number;
+
+  constructor(state: CompareState, stream: TcpStream, partAfterNs: number) {
+    this.#state = state;
+    this.#stream = stream;
+    this.#partAfterNs = partAfterNs;
+  }
 
   /** The secondary has acknowledged `acknowledgement` and offers a window. */
   noteOffer(flow: number, flags: number, acknowledgement: number, window: number): void {
-    const { flows } = this.state;
+    const { flows } = this.#state;
     if (window < 0 || (flags & SEGMENT_RST) !== 0 || flows.windowScale[flow] === UNKNOWN_SCALE) return;
-    const edge = this.edge(flow, flags, acknowledgement, window);
-    const known = (flows.flags[flow] & FLOW_EDGE_KNOWN) !== 0;
+    const edge = this.#edge(flow, flags, acknowledgement, window);
+    const known = (flows.flags[flow] & FLOW_SECONDARY_EDGE_KNOWN) !== 0;
     if (known && ((edge - flows.secondaryEdge[flow]) | 0) <= 0) return;
     flows.secondaryEdge[flow] = edge;
-    flows.flags[flow] |= FLOW_EDGE_KNOWN;
+    flows.flags[flow] |= FLOW_SECONDARY_EDGE_KNOWN;
   }
 
   /** A window has been released. */
-  noteReleased(flow: number, flags: number, acknowledgement: number, window: number): void {
-    const { flows } = this.state;
+  noteReleased(flow: number, { flags, acknowledgement, window }: SentSegment): void {
+    const { flows } = this.#state;
     if ((flags & SEGMENT_ACK) === 0 || window < 0 || flows.windowScale[flow] === UNKNOWN_SCALE) return;
-    const edge = this.edge(flow, flags, acknowledgement, window);
-    const known = (flows.flags[flow] & FLOW_RELEASED_EDGE) !== 0;
+    const edge = this.#edge(flow, flags, acknowledgement, window);
+    const known = (flows.flags[flow] & FLOW_RELEASED_EDGE_KNOWN) !== 0;
     if (known && ((edge - flows.releasedEdge[flow]) | 0) <= 0) return;
     flows.releasedEdge[flow] = edge;
-    flows.flags[flow] |= FLOW_RELEASED_EDGE;
+    flows.flags[flow] |= FLOW_RELEASED_EDGE_KNOWN;
   }
 
   /** A checkpoint has made the secondary a copy of the primary: it stands behind what was released. */
   restart(flow: number): void {
-    const { flows } = this.state;
-    flows.flags[flow] &= ~FLOW_EDGE_KNOWN;
-    if ((flows.flags[flow] & FLOW_RELEASED_EDGE) === 0) return;
+    const { flows } = this.#state;
+    flows.flags[flow] &= ~FLOW_SECONDARY_EDGE_KNOWN;
+    if ((flows.flags[flow] & FLOW_RELEASED_EDGE_KNOWN) === 0) return;
     flows.secondaryEdge[flow] = flows.releasedEdge[flow];
-    flows.flags[flow] |= FLOW_EDGE_KNOWN;
+    flows.flags[flow] |= FLOW_SECONDARY_EDGE_KNOWN;
   }
 
   /** Whether a segment that is complete has to be sent otherwise than the primary sent it. */
   isChanged(flow: number, item: number): boolean {
-    const { primary } = this.state;
+    const { primary } = this.#state;
     if ((primary.flags[item] & SEGMENT_PARTED) !== 0) return true;
-    return this.windowFor(flow, item, primary.acknowledgement[item]) !== primary.window[item];
+    return this.#windowFor(flow, item, primary.acknowledgement[item]) !== primary.window[item];
   }
 
   /**
@@ -87,28 +92,28 @@ export class TcpTerms {
    * as a part, because the client will need the rest, the window, later.
    */
   prepare(flow: number, item: number): boolean {
-    const { primary, queue, change } = this.state;
+    const { primary, queue, change } = this.#state;
     change.setRest(primary, item);
-    change.window = this.windowFor(flow, item, change.acknowledgement);
+    change.window = this.#windowFor(flow, item, change.acknowledgement);
     const isClamped = change.window < primary.window[item];
-    return !isClamped || queue.next[item] >= 0 || !this.isClosed(flow, item);
+    return !isClamped || queue.next[item] >= 0 || !this.#isClosed(flow, item);
   }
 
   /** Whether the client learns anything from state.change that it has not been told. */
   isNews(flow: number, item: number): boolean {
-    const { flows, primary, change } = this.state;
+    const { flows, primary, change } = this.#state;
     if (change.payloadBytes > 0 || change.fin) return true;
     const known = flows.flags[flow];
-    if ((known & FLOW_RELEASED_ACK) === 0) return true;
+    if ((known & FLOW_RELEASED_ACK_KNOWN) === 0) return true;
     if (((change.acknowledgement - flows.releasedAck[flow]) | 0) > 0) return true;
-    if (flows.windowScale[flow] === UNKNOWN_SCALE || (known & FLOW_RELEASED_EDGE) === 0) return false;
-    const edge = this.edge(flow, primary.flags[item], change.acknowledgement, change.window);
+    if (flows.windowScale[flow] === UNKNOWN_SCALE || (known & FLOW_RELEASED_EDGE_KNOWN) === 0) return false;
+    const edge = this.#edge(flow, primary.flags[item], change.acknowledgement, change.window);
     return ((edge - flows.releasedEdge[flow]) | 0) > 0;
   }
 
   /** Sends what state.change says of a segment that stays held. */
   sendPart(flow: number, item: number): void {
-    const { state } = this;
+    const state = this.#state;
     const { primary, change } = state;
     state.part(item, change);
     const bytes = change.payloadBytes;
@@ -121,7 +126,7 @@ export class TcpTerms {
     primary.flags[item] = flags;
     primary.data[item] += bytes;
     primary.dataBytes[item] -= bytes;
-    if (occupied > 0) this.stream.moveStart(flow, item, (primary.sequence[item] + occupied) | 0);
+    if (occupied > 0) this.#stream.moveStart(flow, item, (primary.sequence[item] + occupied) | 0);
   }
 
   /**
@@ -129,14 +134,14 @@ export class TcpTerms {
    * Returns false if it is too early for that, or nothing can.
    */
   preparePart(flow: number, item: number): boolean {
-    const { state } = this;
+    const state = this.#state;
     const { flows, primary, change } = state;
     const flags = primary.flags[item];
     if (!state.takesParts || primary.window[item] < 0) return false;
-    if (state.nowNs - primary.timeNs[item] < this.partAfterNs) return false;
+    if (state.nowNs - primary.timeNs[item] < this.#partAfterNs) return false;
     if ((flags & SEGMENT_TRACKED) === 0 || (flags & SEGMENT_ACK) === 0) return false;
     if ((flags & (SEGMENT_SYN | SEGMENT_RST | SEGMENT_URG)) !== 0) return false;
-    if ((flows.flags[flow] & FLOW_ACK_KNOWN) === 0) return false;
+    if ((flows.flags[flow] & FLOW_SECONDARY_ACK_KNOWN) === 0) return false;
     change.setRest(primary, item);
     if ((flags & SEGMENT_VERIFIED) === 0) {
       if ((flows.flags[flow] & FLOW_VERIFIED_KNOWN) === 0) return false;
@@ -146,28 +151,28 @@ export class TcpTerms {
     }
     const behind = (flows.secondaryAck[flow] - change.acknowledgement) | 0;
     if (behind < 0) change.acknowledgement = flows.secondaryAck[flow];
-    change.window = this.windowFor(flow, item, change.acknowledgement);
+    change.window = this.#windowFor(flow, item, change.acknowledgement);
     return true;
   }
 
-  private edge(flow: number, flags: number, acknowledgement: number, window: number): number {
+  #edge(flow: number, flags: number, acknowledgement: number, window: number): number {
     // The window of a SYN is not scaled (RFC 7323, 2.2).
-    const scale = (flags & SEGMENT_SYN) !== 0 ? 0 : this.state.flows.windowScale[flow];
+    const scale = (flags & SEGMENT_SYN) !== 0 ? 0 : this.#state.flows.windowScale[flow];
     return (acknowledgement + (window << scale)) | 0;
   }
 
   /** The window field for a segment that is sent with this acknowledgement. */
-  private windowFor(flow: number, item: number, acknowledgement: number): number {
-    const { flows, primary } = this.state;
+  #windowFor(flow: number, item: number, acknowledgement: number): number {
+    const { flows, primary } = this.#state;
     const own = primary.window[item];
     const flags = primary.flags[item];
     if (own < 0 || (flags & SEGMENT_ACK) === 0 || (flags & SEGMENT_RST) !== 0) return own;
     if (flows.windowScale[flow] === UNKNOWN_SCALE) return own;
     const same = acknowledgement === primary.acknowledgement[item];
-    let edge = this.edge(flow, flags, primary.acknowledgement[item], own);
+    let edge = this.#edge(flow, flags, primary.acknowledgement[item], own);
     const known = flows.flags[flow];
-    if ((known & FLOW_EDGE_KNOWN) === 0) return own;
-    const isReleased = (known & FLOW_RELEASED_EDGE) !== 0;
+    if ((known & FLOW_SECONDARY_EDGE_KNOWN) === 0) return own;
+    const isReleased = (known & FLOW_RELEASED_EDGE_KNOWN) !== 0;
     const released = flows.releasedEdge[flow];
     let limit = flows.secondaryEdge[flow];
     if (isReleased && ((released - limit) | 0) > 0) limit = released;
@@ -182,9 +187,9 @@ export class TcpTerms {
   }
 
   /** Whether the window in state.change lets the client send so little that it may wait for a larger one. */
-  private isClosed(flow: number, item: number): boolean {
-    const { flows, primary, change } = this.state;
-    if (!this.state.takesParts || (primary.flags[item] & (SEGMENT_SYN | SEGMENT_URG)) !== 0) return false;
+  #isClosed(flow: number, item: number): boolean {
+    const { flows, primary, change } = this.#state;
+    if (!this.#state.takesParts || (primary.flags[item] & (SEGMENT_SYN | SEGMENT_URG)) !== 0) return false;
     const scale = flows.windowScale[flow];
     return change.window << scale < Math.min(OPEN_WINDOW_BYTES, (primary.window[item] << scale) / 2);
   }

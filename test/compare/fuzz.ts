@@ -5,7 +5,6 @@
  * counters' invariants, tables that agree with each other, and every record given back exactly once.
  */
 import { parseRules } from "../../src/compare/rules.ts";
-import { audit } from "./audit.ts";
 import * as frames from "./frames.ts";
 import { Bench, MS } from "./harness.ts";
 import { Random } from "./simulation.ts";
@@ -247,19 +246,19 @@ export function episode(seed: number, steps: number): EpisodeResult {
 
   for (let i = 0; i < steps; i++) {
     step();
-    if (i % 16 === 0) audit(comparer);
+    if (i % 16 === 0) comparer.audit();
   }
   bench.nowNs += MS;
   bench.epoch = (bench.epoch + 1) & 0xffff;
   comparer.checkpoint(bench.nowNs, bench.epoch);
   bench.check();
-  audit(comparer);
+  comparer.audit();
   const { stats } = comparer;
   if (stats.heldFrames !== 0)
     throw new Error(`${stats.heldFrames} frames are held behind a checkpoint of now`);
   comparer.releaseAll();
   bench.check();
-  audit(comparer);
+  comparer.audit();
   if (stats.pendingFrames !== 0)
     throw new Error(`${stats.pendingFrames} secondary records were not finished`);
   if (stats.flows !== 0) throw new Error(`${stats.flows} flows were not forgotten`);

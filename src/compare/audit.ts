@@ -1,20 +1,17 @@
-import type { Comparer } from "../../src/compare/comparer.ts";
-import type { EarlyRecords } from "../../src/compare/early_records.ts";
-import type { LinkedLists } from "../../src/compare/linked_lists.ts";
-import type { OverflowList } from "../../src/compare/overflow_list.ts";
-import { ID_STEP } from "../../src/compare/rows.ts";
-import type { SegmentPool } from "../../src/compare/segment_pool.ts";
-import type { CompareState } from "../../src/compare/state.ts";
+/**
+ * The comparer's tables and lists, looked through for contradictions. For tests: it allocates, and takes time for each
+ * frame and flow.
+ */
+import type { EarlyRecords } from "./early_records.ts";
+import { KEY_WORDS } from "./flow_key.ts";
+import type { LinkedLists } from "./linked_lists.ts";
+import type { OverflowList } from "./overflow_list.ts";
+import { ID_STEP } from "./rows.ts";
+import type { SegmentPool } from "./segment_pool.ts";
+import type { CompareState } from "./state.ts";
 
-interface Inside {
-  state: CompareState;
-  overflow: OverflowList;
-  early: EarlyRecords;
-}
-
-/** Looks through all of a comparer's tables and lists; throws where they contradict each other. */
-export function audit(comparer: Comparer): void {
-  const { state, overflow, early } = comparer as unknown as Inside;
+/** Throws an Error that names the first contradiction. */
+export function audit(state: CompareState, overflow: OverflowList, early: EarlyRecords): void {
   const { flows, primary, secondary, stats } = state;
   equal("heldFrames", stats.heldFrames, primary.used + overflow.length);
   equal("pendingFrames", stats.pendingFrames, secondary.used + early.length);
@@ -83,4 +80,27 @@ function lengthOfFlow(list: LinkedLists, flow: number, pool: SegmentPool): numbe
       throw new Error(`item ${item} of flow ${flow} belongs to ${pool.flow[item]}`);
   }
   return lengthOf(list, flow, pool.capacity);
+}
+
+/** What the tables say: the numbers of the state, and the columns of each flow that lives. */
+export interface Tables {
+  numbers: Record<string, number>;
+  flows: Record<string, number>[];
+}
+
+export function tablesOf(state: CompareState): Tables {
+  const { flows } = state;
+  const numbers = Object.entries(state).filter(([, value]) => typeof value === "number");
+  const columns = Object.entries(flows).filter(
+    (entry): entry is [string, Int32Array | Float64Array] =>
+      entry[1] instanceof Int32Array || entry[1] instanceof Float64Array,
+  );
+  const rows: Record<string, number>[] = [];
+  for (let flow = 0; flow < flows.highest; flow += ID_STEP) {
+    if (!flows.isLive(flow)) continue;
+    const row = Object.fromEntries(columns.map(([name, column]) => [name, column[flow]]));
+    for (let word = 0; word < KEY_WORDS; word++) row[`key ${word}`] = flows.keyWord(flow, word);
+    rows.push(row);
+  }
+  return { numbers: Object.fromEntries(numbers), flows: rows };
 }

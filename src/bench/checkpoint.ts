@@ -1,7 +1,8 @@
 /**
- * `bench checkpoint`: how long the VM stands still for a checkpoint, on both hosts, idle and while the guest changes memory.
- * The agents' way against QEMU's own: an ordinary TCP migration with QEMU's parameters and its timer, no proxy, between
- * the same namespaces. Both let the VM run for as long in between, so that about as much memory has been changed each time.
+ * `bench checkpoint`: how long the VM stands still for a checkpoint, on both hosts, idle and while the guest
+ * changes memory. The agents' way against QEMU's own: an ordinary TCP migration with QEMU's parameters and
+ * its timer, no proxy, between the same namespaces. Both let the VM run for as long in between, so that about
+ * as much memory has been changed each time.
  */
 import { readFileSync } from "node:fs";
 import { requireRoot } from "../host/root.ts";
@@ -16,8 +17,8 @@ const NAME = "bench-cp";
 const MEMORY_MIB = 256;
 const PERIOD_MS = 250;
 /**
- * QEMU's timer runs from the beginning of a checkpoint (migration/colo.c, colo_checkpoint_notify), the agents' from its
- * end: with a pause of about this length more, both VMs run as long in between.
+ * QEMU's timer runs from the beginning of a checkpoint (migration/colo.c, colo_checkpoint_notify), the
+ * agents' from its end: with a pause of about this length more, both VMs run as long in between.
  */
 const QEMU_DELAY_MS = PERIOD_MS + 50;
 const CHECKPOINTS = 15;
@@ -35,7 +36,10 @@ interface RunningPair {
   qmp: { primary: string; secondary: string };
   /** Of the primary host; its /proc/PID/net is that host's network. */
   qemuPid: number;
-  /** All checkpoints so far, with the time that the VM's input was withheld for them; left out where that is not done. */
+  /**
+   * All checkpoints so far, with the time that the VM's input was withheld for them; left out where that is
+   * not done.
+   */
   withheld?(): Promise<{ seconds: number; checkpoints: number }>;
   down(): Promise<void>;
 }

@@ -1,6 +1,6 @@
 /**
- * `bench compare`: how fast frames are compared, alone and together with their release to the bridge, against QEMU's
- * colo-compare and against what memory and kernel allow.
+ * `bench compare`: how fast frames are compared, alone and together with their release to the bridge, against
+ * QEMU's colo-compare and against what memory and kernel allow.
  */
 
 import { VNET_BYTES } from "../ffi/layout.ts";
@@ -23,7 +23,9 @@ interface CompareCase {
 const SAME = { resegmented: false };
 const CUT = { resegmented: true };
 
-/** Every size with few and many flows; the large one with at most 100, or the working set would be gigabytes. */
+/**
+ * Every size with few and many flows; the large one with at most 100, or the working set would be gigabytes.
+ */
 const ALONE_CASES: readonly CompareCase[] = [
   ...[64, 256, SEGMENT_BYTES].flatMap((payloadBytes) =>
     [1, 100, 10_000].flatMap((flows) => [
@@ -66,7 +68,10 @@ const WORKING_SET_QUICK_BYTES = 128 * 1024 * 1024;
 /** Frames in a run that goes through the kernel. */
 const FRAMES_MAX = 100_000;
 const FRAMES_MAX_QUICK = 20_000;
-/** Runs before those that count. Each thread's code is compiled anew, by the cores that several workers keep busy. */
+/**
+ * Runs before those that count. Each thread's code is compiled anew, by the cores that several workers keep
+ * busy.
+ */
 const WARM_UPS_OF_WORKERS = 8;
 
 export const benchCompare: Bench = async (context) => {

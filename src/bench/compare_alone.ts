@@ -1,7 +1,7 @@
 /**
- * The comparer by itself, on records in memory: no ring, no system call. The working set is several times the caches,
- * as in a ring that the kernel has just written: each record is looked at once, cold. Beside it the limit, the C
- * library's memcmp called once for each record on the same bytes.
+ * The comparer by itself, on records in memory: no ring, no system call. The working set is several times the
+ * caches, as in a ring that the kernel has just written: each record is looked at once, cold. Beside it the
+ * limit, the C library's memcmp called once for each record on the same bytes.
  */
 import { Comparer } from "../compare/comparer.ts";
 import { Intake } from "../compare/intake.ts";
@@ -81,7 +81,8 @@ export class CompareAlone {
     if (this.#divergence !== undefined || this.#released !== packets || comparedBytes !== expectedBytes) {
       throw new Error(
         `The comparer released ${this.#released} of ${packets} frames and compared ${comparedBytes} of ` +
-          `${expectedBytes} bytes (${this.#divergence ?? "no divergence"}, ${this.#finished} records finished).`,
+          `${expectedBytes} bytes ` +
+          `(${this.#divergence ?? "no divergence"}, ${this.#finished} records finished).`,
       );
     }
     // The next run begins like the first one: no flow is known.

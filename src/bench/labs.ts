@@ -4,8 +4,8 @@ import { QemuPair } from "./qemu_pair.ts";
 import type { BenchContext } from "./result.ts";
 
 /**
- * For the agents' [agent] table: a machine that is busy with a benchmark, or with others' work beside it, must not make them
- * take each other for lost. Nothing that is measured depends on it.
+ * For the agents' [agent] table: a machine that is busy with a benchmark, or with others' work beside it,
+ * must not make them take each other for lost. Nothing that is measured depends on it.
  */
 export const PATIENT_AGENTS = `
 [heartbeat]
@@ -22,8 +22,9 @@ async function takeDown(names: readonly string[]): Promise<void> {
 }
 
 /**
- * Runs `action`, which may start labs and QEMU pairs of these names; before and after it there are none. A SIGINT or SIGTERM
- * ends it at its next step, since in the middle of one a process may have been started that nobody has written down yet.
+ * Runs `action`, which may start labs and QEMU pairs of these names; before and after it there are none. A
+ * SIGINT or SIGTERM ends it at its next step, since in the middle of one a process may have been started that
+ * nobody has written down yet.
  */
 export async function withLabs<Result>(
   names: readonly string[],

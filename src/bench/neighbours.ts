@@ -1,7 +1,7 @@
 /**
- * A quiet VM beside others on the same host: what its frames wait for. Alone; beside another VM whose guest sends and
- * receives as fast as its data path lets it; and beside as many threads that only count, which tells what the
- * scheduler gives anybody on a machine so busy.
+ * A quiet VM beside others on the same host: what its frames wait for. Alone; beside another VM whose guest
+ * sends and receives as fast as its data path lets it; and beside as many threads that only count, which
+ * tells what the scheduler gives anybody on a machine so busy.
  */
 import type { BusySetup } from "./busy_thread.ts";
 import { ProtectedBridge } from "./path_ways.ts";

@@ -1,6 +1,6 @@
 /**
- * What must not outlive this process: undone when it ends or is interrupted, also in the middle of a benchmark.
- * (What a SIGKILL leaves is removed by the next benchmark.)
+ * What must not outlive this process: undone when it ends or is interrupted, also in the middle of a
+ * benchmark. (What a SIGKILL leaves is removed by the next benchmark.)
  */
 
 const pending = new Set<() => void>();

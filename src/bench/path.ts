@@ -1,9 +1,10 @@
 /**
- * `bench path`: the delay that the agent adds to a frame, and the highest rate that it keeps up with. Two hosts'
- * namespaces with everything real but the VMs: bridge, taps, VXLAN between the hosts, injection pair, BPF programs,
- * the data-path worker. The same frames are written into both VMs' taps; the clock runs from the moment before the
- * primary's is written until it can be read at another port of the primary's bridge. Beside it the same bridge, with
- * nothing attached to it, and QEMU's colo-compare by itself. At last a quiet VM beside a busy one (neighbours.ts).
+ * `bench path`: the delay that the agent adds to a frame, and the highest rate that it keeps up with. Two
+ * hosts' namespaces with everything real but the VMs: bridge, taps, VXLAN between the hosts, injection pair,
+ * BPF programs, the data-path worker. The same frames are written into both VMs' taps; the clock runs from
+ * the moment before the primary's is written until it can be read at another port of the primary's bridge.
+ * Beside it the same bridge, with nothing attached to it, and QEMU's colo-compare by itself. At last a quiet
+ * VM beside a busy one (neighbours.ts).
  *
  * One thread writes, reads and takes both times; it spins, so the agent has one core less.
  */
@@ -117,7 +118,9 @@ async function highestRates(ways: Ways, context: BenchContext, results: ResultSe
   }
 }
 
-/** The highest rate that was really offered and lost nothing; the sender's own limit, should that come first. */
+/**
+ * The highest rate that was really offered and lost nothing; the sender's own limit, should that come first.
+ */
 async function highestRate(way: Way, rateMax: number): Promise<number> {
   let highest = 0;
   for (let rate = RATE_START; rate <= rateMax; rate *= RATE_STEP) {

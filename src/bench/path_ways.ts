@@ -1,5 +1,6 @@
 /**
- * The ways whose delay `bench path` measures: from where a VM's frame is written to where somebody else can read it.
+ * The ways whose delay `bench path` measures: from where a VM's frame is written to where somebody else can
+ * read it.
  */
 import { COMPARER_LIMITS } from "../compare/comparer.ts";
 import { DataPath } from "../datapath/handle.ts";
@@ -309,7 +310,10 @@ function linkHosts(a: BenchNamespace, b: BenchNamespace): void {
   });
 }
 
-/** QEMU's colo-compare, alone: two sockets in, one out. The hops before and behind it in QEMU's own proxy are left out. */
+/**
+ * QEMU's colo-compare, alone: two sockets in, one out. The hops before and behind it in QEMU's own proxy are
+ * left out.
+ */
 export class QemuSockets extends Way {
   readonly #in = new Mapping(QEMU_FRAMING_BYTES + TAP_FRAME_BYTES_MAX);
   readonly #received = new DataView(this.#in.buffer);

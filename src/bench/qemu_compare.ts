@@ -1,6 +1,6 @@
 /**
- * QEMU's colo-compare, fed over unix sockets and measured where its frames come out (outdev). What follows in QEMU (a
- * redirector, the tap) is not counted against it.
+ * QEMU's colo-compare, fed over unix sockets and measured where its frames come out (outdev). What follows in
+ * QEMU (a redirector, the tap) is not counted against it.
  */
 import { Mapping } from "../ffi/libc.ts";
 import type { FeederOrder, FeederReport, FeederSetup } from "./qemu_feeder.ts";
@@ -43,7 +43,9 @@ export class QemuColoCompare {
     }
   }
 
-  /** Sends both streams and waits until all of the primary's frames have come out. CPU time is QEMU's alone. */
+  /**
+   * Sends both streams and waits until all of the primary's frames have come out. CPU time is QEMU's alone.
+   */
   async compareAndRelease(primary: TrafficOptions, secondary: TrafficOptions): Promise<Usage> {
     const traffic = new Traffic(primary);
     const streamStart = this.#streamStart;

@@ -1,6 +1,6 @@
 /**
- * Feeds QEMU's two input sockets in turn in a thread of its own: see qemu_compare.ts. Patches a few headers and
- * makes two system calls for each batch, so that QEMU is what is measured.
+ * Feeds QEMU's two input sockets in turn in a thread of its own: see qemu_compare.ts. Patches a few headers
+ * and makes two system calls for each batch, so that QEMU is what is measured.
  */
 import { Mapping } from "../ffi/libc.ts";
 import { StreamSocket } from "../ffi/stream_socket.ts";

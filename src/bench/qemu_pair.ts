@@ -1,6 +1,6 @@
 /**
- * Two QEMUs in COLO without agents, on the lab's network: what the agents are measured against. COLO is entered as QEMU's
- * document does it, with QEMU's own parameters and ordinary routes.
+ * Two QEMUs in COLO without agents, on the lab's network: what the agents are measured against. COLO is
+ * entered as QEMU's document does it, with QEMU's own parameters and ordinary routes.
  */
 import { existsSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";

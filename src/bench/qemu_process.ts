@@ -1,6 +1,7 @@
 /**
- * A QEMU without a machine that does nothing but colo-compare, its sockets waiting to be connected. Framing of each
- * message (net/net.c, net_fill_rstate): the frame's length, then the length of its virtio_net_hdr, both big-endian.
+ * A QEMU without a machine that does nothing but colo-compare, its sockets waiting to be connected. Framing
+ * of each message (net/net.c, net_fill_rstate): the frame's length, then the length of its virtio_net_hdr,
+ * both big-endian.
  */
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";

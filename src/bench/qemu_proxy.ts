@@ -1,12 +1,13 @@
 /**
- * QEMU's own packet proxy as its COLO document sets it up (docs/system/qemu-colo.rst), with the option names of today:
+ * QEMU's own packet proxy as its COLO document sets it up (docs/system/qemu-colo.rst), with the option names
+ * of today:
  *
  *   primary    tap ─▶ m0 copies input ──────────────── port 9003 ─▶ f1 ─▶ rew0 ─▶ SVM              secondary
  *              PVM ─▶ redire1 ─ 9001 ─▶ colo-compare ◀─ port 9004 ◀─ f2 ◀─ rew0 ◀─┘
  *              tap ◀─ redire0 ◀─ 9005 ◀───┘ (in a thread of its own)
  *
- * Two things are not as there: vnet_hdr_support is on everywhere, without which the guest's segmentation offload does not
- * survive the proxy, and the two ports that leave the host are on the replication link.
+ * Two things are not as there: vnet_hdr_support is on everywhere, without which the guest's segmentation
+ * offload does not survive the proxy, and the two ports that leave the host are on the replication link.
  */
 const NETDEV = "net0";
 const MIRROR_PORT = 9003;

@@ -1,12 +1,14 @@
 /**
- * Comparison and release with everything real but the two VMs: frames written into two taps lie in the packet rings
- * (held there by the BPF programs), the loop of the data-path worker compares them and sends them back through the
- * injection pair, and they count when the bridge hands them to its far port.
+ * Comparison and release with everything real but the two VMs: frames written into two taps lie in the packet
+ * rings (held there by the BPF programs), the loop of the data-path worker compares them and sends them back
+ * through the injection pair, and they count when the bridge hands them to its far port.
  *
- * A VM's flows may be shared among several workers, each with rings of its own and, but for the first, a thread.
+ * A VM's flows may be shared among several workers, each with rings of its own and, but for the first, a
+ * thread.
  *
- * The second tap stands in for the secondary's tunnel: its frames are recorded by the same program into a ring of the
- * same kind. The rings are filled before the clock starts, so that the machine's cores are left to what is measured.
+ * The second tap stands in for the secondary's tunnel: its frames are recorded by the same program into a
+ * ring of the same kind. The rings are filled before the clock starts, so that the machine's cores are left
+ * to what is measured.
  */
 import { readFileSync } from "node:fs";
 import type { DataPlane } from "../ffi/data_plane.ts";

@@ -1,6 +1,6 @@
 /**
- * What a data-path worker does with the records of its rings, for the benchmarks: the same comparer, release queue and
- * ways out, on records that are there already.
+ * What a data-path worker does with the records of its rings, for the benchmarks: the same comparer, release
+ * queue and ways out, on records that are there already.
  */
 import { Comparer } from "../compare/comparer.ts";
 import { Intake } from "../compare/intake.ts";
@@ -29,7 +29,10 @@ export enum Task {
   Quit = 4,
 }
 
-/** Places in the shared Int32Array: the task, whether the thread has failed, and what its loop has counted so far. */
+/**
+ * Places in the shared Int32Array: the task, whether the thread has failed, and what its loop has counted so
+ * far.
+ */
 export const SHARED = { task: 0, failed: 1, joinedFrames: 2, failedFrames: 3 } as const;
 export const SHARED_INTS = 4;
 

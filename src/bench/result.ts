@@ -1,14 +1,14 @@
 /**
- * What a benchmark returns: one figure for each case, subject and metric, as the median of several runs with their
- * spread. Every figure has its peer (another subject) in the same run of the benchmark, the runs of all subjects
- * interleaved, so that a change of the machine's mood meets all of them.
+ * What a benchmark returns: one figure for each case, subject and metric, as the median of several runs with
+ * their spread. Every figure has its peer (another subject) in the same run of the benchmark, the runs of all
+ * subjects interleaved, so that a change of the machine's mood meets all of them.
  */
 
 export type BenchName = "compare" | "path" | "vm" | "checkpoint";
 
 /**
- * Who was measured. "none" is the same set-up without any proxy, "two-vms" two unsynchronised ones, "limit" what the
- * hardware or the kernel allows at best.
+ * Who was measured. "none" is the same set-up without any proxy, "two-vms" two unsynchronised ones, "limit"
+ * what the hardware or the kernel allows at best.
  */
 export type Subject = "colo-agent" | "qemu" | "none" | "two-vms" | "limit" | (string & {});
 
@@ -40,7 +40,9 @@ export interface BenchContext {
   /** Whether a case is asked for. Others are left out. */
   wanted(caseName: string): boolean;
   progress(text: string): void;
-  /** A peer or case that cannot be measured here: is said in the report, not hidden. Any number for a subject. */
+  /**
+   * A peer or case that cannot be measured here: is said in the report, not hidden. Any number for a subject.
+   */
   skipped(subject: Subject, why: string): void;
 }
 

@@ -4,7 +4,10 @@ import type { BenchResult, Subject } from "./result.ts";
 
 const AGENT = "colo-agent";
 
-/** Three significant digits, with an SI prefix only where it saves reading (packets/s in the thousands and up). */
+/**
+ * Three significant digits, with an SI prefix only where it saves reading (packets/s in the thousands and
+ * up).
+ */
 export function figure(value: number): string {
   const size = Math.abs(value);
   if (size >= 1e6) return `${Number((value / 1e6).toPrecision(3))} M`;

@@ -1,8 +1,9 @@
 /**
- * What a benchmark sends: TCP segments of many connections in turn, as a virtio guest with offloads hands them over
- * (virtio_net_hdr with a partial checksum, and TCP segmentation above one MTU), with the timestamp option that Linux
- * puts into every segment. As from Linux, the IPv4 identification counts a connection's segments, and every segment
- * below one MTU is a write of its own and says so (PSH), while full ones are parts of a long one.
+ * What a benchmark sends: TCP segments of many connections in turn, as a virtio guest with offloads hands
+ * them over (virtio_net_hdr with a partial checksum, and TCP segmentation above one MTU), with the timestamp
+ * option that Linux puts into every segment. As from Linux, the IPv4 identification counts a connection's
+ * segments, and every segment below one MTU is a write of its own and says so (PSH), while full ones are
+ * parts of a long one.
  */
 import { VNET, VNET_BYTES } from "../ffi/layout.ts";
 import { fold } from "../packet/checksum.ts";
@@ -35,7 +36,9 @@ export interface TrafficOptions {
   flows: number;
   /** Segments of each connection. */
   rounds: number;
-  /** The same streams cut elsewhere: the first segment of each connection is a half one, and so is the last. */
+  /**
+   * The same streams cut elsewhere: the first segment of each connection is a half one, and so is the last.
+   */
   shifted?: boolean;
 }
 
@@ -79,7 +82,8 @@ export class Traffic {
   /**
    * Turns what lay() put at `at` into segment `index` (below {@link count}). Allocation free.
    *
-   * @param streamStart how far the connections have come already, in bytes: several passes make one long stream
+   * @param streamStart how far the connections have come already, in bytes: several passes make one long
+   *   stream
    * @returns its length, virtio_net_hdr included
    */
   patch(view: DataView, at: number, index: number, streamStart: number): number {

@@ -1,7 +1,8 @@
 /**
- * `bench vm`: what protection costs a guest's network. The same guest, the same traffic from the client's namespace, four
- * ways: unprotected; two unprotected guests that do the same work at once (what two VMs cost this machine without anything
- * that keeps them in step); QEMU's own proxy; the agents. Each repetition starts each way once and sends all traffic.
+ * `bench vm`: what protection costs a guest's network. The same guest, the same traffic from the client's
+ * namespace, four ways: unprotected; two unprotected guests that do the same work at once (what two VMs cost
+ * this machine without anything that keeps them in step); QEMU's own proxy; the agents. Each repetition
+ * starts each way once and sends all traffic.
  */
 import { readFileSync } from "node:fs";
 import { requireRoot } from "../host/root.ts";
@@ -13,7 +14,10 @@ import { PauseWatch } from "./pauses.ts";
 import { type Bench, type BenchContext, ResultSet, type Subject } from "./result.ts";
 import { type RunningWay, startWays, VM_LABS } from "./vm_ways.ts";
 
-/** The same traffic first, not measured: TCG has to translate the code for it, on a secondary anew after each checkpoint. */
+/**
+ * The same traffic first, not measured: TCG has to translate the code for it, on a secondary anew after each
+ * checkpoint.
+ */
 const WARM_UP_SECONDS = 2;
 const TRAFFIC_SECONDS = 5;
 const TRAFFIC_SECONDS_QUICK = 1;

@@ -13,9 +13,10 @@ export const VM_LABS = [NAME, NAME_OF_SECOND] as const;
 
 const MEMORY_MIB = 256;
 /**
- * Emulated without KVM, a guest that never leaves its one busy process runs on with the software TLB that it happens to have: QEMU
- * changes the size of that only when the guest switches, or at a checkpoint, which makes it as small as an idle guest needs (docs/performance.md). So
- * the guests of all ways have a second process.
+ * Emulated without KVM, a guest that never leaves its one busy process runs on with the software TLB that it
+ * happens to have: QEMU changes the size of that only when the guest switches, or at a checkpoint, which
+ * makes it as small as an idle guest needs (docs/performance.md). So the guests of all ways have a second
+ * process.
  */
 const APPEND = "colo.switches=50";
 

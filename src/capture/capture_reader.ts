@@ -78,7 +78,8 @@ export class CaptureReader {
     const { headerBytes, addedBytes } = this.#linkType;
     if (capturedBytes < wireBytes) {
       throw new CaptureError(
-        `${this.where()} was cut off when it was captured: ${capturedBytes} of ${wireBytes} bytes; capture whole frames (tcpdump -s 0).`,
+        `${this.where()} was cut off when it was captured: ${capturedBytes} of ${wireBytes} bytes; ` +
+          "capture whole frames (tcpdump -s 0).",
       );
     }
     if (capturedBytes < headerBytes) {
@@ -128,5 +129,7 @@ function fileBytes(path: string): number {
 function explain(path: string, message: string): string {
   const text = message.startsWith(`${path}: `) ? message.slice(path.length + 2) : message;
   if (!/different from the (type|snapshot length) of the first interface/.test(text)) return text;
-  return `${text}; libpcap reads pcapng files of one kind of interface only, so write one file for each interface`;
+  const advice =
+    "libpcap reads pcapng files of one kind of interface only, so write one file for each interface";
+  return `${text}; ${advice}`;
 }

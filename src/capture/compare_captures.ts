@@ -338,7 +338,8 @@ class CaptureComparison {
     const slot = side.window.oldest();
     if (slot < 0) {
       throw new CaptureError(
-        `${side.reader.where()} has ${side.reader.frameBytes} bytes, more than fit into a window of ${this.#windowMib} MiB; give a larger --window.`,
+        `${side.reader.where()} has ${side.reader.frameBytes} bytes, more than fit into a window of ` +
+          `${this.#windowMib} MiB; give a larger --window.`,
       );
     }
     if (this.#comparer.isWaiting(side.name, slot)) {

@@ -27,7 +27,8 @@ function verdict(report: CaptureReport): string {
   const { divergences_total: total, divergences } = report;
   if (report.same) return "same";
   const rest = total - divergences.length;
-  return `different: ${total} divergence${total === 1 ? "" : "s"}${rest > 0 ? `, ${rest} not shown (--limit)` : ""}`;
+  const hidden = rest > 0 ? `, ${rest} not shown (--limit)` : "";
+  return `different: ${total} divergence${total === 1 ? "" : "s"}${hidden}`;
 }
 
 function summaryLines(side: string, summary: CaptureSummary): string[] {
@@ -41,7 +42,8 @@ function summaryLines(side: string, summary: CaptureSummary): string[] {
   const counts = parts.filter(([n], i) => i === 0 || n > 0).map(([n, what]) => `${number(n)} ${what}`);
   return [
     `${side.padEnd(9)}  ${summary.file}`,
-    `           ${number(summary.frames)} frames, ${number(summary.bytes)} bytes, ${number(summary.flows)} flows; frames ${counts.join(", ")}`,
+    `           ${number(summary.frames)} frames, ${number(summary.bytes)} bytes, ` +
+      `${number(summary.flows)} flows; frames ${counts.join(", ")}`,
   ];
 }
 

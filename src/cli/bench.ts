@@ -1,4 +1,6 @@
-/** `colo-agent bench`: measures this machine, each figure beside its peer, or this commit beside an older one. */
+/**
+ * `colo-agent bench`: measures this machine, each figure beside its peer, or this commit beside an older one.
+ */
 import { Argument, Command, InvalidArgumentError } from "commander";
 import pc from "picocolors";
 import { BENCHES } from "../bench/benches.ts";
@@ -58,7 +60,7 @@ export function benchCommand(): Command {
     .addHelpText(
       "after",
       `\n${names.map(title).join("\n")}
-\nWith --against each benchmark takes four times as long for each repetition, and the older commit is built first.
+\nWith --against each benchmark takes four times as long for each repetition. The older commit is built first.
 Exit status with --against: 1 if a median is worse or missing, else 0.
 Leave the machine alone during a run. docs/performance.md describes the method.`,
     )

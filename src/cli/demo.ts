@@ -87,7 +87,8 @@ function lossTask(loss: LossName, results: LossResult[]): ListrTask {
 
 function verdict(result: LossResult): string {
   const mb = (result.connection.bytesReceived / 1e6).toFixed(1);
-  return `${mb} MB checked each way, ${result.disk.verifiedBlocks} acknowledged blocks on the survivor's disk`;
+  const blocks = `${result.disk.verifiedBlocks} acknowledged blocks on the survivor's disk`;
+  return `${mb} MB checked each way, ${blocks}`;
 }
 
 function summary(results: readonly LossResult[]): string {

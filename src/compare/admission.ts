@@ -1,9 +1,10 @@
 /**
- * A frame's way into the comparison: parsed, given to its flow, and refused where a limit, an epoch or a rule says
- * so. The usual TCP segment takes the short way (in_order.ts) and is never seen here.
+ * A frame's way into the comparison: parsed, given to its flow, and refused where a limit, an epoch or a rule
+ * says so. The usual TCP segment takes the short way (in_order.ts) and is never seen here.
  *
- * A refusal never loses a frame. A primary frame that cannot be tracked goes to the overflow list and leaves with the
- * next checkpoint; a secondary record that cannot be kept is finished, and its flow waits for that checkpoint.
+ * A refusal never loses a frame. A primary frame that cannot be tracked goes to the overflow list and leaves
+ * with the next checkpoint; a secondary record that cannot be kept is finished, and its flow waits for that
+ * checkpoint.
  */
 import type { DatagramFlows } from "./datagram.ts";
 import type { EarlyRecords } from "./early_records.ts";
@@ -194,7 +195,10 @@ export class Admission {
     state.diverge(flow, "overflow", `more than ${limit} frames of the secondary wait for the primary's`);
   }
 
-  /** A frame that a past checkpoint covers. It only has to be sent, but it says how far its connection had come. */
+  /**
+   * A frame that a past checkpoint covers. It only has to be sent, but it says how far its connection had
+   * come.
+   */
   #addLate(slot: number, flow: number): void {
     const state = this.#state;
     const frame = this.#frame;

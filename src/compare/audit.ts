@@ -1,6 +1,6 @@
 /**
- * The comparer's tables and lists, looked through for contradictions. For tests: it allocates, and takes time for each
- * frame and flow.
+ * The comparer's tables and lists, looked through for contradictions. For tests: it allocates, and takes time
+ * for each frame and flow.
  */
 import type { EarlyRecords } from "./early_records.ts";
 import { KEY_WORDS } from "./flow_key.ts";

@@ -2,9 +2,9 @@
  * Decides which frames of the primary VM may leave (docs/architecture.md).
  *
  * Every record that is added is given back exactly once: a primary one by sink.release(), a secondary one by
- * sink.finish(). A TCP frame may be sent in parts before, or otherwise than the primary sent it (FrameChange). Frames
- * of one flow are released in order of arrival. sink.release() and sink.finish() may be called for a record before
- * the add*() call that brought it returns.
+ * sink.finish(). A TCP frame may be sent in parts before, or otherwise than the primary sent it
+ * (FrameChange). Frames of one flow are released in order of arrival. sink.release() and sink.finish() may be
+ * called for a record before the add*() call that brought it returns.
  *
  *     comparer.addPrimary(slot, ring.offset(slot));        for each record of the primary's ring
  *     comparer.addSecondary(slot, ring.offset(slot));      for each record of the secondary's ring
@@ -120,8 +120,9 @@ export class Comparer {
   }
 
   /**
-   * The next record of both rings, if they are the same segment of a connection and nothing else of it waits: does what
-   * addSecondary() and then addPrimary() would do, in a fraction of the time. False if not; nothing has happened then.
+   * The next record of both rings, if they are the same segment of a connection and nothing else of it waits:
+   * does what addSecondary() and then addPrimary() would do, in a fraction of the time. False if not; nothing
+   * has happened then.
    */
   addPair(
     primarySlot: number,
@@ -135,9 +136,9 @@ export class Comparer {
 
   /**
    * A checkpoint is about to be asked for: from now on primary frames newer than `horizonNs` are held without
-   * being compared, until checkpoint(). Older ones are compared as before. Timeouts are not reported meanwhile.
-   * May be called again with a later time (that of the STOP event) or, if no checkpoint came of it, for the next
-   * one: the frames in between are then compared.
+   * being compared, until checkpoint(). Older ones are compared as before. Timeouts are not reported
+   * meanwhile. May be called again with a later time (that of the STOP event) or, if no checkpoint came of
+   * it, for the next one: the frames in between are then compared.
    */
   beginCheckpoint(horizonNs: number): void {
     this.#checkpoints.begin(horizonNs);

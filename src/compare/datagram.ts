@@ -7,19 +7,22 @@ const UDP_HEADER_BYTES = 8;
 
 /**
  * Flows whose frames are compared one by one: UDP, ICMP, other IP protocols, frames that are not IP, and
- * frames that could not be understood. The n-th of the primary must equal the n-th of the secondary; whichever
- * comes first waits.
+ * frames that could not be understood. The n-th of the primary must equal the n-th of the secondary;
+ * whichever comes first waits.
  *
- * A datagram is one item of the pool, or several (SEGMENT_PIECE) when it came in fragments; FragmentFlows puts
- * those in the lists once the datagram is complete. The two sides need not have cut it at the same places.
+ * A datagram is one item of the pool, or several (SEGMENT_PIECE) when it came in fragments; FragmentFlows
+ * puts those in the lists once the datagram is complete. The two sides need not have cut it at the same
+ * places.
  */
 export class DatagramFlows {
-  // Where the comparison of two datagrams has come to: the piece on each side and the place of its first byte.
+  // Where the comparison of two datagrams has come to: the piece on each side and the place of its first
+  // byte.
   #primaryPiece = -1;
   #primaryPieceAt = 0;
   #secondaryPiece = -1;
   #secondaryPieceAt = 0;
-  // Where it found a difference: the place in the datagram, in the record memories, and the bytes compared there.
+  // Where it found a difference: the place in the datagram, in the record memories, and the bytes compared
+  // there.
   #differsAt = 0;
   #primaryAt = 0;
   #secondaryAt = 0;
@@ -50,7 +53,10 @@ export class DatagramFlows {
     }
   }
 
-  /** After a checkpoint: marks the fragments that are left of datagrams that it cut through. True if there are any. */
+  /**
+   * After a checkpoint: marks the fragments that are left of datagrams that it cut through. True if there are
+   * any.
+   */
   restart(flow: number): boolean {
     const { queue, primary } = this.#state;
     let broken = false;
@@ -148,7 +154,8 @@ export class DatagramFlows {
     }
     if ((state.flows.flags[flow] & FLOW_IGNORED_SET_KNOWN) !== 0 && state.rules !== undefined) {
       const ranges = state.rules.ignoredBytes(state.flows.ignoredSet[flow]);
-      // A datagram whose header could not be left out begins with it. Offloaded ones stand one behind the other.
+      // A datagram whose header could not be left out begins with it. Offloaded ones stand one behind the
+      // other.
       const payload = skipBytes !== 0 ? UDP_HEADER_BYTES : 0;
       const size = p.meta[first] > 0 ? p.meta[first] : bytes;
       for (let datagram = payload; datagram < bytes; datagram += size) {
@@ -229,7 +236,8 @@ export class DatagramFlows {
     } else if (prefixSame) {
       const primaryMeta = p.meta[firstOf(p, primary)];
       const secondaryMeta = s.meta[firstOf(s, secondary)];
-      const detail = `the primary sent another fragment or segmentation (${primaryMeta}) than the secondary (${secondaryMeta})`;
+      const sent = `the primary sent another fragment or segmentation (${primaryMeta})`;
+      const detail = `${sent} than the secondary (${secondaryMeta})`;
       state.diverge(flow, unparsed ? "unparsed" : "length", detail, undefined, {
         primary: place.primary,
         secondary: place.secondary,

@@ -86,9 +86,10 @@ export class Deadlines {
   }
 
   /**
-   * When the VMs count as waiting for each other. One that is late has sent nothing that the other has not; when each has
-   * sent in some flow what the other has not, they have taken their input in another order. Behind a lock (of a row in
-   * PostgreSQL, say) neither then comes to send the missing, because its client waits for what is held: only a checkpoint helps.
+   * When the VMs count as waiting for each other. One that is late has sent nothing that the other has not;
+   * when each has sent in some flow what the other has not, they have taken their input in another order.
+   * Behind a lock (of a row in PostgreSQL, say) neither then comes to send the missing, because its client
+   * waits for what is held: only a checkpoint helps.
    */
   #crossedNs(): number {
     const { primary, primaryAge, secondary, secondaryAge } = this.#state;
@@ -108,7 +109,9 @@ export class Deadlines {
     const flow = state.primary.flow[item];
     if (!this.#mayReport(flow, nowNs)) return;
     const waitedNs = nowNs - state.primary.timeNs[item];
-    let detail = `a frame of the primary has had no counterpart for ${Math.round(waitedNs / 1e6)} ms, and a frame of the secondary has none in another flow: the VMs wait for each other`;
+    let detail =
+      `a frame of the primary has had no counterpart for ${Math.round(waitedNs / 1e6)} ms, and a frame of ` +
+      "the secondary has none in another flow: the VMs wait for each other";
     if ((state.flows.flags[flow] & FLOW_TCP) !== 0) detail += `; ${this.#tcp.describeWait(flow)}`;
     state.report("missing_on_secondary", flow, waitedNs, detail, undefined, { primary: item, secondary: -1 });
   }

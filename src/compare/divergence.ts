@@ -27,7 +27,8 @@ import type { FlowTable } from "./flow_table.ts";
  * - missing_on_secondary, missing_on_primary: the counterpart did not come in time
  * - unparsed: frames that cannot be understood differ
  * - overflow: a limit of the comparer was passed
- * - boundary: frames newer than the checkpoint had been compared with output of the secondary that the checkpoint undid
+ * - boundary: frames newer than the checkpoint had been compared with output of the secondary that the
+ *   checkpoint undid
  */
 export type DivergenceClass =
   | "payload"
@@ -41,7 +42,9 @@ export type DivergenceClass =
 
 /** Which flow it is: for people, and in parts. */
 export interface FlowFacts {
-  /** For people: "tcp 198.18.0.2:80 > 198.18.0.9:40000"; "all flows" when it is about no flow in particular. */
+  /**
+   * For people: "tcp 198.18.0.2:80 > 198.18.0.9:40000"; "all flows" when it is about no flow in particular.
+   */
   flow: string;
   /** tcp, udp, icmp, icmpv6, sctp, udplite, another IP protocol's number, "ethertype 0x88cc", or "any". */
   protocol: string;

@@ -1,6 +1,6 @@
 /**
- * The flow that a frame belongs to, made when its first frame is seen. The user's rules are applied to it there and
- * then: a frame of a known flow costs one look-up.
+ * The flow that a frame belongs to, made when its first frame is seen. The user's rules are applied to it
+ * there and then: a frame of a known flow costs one look-up.
  */
 
 import { KIND_TCP } from "./flow_key.ts";
@@ -11,8 +11,8 @@ import type { ParsedFrame } from "./parsed_frame.ts";
 import type { CompareState } from "./state.ts";
 
 /**
- * When the table is full: ids looked at for flows to forget. A flow without traffic for maxWaitNs may go: if it is
- * seen again it starts in mid-stream, which is safe.
+ * When the table is full: ids looked at for flows to forget. A flow without traffic for maxWaitNs may go: if
+ * it is seen again it starts in mid-stream, which is safe.
  */
 const EVICT_LOOKS = 4096;
 
@@ -33,7 +33,8 @@ export class FlowFinder {
     const { flows, rules, stats } = state;
     const known = flows.find(frame.key);
     if (known >= 0) return known;
-    // A frame in the overflow list may be of this very flow, and comes first: no new flows before it has left.
+    // A frame in the overflow list may be of this very flow, and comes first: no new flows before it has
+    // left.
     if (this.#overflow.withoutFlow > 0) return -1;
     const flags = frame.kind === KIND_TCP ? FLOW_TCP : 0;
     let flow = flows.add(frame.key, flags, state.nowNs);

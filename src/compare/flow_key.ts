@@ -16,8 +16,8 @@ export const KIND_BYPASS = 5;
 /**
  * Words of a flow key: 0 kind << 24 | fragment << 16 | IP version << 8 | protocol; 1 ports, or ICMP
  * type/code/identifier, or the EtherType; 2 VLAN tags (outer low, inner high half); 3-6 source; 7-10
- * destination (IP, or MAC in two words). A fragment's key has no ports; fragments that can only be compared as
- * they are have KEY_FRAGMENT_AS_IS too (see fragments.ts).
+ * destination (IP, or MAC in two words). A fragment's key has no ports; fragments that can only be compared
+ * as they are have KEY_FRAGMENT_AS_IS too (see fragments.ts).
  */
 export const KEY_WORDS = 11;
 export const KEY_KIND = 0;

@@ -117,7 +117,9 @@ export class FlowTable {
   readonly releasedAck: Int32Array;
   /** Shift count of the guest's windows (RFC 7323, 2), the same for both guests. */
   readonly windowScale: Int32Array;
-  /** Highest right edge of a window, acknowledgement + window, that the secondary offers; that was released. */
+  /**
+   * Highest right edge of a window, acknowledgement + window, that the secondary offers; that was released.
+   */
   readonly secondaryEdge: Int32Array;
   readonly releasedEdge: Int32Array;
   /** Highest sequence number behind urgent data that the secondary has announced; that was released. */
@@ -134,7 +136,9 @@ export class FlowTable {
   readonly #keys: Int32Array;
   readonly #hashes: Int32Array;
   readonly #live: Int32Array;
-  /** IP version of a live flow of untagged TCP segments, else 0: what isPlainTcp() need not read the key for. */
+  /**
+   * IP version of a live flow of untagged TCP segments, else 0: what isPlainTcp() need not read the key for.
+   */
   readonly #plainTcp: Int32Array;
   readonly #freeIds: Int32Array;
   #freeCount = 0;
@@ -154,7 +158,8 @@ export class FlowTable {
     this.#buckets = new Int32Array(buckets).fill(-1);
     this.#mask = buckets - 1;
     this.#freeIds = new Int32Array(capacity);
-    // One line for all that the short way of TCP looks at (in_order.ts), and one for what says whose a frame is.
+    // One line for all that the short way of TCP looks at (in_order.ts), and one for what says whose a frame
+    // is.
     const rows = new Rows(capacity);
     this.flags = rows.int32();
     this.held = rows.int32();
@@ -208,7 +213,8 @@ export class FlowTable {
   }
 
   /**
-   * Whether a flow is that of an untagged TCP segment, whose addresses lie in front of its header at `transport`.
+   * Whether a flow is that of an untagged TCP segment, whose addresses lie in front of its header at
+   * `transport`.
    *
    * @param version of IP, without anything between its header and TCP's
    */

@@ -26,18 +26,19 @@ import type { TcpFlows } from "./tcp.ts";
  * IP fragments (RFC 791 section 3.2, RFC 8200 section 4.5): compared as the datagrams they make up, released
  * as they were sent.
  *
- * The problem: the two guests number their datagrams differently and may cut them differently, or one cuts and
- * the other does not. The insight: only the first fragment says which flow a datagram belongs to, so the others
- * have to wait with it, but once the datagram is complete it is one of that flow like any other, which happens
- * to lie in several places. So a fragment first goes to a waiting room, a flow by addresses and protocol. When
- * its datagram is complete, its fragments move to the flow that the first one names: to TCP each one as a
- * segment of its own, else as pieces of one datagram. There they take their place as if all of them had just
- * arrived.
+ * The problem: the two guests number their datagrams differently and may cut them differently, or one cuts
+ * and the other does not. The insight: only the first fragment says which flow a datagram belongs to, so the
+ * others have to wait with it, but once the datagram is complete it is one of that flow like any other, which
+ * happens to lie in several places. So a fragment first goes to a waiting room, a flow by addresses and
+ * protocol. When its datagram is complete, its fragments move to the flow that the first one names: to TCP
+ * each one as a segment of its own, else as pieces of one datagram. There they take their place as if all of
+ * them had just arrived.
  *
  * What cannot be put together goes to a flow of its own, where frames are compared in order as they are:
- * fragments without a first one before them (its beginning was covered by a checkpoint, or the guest sends the
- * last one first), those that overlap or repeat others, are empty, or end where no datagram can (teardrop; RFC
- * 5722 forbids them), and datagrams whose first fragment does not hold all of the headers (RFC 7112 forbids it).
+ * fragments without a first one before them (its beginning was covered by a checkpoint, or the guest sends
+ * the last one first), those that overlap or repeat others, are empty, or end where no datagram can
+ * (teardrop; RFC 5722 forbids them), and datagrams whose first fragment does not hold all of the headers (RFC
+ * 7112 forbids it).
  *
  * There is no state but the fragments in the list of the waiting room, and the identification of the last one
  * that was compared as it is. A datagram that never becomes complete runs into the timeout, and a checkpoint
@@ -110,8 +111,8 @@ export class FragmentFlows {
   }
 
   /**
-   * After a checkpoint: the secondary will send again what a broken datagram of this flow has left, and no more,
-   * so that it can be compared as it is.
+   * After a checkpoint: the secondary will send again what a broken datagram of this flow has left, and no
+   * more, so that it can be compared as it is.
    */
   salvage(flow: number): void {
     const state = this.#state;
@@ -306,8 +307,8 @@ export class FragmentFlows {
   }
 
   /**
-   * Leaves in `datagram` what the fragments of this identification are: the datagram that they make up, or else
-   * frames to be compared as they are. Returns their number.
+   * Leaves in `datagram` what the fragments of this identification are: the datagram that they make up, or
+   * else frames to be compared as they are. Returns their number.
    */
   #understand(
     pool: SegmentPool,
@@ -421,7 +422,9 @@ function isSound(pool: SegmentPool, item: number): boolean {
   return isLast(pool, item) || bytes % 8 === 0;
 }
 
-/** Adds an item to the datagram whose first item in the list is `head` (-1: it is the first). Returns that. */
+/**
+ * Adds an item to the datagram whose first item in the list is `head` (-1: it is the first). Returns that.
+ */
 function link(pool: SegmentPool, head: number, item: number): number {
   const { nextPiece, firstPiece, pieces, sequence } = pool;
   if (head < 0) {

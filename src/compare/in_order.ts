@@ -25,8 +25,8 @@ import type { CompareState } from "./state.ts";
 const KNOWN_FLOWS_BITS = 16;
 
 /**
- * What a flow must have for the short way, and what it must not. A floor (TcpStream) is no obstacle: what begins at
- * `verified` does not lie below it.
+ * What a flow must have for the short way, and what it must not. A floor (TcpStream) is no obstacle: what
+ * begins at `verified` does not lie below it.
  */
 const NEEDED = FLOW_TCP | FLOW_VERIFIED_KNOWN | FLOW_SECONDARY_ACK_KNOWN;
 const UNUSUAL =
@@ -42,10 +42,10 @@ const EDGES = FLOW_SECONDARY_EDGE_KNOWN | FLOW_RELEASED_EDGE_KNOWN;
 const SPECIAL_SEGMENT = SEGMENT_SYN | SEGMENT_FIN | SEGMENT_RST | SEGMENT_URG;
 
 /**
- * The short way of the usual case: TCP segments of an established connection, the secondary's there already when the
- * primary's comes, everything in order. It does at once what TcpFlows and TcpStream do step by step, with the same
- * result: a primary segment that can be released on the spot never enters pool and lists. Whatever is not just so is left
- * alone (`false`), and goes the long way as if this file were not there.
+ * The short way of the usual case: TCP segments of an established connection, the secondary's there already
+ * when the primary's comes, everything in order. It does at once what TcpFlows and TcpStream do step by step,
+ * with the same result: a primary segment that can be released on the spot never enters pool and lists.
+ * Whatever is not just so is left alone (`false`), and goes the long way as if this file were not there.
  */
 export class InOrderTcp {
   readonly #knownFlows = new Int32Array(2 ** KNOWN_FLOWS_BITS).fill(-1);
@@ -65,8 +65,9 @@ export class InOrderTcp {
   }
 
   /**
-   * Takes a segment of the secondary and then the same one of the primary, if nothing else of their flow waits: what
-   * addSecondary() and then addPrimary() would do, without an entry in the pool. Nothing has happened if it is not so.
+   * Takes a segment of the secondary and then the same one of the primary, if nothing else of their flow
+   * waits: what addSecondary() and then addPrimary() would do, without an entry in the pool. Nothing has
+   * happened if it is not so.
    */
   addPair(
     primarySlot: number,
@@ -245,8 +246,9 @@ export class InOrderTcp {
   }
 
   /**
-   * Compares the frame's payload, [sequence, end) of the stream, with the secondary's segments at the head of its list,
-   * which are finished as far as they are below `end` then. Changes nothing unless they cover all of it and agree.
+   * Compares the frame's payload, [sequence, end) of the stream, with the secondary's segments at the head of
+   * its list, which are finished as far as they are below `end` then. Changes nothing unless they cover all
+   * of it and agree.
    */
   #compare(flow: number, sequence: number, end: number): boolean {
     const state = this.#state;

@@ -10,9 +10,9 @@ export interface RecordSource extends RecordMemory {
 }
 
 /**
- * In which order a comparer gets the records of two rings. While the next ones of both are the same segment, as they are
- * in two streams that run side by side, they go in as pairs. Otherwise the secondary's go first: a primary frame whose
- * counterpart is there already is released when it comes, and never waits in a list.
+ * In which order a comparer gets the records of two rings. While the next ones of both are the same segment,
+ * as they are in two streams that run side by side, they go in as pairs. Otherwise the secondary's go first:
+ * a primary frame whose counterpart is there already is released when it comes, and never waits in a list.
  */
 export class Intake {
   /** Records taken so far. */
@@ -29,7 +29,10 @@ export class Intake {
     this.#secondary = secondary;
   }
 
-  /** Takes records of both sides, of each up to `limit` and one more. Returns how many of both. Allocation free. */
+  /**
+   * Takes records of both sides, of each up to `limit` and one more. Returns how many of both. Allocation
+   * free.
+   */
   take(limit: number): number {
     const before = this.primaryFrames + this.secondaryFrames;
     const comparer = this.#comparer;

@@ -1,4 +1,6 @@
-/** What a comparer is made of and tied to: the record memories, the sink for its decisions, limits and times. */
+/**
+ * What a comparer is made of and tied to: the record memories, the sink for its decisions, limits and times.
+ */
 import type { Divergence } from "./divergence.ts";
 import type { FrameChange } from "./frame_change.ts";
 import type { Rules } from "./rules.ts";
@@ -20,7 +22,9 @@ export interface ComparerSink {
    * change (valid during the call), only as that says.
    */
   release(slot: number, change: FrameChange | null): void;
-  /** Some of the primary frame of this slot may be sent as `change` says; release() for the rest comes later. */
+  /**
+   * Some of the primary frame of this slot may be sent as `change` says; release() for the rest comes later.
+   */
   part?(slot: number, change: FrameChange): void;
   /** The secondary record of this slot is not needed any more. */
   finish(slot: number): void;
@@ -53,13 +57,13 @@ export interface ComparerOptions {
   /** A frame that has waited longer for its counterpart is a divergence. Default 200e6. */
   maxWaitNs?: number;
   /**
-   * A TCP segment that has waited longer is sent as far as both sides agree on it, if the sink takes parts. Default
-   * Infinity: never.
+   * A TCP segment that has waited longer is sent as far as both sides agree on it, if the sink takes parts.
+   * Default Infinity: never.
    */
   partAfterNs?: number;
   /**
-   * When the primary has waited longer in one flow and the secondary in another, the VMs wait for each other: a
-   * divergence, before maxWaitNs is over. Default Infinity: never.
+   * When the primary has waited longer in one flow and the secondary in another, the VMs wait for each other:
+   * a divergence, before maxWaitNs is over. Default Infinity: never.
    */
   crossedAfterNs?: number;
   /** Epoch of the secondary's records that are compared until the first checkpoint. Default 0. */

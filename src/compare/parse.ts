@@ -50,8 +50,8 @@ const EXTENSION_HEADERS_MAX = 8;
  * Parses the record at byte `offset` of `bytes`. Never throws and never reads past the frame.
  *
  * With `datagramBytes`, for the first fragment of a datagram whose fragmented part (what follows the IPv4
- * header, or the IPv6 fragment header) has so many bytes in all: the result is that of the whole datagram, and
- * `data` is where it begins in this fragment. KIND_UNPARSED when this fragment does not hold all headers.
+ * header, or the IPv6 fragment header) has so many bytes in all: the result is that of the whole datagram,
+ * and `data` is where it begins in this fragment. KIND_UNPARSED when this fragment does not hold all headers.
  */
 export function parseRecord(
   bytes: Uint8Array,
@@ -208,7 +208,8 @@ function parseIpv6(
   // A jumbogram (RFC 2675) says 0 here and the truth in a hop-by-hop option.
   if (payloadBytes === 0 && next === PROTOCOL_HOP_BY_HOP) return false;
   let header = at + 40;
-  // Bytes of the datagram that begin at `header`; known to be more than this fragment holds behind its header.
+  // Bytes of the datagram that begin at `header`; known to be more than this fragment holds behind its
+  // header.
   let rest = 0;
   for (let headers = 0; headers <= EXTENSION_HEADERS_MAX; headers++) {
     if (next === PROTOCOL_IPV6_FRAGMENT) {

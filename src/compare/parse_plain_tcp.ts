@@ -1,6 +1,6 @@
 /**
- * The parser for the usual frame. It reads a few words at fixed places, which is several times as fast as the full
- * parser (parse.ts), and leaves every other frame to that.
+ * The parser for the usual frame. It reads a few words at fixed places, which is several times as fast as the
+ * full parser (parse.ts), and leaves every other frame to that.
  *
  * Sources: RFC 791, RFC 8200, RFC 9293.
  */
@@ -19,9 +19,9 @@ import {
 import { type ParsedFrame, recordTimeNs } from "./parsed_frame.ts";
 
 /**
- * parseRecord() for the usual frame, without the flow's key: TCP with ACK and neither SYN, FIN, RST nor URG, whole,
- * untagged, over IPv4 without options or IPv6 without extension headers. Returns false for every other one, and for
- * whatever is not as it should be; then nothing of `frame` counts.
+ * parseRecord() for the usual frame, without the flow's key: TCP with ACK and neither SYN, FIN, RST nor URG,
+ * whole, untagged, over IPv4 without options or IPv6 without extension headers. Returns false for every other
+ * one, and for whatever is not as it should be; then nothing of `frame` counts.
  */
 export function parsePlainTcp(view: DataView, offset: number, frame: ParsedFrame): boolean {
   const start = offset + RECORD_HEADER_BYTES;

@@ -1,8 +1,8 @@
 /**
  * The transport header of a frame: ports, the numbers of TCP, and where what is compared begins.
  *
- * Sources: RFC 9293, RFC 7323, RFC 2018 (TCP), RFC 768, RFC 3828 (UDP-Lite), RFC 792, RFC 4443, RFC 9260 (SCTP);
- * include/uapi/linux/virtio_net.h.
+ * Sources: RFC 9293, RFC 7323, RFC 2018 (TCP), RFC 768, RFC 3828 (UDP-Lite), RFC 792, RFC 4443, RFC 9260
+ * (SCTP); include/uapi/linux/virtio_net.h.
  */
 import { RECORD, VNET } from "../ffi/layout.ts";
 import {
@@ -33,7 +33,10 @@ import { i32be, type ParsedFrame, u16be } from "./parsed_frame.ts";
 const GSO_ECN = 0x80;
 const GSO_UDP_L4 = 5;
 
-/** Bytes can be read up to `end`; the transport header and what follows it have `total` bytes, at least as many. */
+/**
+ * Bytes can be read up to `end`; the transport header and what follows it have `total` bytes, at least as
+ * many.
+ */
 export function parseTransport(
   bytes: Uint8Array,
   record: number,

@@ -1,6 +1,6 @@
 /**
- * What the comparer needs of a frame, and how it is read from a record of the packet rings (struct colo_record of
- * bpf/colo.h, then the frame).
+ * What the comparer needs of a frame, and how it is read from a record of the packet rings (struct
+ * colo_record of bpf/colo.h, then the frame).
  */
 import { RECORD } from "../ffi/layout.ts";
 import { KEY_WORDS } from "./flow_key.ts";
@@ -37,7 +37,9 @@ export class ParsedFrame {
   acknowledgement = 0;
   /** TCP with the URG flag: sequence number behind the urgent data. */
   urgent = 0;
-  /** TCP: the window field as it stands there; -1 when the segment is in fragments, and for everything else. */
+  /**
+   * TCP: the window field as it stands there; -1 when the segment is in fragments, and for everything else.
+   */
   window = -1;
   /** TCP: byte offset of the TCP header in the record memory. */
   transport = 0;

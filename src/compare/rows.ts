@@ -1,11 +1,11 @@
 /**
- * Tables whose columns are ordinary typed arrays and whose rows nevertheless lie together: all columns look into one
- * buffer, each from a word further on, and an id is the place of its row, a multiple of ID_STEP. So `sequence[id]`
- * and `end[id]` are neighbours in one cache line.
+ * Tables whose columns are ordinary typed arrays and whose rows nevertheless lie together: all columns look
+ * into one buffer, each from a word further on, and an id is the place of its row, a multiple of ID_STEP. So
+ * `sequence[id]` and `end[id]` are neighbours in one cache line.
  *
- * With a column each in a memory of its own, what is asked of one flow would take twenty cache lines instead of two. And all
- * of these would begin at a page boundary, so that the elements of one id fell into the same set of the first-level
- * cache, which has room for twelve lines at most: they would push each other out.
+ * With a column each in a memory of its own, what is asked of one flow would take twenty cache lines instead
+ * of two. And all of these would begin at a page boundary, so that the elements of one id fell into the same
+ * set of the first-level cache, which has room for twelve lines at most: they would push each other out.
  */
 
 /** Ids of such a table are multiples of it: words of 4 bytes in a row, which is one cache line. */

@@ -53,7 +53,10 @@ const PROTOCOLS: Record<string, number> = {
   any: -1,
 };
 
-/** Words of a compiled line: protocol (-1 any), IP version (0 any), address, mask, first and last port (-1 any). */
+/**
+ * Words of a compiled line: protocol (-1 any), IP version (0 any), address, mask, first and last port (-1
+ * any).
+ */
 const RULE_PROTOCOL = 0;
 const RULE_VERSION = 1;
 const RULE_ADDRESS = 2;

@@ -3,8 +3,9 @@ import { PROTOCOL_TCP } from "../packet/protocol_numbers.ts";
 import type { RecordMemory } from "./options.ts";
 
 /*
- * Words of a frame in the byte order of the machine (little-endian, as parse.ts says): the first byte on the wire is the
- * lowest. The records begin at multiples of 8 bytes (kernel/bpf/ringbuf.c), and so do the frames behind their headers.
+ * Words of a frame in the byte order of the machine (little-endian, as parse.ts says): the first byte on the
+ * wire is the lowest. The records begin at multiples of 8 bytes (kernel/bpf/ringbuf.c), and so do the frames
+ * behind their headers.
  */
 const TYPE_AND_VERSION = 12 / 4;
 /** EtherType 0x0800, version 4, header of 20 bytes; the class of service is the fourth byte. */
@@ -23,7 +24,10 @@ const IPV6_LENGTH = 16 / 4; // the flow label first
 const IPV6_NEXT_HEADER = 20 / 4; // hop limit, and the addresses from its third byte on
 const IPV4_TRANSPORT = 34;
 const IPV6_TRANSPORT = 54;
-/** Of a TCP header that begins in the middle of word 0: words 3 and 4 hold acknowledgement, length, flags, window. */
+/**
+ * Of a TCP header that begins in the middle of word 0: words 3 and 4 hold acknowledgement, length, flags,
+ * window.
+ */
 const TCP_OFFSET_AND_FLAGS = 3;
 const PLAIN_MASK = 0x37000000; // URG, ACK, RST, SYN, FIN
 const PLAIN = 0x10000000; // ACK
@@ -31,12 +35,13 @@ const SAME_MASK = PLAIN_MASK | 0x00f00000; // and the length of the header
 const TCP_BYTES_MIN = 20;
 
 /**
- * Whether the records of the primary and the secondary that come next hold the same TCP segment: of one connection, with
- * the same sequence number and length, without a tag, options or extension headers of IP, and with no flag but ACK, PSH
- * and those of ECN. Looks at both headers at once, a word at a time, which is several times as fast as parsing each.
+ * Whether the records of the primary and the secondary that come next hold the same TCP segment: of one
+ * connection, with the same sequence number and length, without a tag, options or extension headers of IP,
+ * and with no flag but ACK, PSH and those of ECN. Looks at both headers at once, a word at a time, which is
+ * several times as fast as parsing each.
  *
- * Acknowledgement, window, checksums, identification, flow label, PSH and TCP's options may differ. So may class of
- * service and lifetime, as far as the comparer is concerned, but where they do the answer is "no".
+ * Acknowledgement, window, checksums, identification, flow label, PSH and TCP's options may differ. So may
+ * class of service and lifetime, as far as the comparer is concerned, but where they do the answer is "no".
  */
 export class SameSegment {
   /** Of IP. */
@@ -97,7 +102,8 @@ export class SameSegment {
       end = transport + swapped(length);
     } else return false;
 
-    // The end of the addresses, the ports, the sequence number; the length of the header, and what makes it a plain one.
+    // The end of the addresses, the ports, the sequence number; the length of the header, and what makes it a
+    // plain one.
     const pt = p + (transport >>> 2);
     const st = s + (transport >>> 2);
     if (end > frameBytes || transport + TCP_BYTES_MIN > end) return false;

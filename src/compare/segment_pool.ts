@@ -1,6 +1,6 @@
 /**
- * The frames that wait, a row each (rows.ts), with a free list, sized once. A "segment" here is any held frame: a TCP
- * segment, a datagram, or a frame compared as a whole.
+ * The frames that wait, a row each (rows.ts), with a free list, sized once. A "segment" here is any held
+ * frame: a TCP segment, a datagram, or a frame compared as a whole.
  */
 
 import { ID_STEP, Rows } from "./rows.ts";
@@ -62,7 +62,8 @@ export class SegmentPool {
   readonly urgent: Int32Array;
   /** Fragments of an incomplete datagram: which one. */
   readonly identification: Int32Array;
-  // Only of pieces. A datagram is what the pieces from firstPiece on hold, in this order, one behind the other.
+  // Only of pieces. A datagram is what the pieces from firstPiece on hold, in this order, one behind the
+  // other.
   /** Of the first piece in the flow's list: how many there are, and which is the first by place. */
   readonly pieces: Int32Array;
   readonly firstPiece: Int32Array;

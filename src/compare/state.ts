@@ -55,7 +55,10 @@ export class CompareState {
   /** First frame of the age list whose time has not run out yet, -1 if there is none. */
   primaryUnexpired = -1;
   secondaryUnexpired = -1;
-  /** First primary frame of the age list that has not waited long enough to be sent in parts, -1 if there is none. */
+  /**
+   * First primary frame of the age list that has not waited long enough to be sent in parts, -1 if there is
+   * none.
+   */
   primaryPatient = -1;
 
   readonly stats = new ComparerStats();
@@ -142,8 +145,8 @@ export class CompareState {
   }
 
   /**
-   * Takes a primary frame out of its flow's queue and hands it, or what is left of it, to the sink; the caller
-   * counts why.
+   * Takes a primary frame out of its flow's queue and hands it, or what is left of it, to the sink; the
+   * caller counts why.
    */
   release(item: number, change: FrameChange | null = this.#restOf(item)): void {
     const slot = this.primary.slot[item];
@@ -245,7 +248,8 @@ export class CompareState {
   /** The two bytes at these places, in hexadecimal. For reports only. */
   bytePair(primaryAt: number, secondaryAt: number): string {
     const hex = (byte: number) => `0x${byte.toString(16).padStart(2, "0")}`;
-    return `${hex(this.primaryBytes[primaryAt])} on the primary, ${hex(this.secondaryBytes[secondaryAt])} on the secondary`;
+    const [own, theirs] = [this.primaryBytes[primaryAt], this.secondaryBytes[secondaryAt]].map(hex);
+    return `${own} on the primary, ${theirs} on the secondary`;
   }
 
   /**

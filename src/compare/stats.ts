@@ -1,8 +1,8 @@
 /** What a comparer counts. */
 
 /**
- * Frames since the start, but for the two that say "now". At all times primaryAdded = releasedFrames + heldFrames
- * and secondaryAdded = finishedFrames + pendingFrames.
+ * Frames since the start, but for the two that say "now". At all times primaryAdded = releasedFrames +
+ * heldFrames and secondaryAdded = finishedFrames + pendingFrames.
  */
 export class ComparerStats {
   primaryAdded = 0;

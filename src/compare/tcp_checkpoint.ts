@@ -1,9 +1,9 @@
 /**
  * What a checkpoint makes of a TCP flow, and what has to be noted for it as segments leave.
  *
- * After a checkpoint both stacks are equal. What the primary had sent before it is covered, so the common state is
- * the highest end, acknowledgement, window edge and urgent data that was released. These are kept in the `released*`
- * columns all along and become the secondary's at restart().
+ * After a checkpoint both stacks are equal. What the primary had sent before it is covered, so the common
+ * state is the highest end, acknowledgement, window edge and urgent data that was released. These are kept in
+ * the `released*` columns all along and become the secondary's at restart().
  */
 import {
   FLOW_AWAIT_SYN,

@@ -2,8 +2,8 @@
  * The life of a TCP connection on its flow: opened by a SYN, followed by another on the same ports.
  *
  * The primary's segments of a later connection wait in the flow's queue behind those of the current one, the
- * secondary's in secondaryQueue. Each SYN of the primary that opens another connection is counted in `openings`
- * until its connection becomes the current one.
+ * secondary's in secondaryQueue. Each SYN of the primary that opens another connection is counted in
+ * `openings` until its connection becomes the current one.
  */
 import {
   FLOW_AWAIT_SYN,
@@ -41,11 +41,14 @@ const SAME_OPENING_BYTES = 65_536;
 /** RFC 7323, 2.3: a larger shift count is taken for this one. */
 const WINDOW_SCALE_MAX = 14;
 
-/** What became of a secondary's segment: kept or used, given back unused, or refused since the pool is exhausted. */
+/**
+ * What became of a secondary's segment: kept or used, given back unused, or refused since the pool is
+ * exhausted.
+ */
 export const ARRIVAL_TAKEN = 0;
-export const ARRIVAL_DISCARDED = 1;
+const ARRIVAL_DISCARDED = 1;
 export const ARRIVAL_REFUSED = 2;
-export type Arrival = typeof ARRIVAL_TAKEN | typeof ARRIVAL_DISCARDED | typeof ARRIVAL_REFUSED;
+type Arrival = typeof ARRIVAL_TAKEN | typeof ARRIVAL_DISCARDED | typeof ARRIVAL_REFUSED;
 
 export class TcpConnections {
   readonly #state: CompareState;

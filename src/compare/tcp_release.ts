@@ -1,6 +1,6 @@
 /**
- * Which held TCP segments leave: those at the head of their flow's queue that are verified and acknowledged, whole or
- * in part (tcp_terms.ts), and repetitions that have waited long.
+ * Which held TCP segments leave: those at the head of their flow's queue that are verified and acknowledged,
+ * whole or in part (tcp_terms.ts), and repetitions that have waited long.
  */
 import { FLOW_SECONDARY_ACK_KNOWN } from "./flow_table.ts";
 import {

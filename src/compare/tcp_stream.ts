@@ -177,13 +177,9 @@ export class TcpStream {
       if (primaryAt >= 0 || secondaryAt >= 0)
         return this.#differentFlags(flow, verified, "SYN", primaryAt < 0, { primary: p, secondary: s });
       if (primary.meta[p] !== secondary.meta[s]) {
-        state.diverge(
-          flow,
-          "flags",
-          `the SYNs offer different options: ${describeOptions(primary.meta[p])} on the primary, ${describeOptions(secondary.meta[s])} on the secondary`,
-          undefined,
-          { primary: p, secondary: s },
-        );
+        const [own, theirs] = [primary.meta[p], secondary.meta[s]].map(describeOptions);
+        const detail = `the SYNs offer different options: ${own} on the primary, ${theirs} on the secondary`;
+        state.diverge(flow, "flags", detail, undefined, { primary: p, secondary: s });
         return false;
       }
       flows.verified[flow] = (verified + 1) | 0;
@@ -213,8 +209,8 @@ export class TcpStream {
   }
 
   /**
-   * Whether the `n` bytes from `from` on, which both segments hold, end urgent data on both sides or on none. A
-   * segment that holds the end of urgent data announces that, or a later end (see TcpUrgent).
+   * Whether the `n` bytes from `from` on, which both segments hold, end urgent data on both sides or on none.
+   * A segment that holds the end of urgent data announces that, or a later end (see TcpUrgent).
    */
   #sameUrgentData(flow: number, p: number, s: number, from: number, n: number): boolean {
     const { primary, secondary } = this.#state;

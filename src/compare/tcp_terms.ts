@@ -20,23 +20,28 @@ import type { SentSegment } from "./sent_segment.ts";
 import type { CompareState } from "./state.ts";
 import type { TcpStream } from "./tcp_stream.ts";
 
-/** A window that lets the client send less than this (two full segments) may make it wait (RFC 9293, 3.8.6.2.1). */
+/**
+ * A window that lets the client send less than this (two full segments) may make it wait (RFC 9293,
+ * 3.8.6.2.1).
+ */
 const OPEN_WINDOW_BYTES = 2920;
 
 /**
- * On what terms a segment of the primary is released: what of it both VMs stand behind, when that is not all of it.
+ * On what terms a segment of the primary is released: what of it both VMs stand behind, when that is not all
+ * of it.
  *
- * The window. The client follows the primary's. What lies beyond the secondary's own it drops, silently, and the
- * primary's acknowledgement would wait for it for ever. So no right edge (acknowledgement + window) is released that
- * lies beyond the highest one of the secondary, but none either that takes back what was released before (RFC 9293,
- * 3.8.6). When that leaves the client next to nothing, the segment is sent and held all the same: its acknowledgement
- * goes out again when the secondary's window opens. Without the SYN's window scale nothing is clamped.
+ * The window. The client follows the primary's. What lies beyond the secondary's own it drops, silently, and
+ * the primary's acknowledgement would wait for it for ever. So no right edge (acknowledgement + window) is
+ * released that lies beyond the highest one of the secondary, but none either that takes back what was
+ * released before (RFC 9293, 3.8.6). When that leaves the client next to nothing, the segment is sent and
+ * held all the same: its acknowledgement goes out again when the secondary's window opens. Without the SYN's
+ * window scale nothing is clamped.
  *
- * Parts. Two kernels cut the stream differently and lose different frames, so a segment can be half verified, or its
- * acknowledgement be ahead of the secondary's, with the rest not coming by itself: the secondary waits for an
- * acknowledgement of what it has sent (its congestion window is full, or Nagle's algorithm holds the rest back), and
- * the client for one of what it has sent. So what has waited for `partAfterNs` is sent as far as it is common: the
- * verified bytes, with the lower of the two acknowledgements. The rest stays held.
+ * Parts. Two kernels cut the stream differently and lose different frames, so a segment can be half verified,
+ * or its acknowledgement be ahead of the secondary's, with the rest not coming by itself: the secondary waits
+ * for an acknowledgement of what it has sent (its congestion window is full, or Nagle's algorithm holds the
+ * rest back), and the client for one of what it has sent. So what has waited for `partAfterNs` is sent as far
+ * as it is common: the verified bytes, with the lower of the two acknowledgements. The rest stays held.
  */
 export class TcpTerms {
   readonly #state: CompareState;
@@ -88,8 +93,8 @@ export class TcpTerms {
   }
 
   /**
-   * Leaves in state.change what is to be sent of a segment that is complete. Returns false if that has to be sent
-   * as a part, because the client will need the rest, the window, later.
+   * Leaves in state.change what is to be sent of a segment that is complete. Returns false if that has to be
+   * sent as a part, because the client will need the rest, the window, later.
    */
   prepare(flow: number, item: number): boolean {
     const { primary, queue, change } = this.#state;
@@ -130,8 +135,8 @@ export class TcpTerms {
   }
 
   /**
-   * Leaves in state.change what can be said of the first held segment of a flow although the segment has to wait.
-   * Returns false if it is too early for that, or nothing can.
+   * Leaves in state.change what can be said of the first held segment of a flow although the segment has to
+   * wait. Returns false if it is too early for that, or nothing can.
    */
   preparePart(flow: number, item: number): boolean {
     const state = this.#state;

@@ -7,13 +7,13 @@ import type { CompareState } from "./state.ts";
 const FORGET_BYTES = 2 ** 30;
 
 /**
- * TCP urgent data: where it ends, as a place in the stream (sequence number + urgent pointer; RFC 9293 section
- * 3.8.5, RFC 6093), is part of what the client sees.
+ * TCP urgent data: where it ends, as a place in the stream (sequence number + urgent pointer; RFC 9293
+ * section 3.8.5, RFC 6093), is part of what the client sees.
  *
  * A sender announces that place from the moment the application sends urgent data, so also on segments before
- * the urgent byte, and a later place takes the place of an earlier one. So a primary segment that announces one
- * waits until the secondary has announced as much; TcpStream checks that the byte in front of it is urgent on
- * both sides or on none.
+ * the urgent byte, and a later place takes the place of an earlier one. So a primary segment that announces
+ * one waits until the secondary has announced as much; TcpStream checks that the byte in front of it is
+ * urgent on both sides or on none.
  */
 export class TcpUrgent {
   readonly #state: CompareState;

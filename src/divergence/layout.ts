@@ -23,7 +23,9 @@ import {
   PROTOCOL_UDP,
 } from "../packet/protocol_numbers.ts";
 
-/** Of stacked tags before IEEE 802.1ad. The comparer does not know it: such a frame is compared as a whole. */
+/**
+ * Of stacked tags before IEEE 802.1ad. The comparer does not know it: such a frame is compared as a whole.
+ */
 const ETHERTYPE_VLAN_OLD = 0x9100;
 const VLAN_TYPES: ReadonlySet<number> = new Set([ETHERTYPE_VLAN, ETHERTYPE_VLAN_SERVICE, ETHERTYPE_VLAN_OLD]);
 const VLAN_TAGS_MAX = 2;

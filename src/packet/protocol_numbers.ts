@@ -1,8 +1,8 @@
 /**
  * Numbers of the protocols in a frame.
  *
- * Sources: include/uapi/linux/if_ether.h, IEEE 802.3 and 802.1Q, IANA's registers of protocol numbers and of ICMP
- * and ICMPv6 types, RFC 791 (IPv4), RFC 9293 (TCP).
+ * Sources: include/uapi/linux/if_ether.h, IEEE 802.3 and 802.1Q, IANA's registers of protocol numbers and of
+ * ICMP and ICMPv6 types, RFC 791 (IPv4), RFC 9293 (TCP).
  */
 
 export const ETHERNET_HEADER_BYTES = 14;

@@ -1,4 +1,7 @@
-/** `bench --against`: ratios and their direction, the order of the runs, and an older commit checked out and run. */
+/**
+ * `bench --against`: ratios and their direction, the order of the runs, and an older commit checked out and
+ * run.
+ */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -236,7 +239,7 @@ echo '${JSON.stringify([result(7)])}'`,
     await expect(run).rejects.toThrow("interrupted");
   });
 
-  test("a name that is no commit, a shallow clone, a folder without git and changes are told apart", async () => {
+  test("no such commit, a shallow clone, a folder without git and changes are told apart", async () => {
     await expect(findCommit("5b23c78", repository)).rejects.toThrow("5b23c78 is not a commit of");
     await expect(findCommit("--all", repository)).rejects.toThrow("--all is not a commit of");
     const shallow = join(directory, "shallow");

@@ -1,4 +1,6 @@
-/** `bench checkpoint` in its quick form: every figure has its peer and makes sense. How fast is not tested. */
+/**
+ * `bench checkpoint` in its quick form: every figure has its peer and makes sense. How fast is not tested.
+ */
 import { expect, test } from "bun:test";
 import { benchCheckpoint } from "../../src/bench/checkpoint.ts";
 import { expectFigures, figure } from "./figures.ts";

@@ -1,4 +1,7 @@
-/** Guards against a slow-down without a clock: what is allocated for a packet on its way from the rings to the socket. */
+/**
+ * Guards against a slow-down without a clock: what is allocated for a packet on its way from the rings to the
+ * socket.
+ */
 import { heapStats } from "bun:jsc";
 import { expect, test } from "bun:test";
 import { removeLeftovers } from "../../src/bench/network.ts";
@@ -35,7 +38,8 @@ test(
     try {
       growth(5);
       const steady = growth(10);
-      // The same with two small objects for each frame: what the measurement shows when something is allocated.
+      // The same with two small objects for each frame: what the measurement shows when something is
+      // allocated.
       kept = [];
       const control = growth(4);
       expect(kept).toHaveLength(4 * 2 * traffic.count);

@@ -1,4 +1,6 @@
-/** `bench vm` in its quick form: four ways side by side, each figure with its peers. How fast is not tested. */
+/**
+ * `bench vm` in its quick form: four ways side by side, each figure with its peers. How fast is not tested.
+ */
 import { expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { benchVm } from "../../src/bench/vm.ts";

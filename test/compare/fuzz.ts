@@ -1,8 +1,9 @@
 /**
- * Hostile input for the comparer: frames made of nothing, and good ones that were damaged, to both sides in any
- * order, with checkpoints, timeouts and limits at any place. All of it follows from one seed. What must hold
- * whatever comes: no exception, no look outside of the frames (the bench's memcmp and its spoilt records), the
- * counters' invariants, tables that agree with each other, and every record given back exactly once.
+ * Hostile input for the comparer: frames made of nothing, and good ones that were damaged, to both sides in
+ * any order, with checkpoints, timeouts and limits at any place. All of it follows from one seed. What must
+ * hold whatever comes: no exception, no look outside of the frames (the bench's memcmp and its spoilt
+ * records), the counters' invariants, tables that agree with each other, and every record given back exactly
+ * once.
  */
 import { parseRules } from "../../src/compare/rules.ts";
 import * as frames from "./frames.ts";
@@ -108,7 +109,8 @@ export function mutate(frame: Uint8Array, other: Uint8Array, random: Random): Ui
         bytes[at] = [0, 1, 0x7f, 0x80, 0xff][random.below(5)];
         break;
       case 2: {
-        // EtherType, version and header length, total length, fragment field, protocol, payload length, next header.
+        // EtherType, version and header length, total length, fragment field, protocol, payload length, next
+        // header.
         const field = [12, 13, 14, 16, 17, 18, 19, 20, 21, 23][random.below(10)];
         if (field < bytes.length) bytes[field] = random.below(256);
         break;
@@ -158,7 +160,10 @@ const RULES = [
   { passthrough: ["tcp port 80", "47"], ignore: [] },
 ];
 
-/** One comparer's life: `steps` events, a last checkpoint, the end of protection. Throws when something is wrong. */
+/**
+ * One comparer's life: `steps` events, a last checkpoint, the end of protection. Throws when something is
+ * wrong.
+ */
 export function episode(seed: number, steps: number): EpisodeResult {
   const random = new Random(seed);
   const maker = new FrameMaker(random);

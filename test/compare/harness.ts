@@ -6,8 +6,8 @@ import { ParsedFrame } from "../../src/compare/parsed_frame.ts";
 import { RECORD_HEADER_BYTES } from "../../src/ffi/layout.ts";
 
 /**
- * Parses a frame that ends exactly where the memory ends, and checks that nothing beyond was read and that the
- * result stays inside of it.
+ * Parses a frame that ends exactly where the memory ends, and checks that nothing beyond was read and that
+ * the result stays inside of it.
  */
 export function parseAtEnd(frame: Uint8Array, datagramBytes: number = 0): ParsedFrame {
   const bytes = new Uint8Array(RECORD_HEADER_BYTES + frame.length);
@@ -196,8 +196,8 @@ export class Bench {
   }
 
   /**
-   * Adds a frame of each at once, as a pair if the comparer takes them so, else the secondary's first; returns whether it
-   * was a pair.
+   * Adds a frame of each at once, as a pair if the comparer takes them so, else the secondary's first;
+   * returns whether it was a pair.
    */
   pair(
     own: Uint8Array,

@@ -1,4 +1,7 @@
-/** The order in which records of two rings are taken (src/compare/intake.ts): nothing is left, nothing overtakes, no more than asked for. */
+/**
+ * The order in which records of two rings are taken (src/compare/intake.ts): nothing is left, nothing
+ * overtakes, no more than asked for.
+ */
 import { beforeEach, expect, test } from "bun:test";
 import { Comparer } from "../../src/compare/comparer.ts";
 import { Intake, type RecordSource } from "../../src/compare/intake.ts";

@@ -23,7 +23,7 @@ describe("limits", () => {
     expect(bench.divergences).toHaveLength(1);
   });
 
-  test("held frames in all: later ones of every flow wait for the checkpoint, in order among the tracked ones", () => {
+  test("held frames in all: later ones of every flow wait for the checkpoint, in order", () => {
     const bench = new Bench({ limits: { heldFramesMax: 2 } });
     const a = bench.p(udp("a"));
     const b = bench.p(udp("b", { sourcePort: 2 }));
@@ -111,7 +111,7 @@ describe("limits", () => {
 });
 
 describe("flows are forgotten", () => {
-  test("when idle, when closed for a while, or when closed two checkpoints ago; never with something held", () => {
+  test("when idle, closed for a while, or closed two checkpoints ago; never with something held", () => {
     const bench = new Bench();
     const pass = (frame: Uint8Array) => {
       bench.p(frame);

@@ -1,7 +1,7 @@
 /**
- * A pair (Comparer.addPair) must do what the two records do one after the other. Two comparers get the same frames, one
- * of them in pairs wherever it takes them; after each step all that can be seen of the two is the same, and all that
- * their tables say of each flow.
+ * A pair (Comparer.addPair) must do what the two records do one after the other. Two comparers get the same
+ * frames, one of them in pairs wherever it takes them; after each step all that can be seen of the two is the
+ * same, and all that their tables say of each flow.
  */
 import { expect, test } from "bun:test";
 import { count, given, seedOf } from "../variables.ts";

@@ -22,7 +22,7 @@ test("streams cut, repeated and reordered differently match without any divergen
   for (const seed of seeds) simulate(seed, false);
 }, 600_000);
 
-test("with losses, differences and checkpoints nothing unverified leaves, and everything leaves in the end", () => {
+test("with losses, differences and checkpoints: nothing unverified leaves, all leave in the end", () => {
   let checkpoints = 0;
   let compared = 0;
   let fragments = 0;

@@ -1,6 +1,6 @@
 /**
- * What SameSegment finds in two headers a word at a time has to be what the parser finds in each of them: every bit of
- * the headers is turned, on one side, on the other and on both, and lengths are cut.
+ * What SameSegment finds in two headers a word at a time has to be what the parser finds in each of them:
+ * every bit of the headers is turned, on one side, on the other and on both, and lengths are cut.
  */
 import { describe, expect, test } from "bun:test";
 import { KIND_TCP } from "../../src/compare/flow_key.ts";
@@ -98,7 +98,8 @@ for (const version of [4, 6] as const) {
           if (agreed(pair)) matches++;
           for (const { bytes } of sides) bytes[at] ^= 1 << (bit & 7);
         }
-        // MAC addresses (12), checksums, identification or flow label, acknowledgement, window ... at the least.
+        // MAC addresses (12), checksums, identification or flow label, acknowledgement, window ... at the
+        // least.
         expect(matches).toBeGreaterThan(8 * 30);
         expect(agreed(pair)).toBe(true);
       });

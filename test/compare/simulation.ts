@@ -98,7 +98,10 @@ interface TcpOracle {
   coveredReceived: number;
   /** For each connection: what the secondary has sent in this epoch. */
   produced: Map<number, Produced>;
-  /** For each connection: the highest right edge of a window that was released, relative to the client's number. */
+  /**
+   * For each connection: the highest right edge of a window that was released, relative to the client's
+   * number.
+   */
   releasedEdges: Map<number, number>;
 }
 

@@ -55,7 +55,7 @@ describe("byte stream", () => {
     expect(bench.comparer.stats.pendingFrames).toBe(0);
   });
 
-  test("what may differ: window, timestamps, PSH, TTL, class of service, identification, checksum, padding", () => {
+  test("these may differ: window, timestamps, PSH, TTL, class of service, IP identification, padding", () => {
     const bench = opened();
     const a = bench.p(data(0, "same", 500, { window: 1, options: timestamps(1, 2), ttl: 64, checksum: 7 }));
     bench.s(
@@ -363,7 +363,7 @@ describe("opening and closing", () => {
     expect(bench.isReleased(b)).toBe(true);
   });
 
-  test("what the secondary's RST acknowledges counts, unless it refuses a segment without a connection", () => {
+  test("the secondary's RST acknowledges too, unless it refuses a segment without a connection", () => {
     const bench = opened();
     const a = bench.p(pure(0, 600));
     bench.s(tcp({ seq: 0, ack: 9000, flags: RST }));

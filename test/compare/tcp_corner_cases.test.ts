@@ -227,7 +227,7 @@ describe("simultaneous open and close", () => {
     expect(bench.isReleased(answer)).toBe(true);
   });
 
-  test("one VM opens simultaneously, the other was answered in time: the acknowledgement is what counts", () => {
+  test("one VM opens simultaneously, the other was answered in time: the acknowledgement counts", () => {
     const bench = new Bench();
     bench.p(tcp({ seq: P, flags: SYN }));
     bench.s(tcp({ seq: S, flags: SYN }));
@@ -274,7 +274,7 @@ describe("probes", () => {
     expect(bench.divergences).toEqual([]);
   });
 
-  test("a keep-alive with one byte of garbage just below the end that is still unverified waits for it", () => {
+  test("a keep-alive with one byte of garbage just below the unverified end waits for it", () => {
     const bench = opened();
     const segment = bench.p(data(0, "01234"));
     const probe = bench.p(pure(4, 0));

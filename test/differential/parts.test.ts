@@ -1,7 +1,7 @@
 /**
  * Segments that leave in parts or changed, which QEMU does not know: the same sequences, without QEMU, held
- * against the truth. Nothing may leave, in whatever form, that the secondary has not produced. What is repeated
- * may overtake what waits.
+ * against the truth. Nothing may leave, in whatever form, that the secondary has not produced. What is
+ * repeated may overtake what waits.
  */
 import { expect, test } from "bun:test";
 import { Comparer, type ComparerSink } from "../../src/compare/comparer.ts";

@@ -31,7 +31,9 @@ export interface DatagramContent {
   flow: number;
   /** All that the receiver will see of the datagram. */
   payload: string;
-  /** If the frame is a fragment: which bytes of which of its side's datagrams, and how many there are of it. */
+  /**
+   * If the frame is a fragment: which bytes of which of its side's datagrams, and how many there are of it.
+   */
   fragment?: { datagram: number; from: number; to: number; of: number };
 }
 

@@ -177,7 +177,8 @@ class Run {
     if (this.rules.unpredictable) return actual;
     if (JSON.stringify(actual) !== JSON.stringify(expected) || reaction.asked !== asked) {
       throw new Unexplained(
-        `QEMU released [${actual}] and asked ${reaction.asked} times; its rules say [${expected}] and ${asked}`,
+        `QEMU released [${actual}] and asked ${reaction.asked} times; ` +
+          `its rules say [${expected}] and ${asked}`,
       );
     }
     for (const release of prediction.released) this.releasedByQemu.set(release.slot, release);

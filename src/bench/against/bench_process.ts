@@ -1,4 +1,7 @@
-/** One run of a benchmark as a process of its own: the command line of any commit that knows `bench NAME --json`. */
+/**
+ * One run of a benchmark as a process of its own: the command line of any commit that knows `bench NAME
+ * --json`.
+ */
 import { join } from "node:path";
 import { z } from "zod";
 import { runToEnd } from "../../host/run_to_end.ts";
@@ -50,7 +53,10 @@ export function parseBenchOutput(text: string): BenchOutput {
 
 const program = (folder: string): string => join(folder, "scripts/colo-agent");
 
-/** Whether the checkout in `folder` has an option. Throws an Error if it has no benchmarks for machines at all. */
+/**
+ * Whether the checkout in `folder` has an option. Throws an Error if it has no benchmarks for machines at
+ * all.
+ */
 export async function hasBenchOption(folder: string, option: string): Promise<boolean> {
   const { output, complaint, status } = await runToEnd([program(folder), "bench", "--help"]);
   if (status !== 0 || !output.includes("--json")) {

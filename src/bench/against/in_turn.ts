@@ -1,6 +1,6 @@
 /**
- * The same benchmark of two commits in turn: old, new, new, old, and so on. What changes on the machine meanwhile,
- * steadily or not, then meets both alike.
+ * The same benchmark of two commits in turn: old, new, new, old, and so on. What changes on the machine
+ * meanwhile, steadily or not, then meets both alike.
  */
 import type { BenchName, BenchResult, BenchSkipped } from "../result.ts";
 import { type BenchOutput, runBenchOf } from "./bench_process.ts";
@@ -45,7 +45,8 @@ export async function runInTurn(options: InTurnOptions): Promise<InTurnResults> 
   const order = runsOf(repetitions);
   const begun = performance.now();
   for (const [index, side] of order.entries()) {
-    const where = `${side} commit, run ${index + 1} of ${order.length}${remaining(begun, index, order.length)}`;
+    const left = remaining(begun, index, order.length);
+    const where = `${side} commit, run ${index + 1} of ${order.length}${left}`;
     progress(where);
     const output: BenchOutput = await run(folders[side], {
       name,

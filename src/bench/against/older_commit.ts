@@ -1,8 +1,9 @@
 /**
- * An older commit of this repository, checked out and built in the cache, so that its own benchmarks can be run.
+ * An older commit of this repository, checked out and built in the cache, so that its own benchmarks can be
+ * run.
  *
- * The folder is named after the full hash and is kept for the next time. It is made under another name and renamed
- * when it is complete, so that an interrupted build is never used.
+ * The folder is named after the full hash and is kept for the next time. It is made under another name and
+ * renamed when it is complete, so that an interrupted build is never used.
  */
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { basename, dirname, join } from "node:path";

@@ -1,9 +1,10 @@
 /**
  * The figures of two commits side by side.
  *
- * A ratio tells how much slower the newer commit is: 1.1 is 10 % slower, whether the figure is a rate or a duration.
- * Each run of a benchmark is a process of its own and reports a median. The medians of a commit's runs vary by more
- * than the values within one run, so a commit's figure is the median of them, and its spread their range.
+ * A ratio tells how much slower the newer commit is: 1.1 is 10 % slower, whether the figure is a rate or a
+ * duration. Each run of a benchmark is a process of its own and reports a median. The medians of a commit's
+ * runs vary by more than the values within one run, so a commit's figure is the median of them, and its
+ * spread their range.
  */
 import Table from "cli-table3";
 import { type BenchName, type BenchResult, type FigureKey, median, type Subject } from "../result.ts";
@@ -18,8 +19,8 @@ export interface Spread {
 }
 
 /**
- * "worse": slower by more than the limit. "missing": the newer commit has no such figure. "new": the older one has
- * none. "shown": printed, but neither good nor bad.
+ * "worse": slower by more than the limit. "missing": the newer commit has no such figure. "new": the older
+ * one has none. "shown": printed, but neither good nor bad.
  */
 export type Verdict = "worse" | "missing" | "new" | "even" | "better" | "shown";
 
@@ -44,7 +45,9 @@ const RATES: ReadonlySet<string> = new Set([
   "the busy VM's",
 ]);
 
-/** The same on both sides but for the machine's mood: they show how much the machine has changed meanwhile. */
+/**
+ * The same on both sides but for the machine's mood: they show how much the machine has changed meanwhile.
+ */
 const PEERS: ReadonlySet<Subject> = new Set(["qemu", "none", "limit", "two-vms"]);
 
 /** Extreme values, which a few runs do not settle, and figures that only describe the run. */

@@ -1,10 +1,3 @@
-import { KIND_UNPARSED } from "./flow_key.ts";
-import { FLOW_FROZEN, FLOW_IGNORED_SET_KNOWN } from "./flow_table.ts";
-import { SEGMENT_BROKEN, SEGMENT_FIRST_PIECE, SEGMENT_PIECE, type SegmentPool } from "./segment_pool.ts";
-import type { CompareState } from "./state.ts";
-
-const UDP_HEADER_BYTES = 8;
-
 /**
  * Flows whose frames are compared one by one: UDP, ICMP, other IP protocols, frames that are not IP, and
  * frames that could not be understood. The n-th of the primary must equal the n-th of the secondary;
@@ -14,6 +7,13 @@ const UDP_HEADER_BYTES = 8;
  * puts those in the lists once the datagram is complete. The two sides need not have cut it at the same
  * places.
  */
+import { KIND_UNPARSED } from "./flow_key.ts";
+import { FLOW_FROZEN, FLOW_IGNORED_SET_KNOWN } from "./flow_table.ts";
+import { SEGMENT_BROKEN, SEGMENT_FIRST_PIECE, SEGMENT_PIECE, type SegmentPool } from "./segment_pool.ts";
+import type { CompareState } from "./state.ts";
+
+const UDP_HEADER_BYTES = 8;
+
 export class DatagramFlows {
   // Where the comparison of two datagrams has come to: the piece on each side and the place of its first
   // byte.

@@ -1,14 +1,14 @@
+/**
+ * Frames that have waited too long for their counterpart, on either side. All may wait equally long, so the
+ * list in order of arrival is the list in order of deadlines: a mark moves along it, and behind the mark
+ * everything has been looked at. What is still there one more wait later is looked at again, from the start.
+ */
 import { FLOW_FRAGMENTS, FLOW_FROZEN, FLOW_TCP } from "./flow_table.ts";
 import type { LinkedLists } from "./linked_lists.ts";
 import type { SegmentPool } from "./segment_pool.ts";
 import type { CompareState } from "./state.ts";
 import type { TcpFlows } from "./tcp.ts";
 
-/**
- * Frames that have waited too long for their counterpart, on either side. All may wait equally long, so the
- * list in order of arrival is the list in order of deadlines: a mark moves along it, and behind the mark
- * everything has been looked at. What is still there one more wait later is looked at again, from the start.
- */
 export class Deadlines {
   /** Waiting counts from here at the earliest: nothing could be matched while the VMs stood still. */
   #resumedNs = 0;

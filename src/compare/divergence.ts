@@ -1,3 +1,4 @@
+/** What the comparer reports when the two VMs differ, and how it describes the flow. */
 import {
   PROTOCOL_ICMP,
   PROTOCOL_ICMPV6,

@@ -1,3 +1,34 @@
+/**
+ * The flows: one direction each (the guest is always the sender), found by key, with their state in rows
+ * (rows.ts).
+ *
+ * Open addressing with linear probing and backward-shift deletion, so there are no tombstones. The hash is
+ * seeded, since peers choose ports and addresses.
+ *
+ * Which file may change which column, besides add() (test/compare/flow_columns.test.ts holds the code to it;
+ * the offline comparer of src/capture has a table of its own):
+ *
+ *     flags                                  every file, its own bits
+ *     held, pending                          state
+ *     overflowed                             overflow_list
+ *     openings                               tcp_connection, tcp_checkpoint
+ *     lastSeenNs                             admission, in_order, fragments
+ *     reportedNs                             deadlines, checkpoint
+ *     ignoredSet                             flow_finder
+ *     primaryStray, secondaryStray           fragments
+ *     verified                               tcp_stream, tcp_connection, tcp_checkpoint, in_order
+ *     floor, islandStart, islandEnd          tcp_stream
+ *     secondaryAck                           tcp_connection, tcp_checkpoint, in_order
+ *     primaryIsn, previousIsn, openingAck    tcp_connection
+ *     secondaryIsn, queuedSyn                tcp_connection, tcp_checkpoint
+ *     openedNs, windowScale                  tcp_connection
+ *     releasedEnd, releasedAck               tcp_checkpoint, in_order
+ *     secondaryEdge, releasedEdge            tcp_terms, in_order
+ *     secondaryUrgent, releasedUrgent        tcp_urgent
+ *     resetSequence, resetAck                tcp_resets
+ *
+ * A column with a bit FLOW_<COLUMN>_KNOWN counts only while that is set.
+ */
 import { PROTOCOL_TCP } from "../packet/protocol_numbers.ts";
 import {
   KEY_DESTINATION,
@@ -10,14 +41,6 @@ import {
 } from "./flow_key.ts";
 import { ID_STEP, Rows } from "./rows.ts";
 
-/**
- * The flows: one direction each (the guest is always the sender), found by key, with their state in rows
- * (rows.ts).
- *
- * Open addressing with linear probing and backward-shift deletion, so there are no tombstones; the hash is
- * seeded, since peers choose ports and addresses.
- */
-
 /** A byte stream (compared by sequence number), not a series of datagrams. */
 export const FLOW_TCP = 0x001;
 /** A divergence has been reported: all of it stays held until the next checkpoint. */
@@ -26,49 +49,36 @@ export const FLOW_FROZEN = 0x002;
 export const FLOW_CLOSED = 0x004;
 /** ... and one checkpoint has passed since. */
 export const FLOW_CLOSED_BEFORE = 0x008;
-/** `verified` is known. */
+/** The primary has opened a connection and the secondary's SYN has not been seen yet. */
+export const FLOW_AWAIT_SYN = 0x400;
+/** Neither held nor compared: the user's rules say so. */
+export const FLOW_PASSTHROUGH = 0x40000;
+/** A waiting room for fragments until their datagram is complete. */
+export const FLOW_FRAGMENTS = 0x100000;
+
 export const FLOW_VERIFIED_KNOWN = 0x010;
 /** Nothing below `floor` counts as verified: the connection was first seen in mid-stream. */
 export const FLOW_FLOOR_KNOWN = 0x020;
 /** [islandStart, islandEnd) above `verified` is verified already. */
 export const FLOW_ISLAND_KNOWN = 0x040;
-/** `secondaryAck` is known. */
 export const FLOW_SECONDARY_ACK_KNOWN = 0x080;
-/** `primaryIsn` is known. */
 export const FLOW_PRIMARY_ISN_KNOWN = 0x100;
-/** `secondaryIsn` is known. */
 export const FLOW_SECONDARY_ISN_KNOWN = 0x200;
-/** The primary has opened a connection and the secondary's SYN has not been seen yet. */
-export const FLOW_AWAIT_SYN = 0x400;
-/** `releasedEnd` is known. */
 export const FLOW_RELEASED_END_KNOWN = 0x800;
-/** `releasedAck` is known. */
 export const FLOW_RELEASED_ACK_KNOWN = 0x1000;
-/** `queuedSyn` is known. */
 export const FLOW_QUEUED_SYN_KNOWN = 0x2000;
-/** The reset* fields are known: a pair of RSTs was matched in this epoch. */
+/** A pair of RSTs was matched in this epoch ... */
 export const FLOW_RESET_SEQUENCE_KNOWN = 0x4000;
-/** ... and those RSTs carried acknowledgements. */
+/** ... and they carried acknowledgements. */
 export const FLOW_RESET_ACK_KNOWN = 0x8000;
-/** `previousIsn` is known. */
 export const FLOW_PREVIOUS_ISN_KNOWN = 0x10000;
-/** `openingAck` is known. */
 export const FLOW_OPENING_ACK_KNOWN = 0x20000;
-
-/** Neither held nor compared: the user's rules say so. */
-export const FLOW_PASSTHROUGH = 0x40000;
-/** UDP: `ignoredSet` says which bytes of the payload do not count. */
+/** UDP: some bytes of the payload do not count. */
 export const FLOW_IGNORED_SET_KNOWN = 0x80000;
-/** A waiting room for fragments until their datagram is complete. */
-export const FLOW_FRAGMENTS = 0x100000;
-/** `primaryStray`, `secondaryStray` are known. */
 export const FLOW_PRIMARY_STRAY_KNOWN = 0x200000;
 export const FLOW_SECONDARY_STRAY_KNOWN = 0x400000;
-
-/** `secondaryEdge`, `releasedEdge` are known. */
 export const FLOW_SECONDARY_EDGE_KNOWN = 0x800000;
 export const FLOW_RELEASED_EDGE_KNOWN = 0x1000000;
-/** `secondaryUrgent`, `releasedUrgent` are known. */
 export const FLOW_SECONDARY_URGENT_KNOWN = 0x2000000;
 export const FLOW_RELEASED_URGENT_KNOWN = 0x4000000;
 

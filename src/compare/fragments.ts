@@ -1,3 +1,25 @@
+/**
+ * IP fragments (RFC 791 section 3.2, RFC 8200 section 4.5): compared as the datagrams they make up, released
+ * as they were sent.
+ *
+ * The problem: the two guests number their datagrams differently and may cut them differently, or one cuts
+ * and the other does not. The insight: only the first fragment says which flow a datagram belongs to, so the
+ * others have to wait with it, but once the datagram is complete it is one of that flow like any other, which
+ * happens to lie in several places. So a fragment first goes to a waiting room, a flow by addresses and
+ * protocol. When its datagram is complete, its fragments move to the flow that the first one names: to TCP
+ * each one as a segment of its own, else as pieces of one datagram. There they take their place as if all of
+ * them had just arrived.
+ *
+ * What cannot be put together goes to a flow of its own, where frames are compared in order as they are:
+ * fragments without a first one before them (its beginning was covered by a checkpoint, or the guest sends
+ * the last one first), those that overlap or repeat others, are empty, or end where no datagram can
+ * (teardrop; RFC 5722 forbids them), and datagrams whose first fragment does not hold all of the headers (RFC
+ * 7112 forbids it).
+ *
+ * There is no state but the fragments in the list of the waiting room, and the identification of the last one
+ * that was compared as it is. A datagram that never becomes complete runs into the timeout, and a checkpoint
+ * releases what there is of it.
+ */
 import type { DatagramFlows } from "./datagram.ts";
 import { KEY_FRAGMENT, KEY_FRAGMENT_AS_IS, KEY_KIND, KIND_DATAGRAM, KIND_TCP } from "./flow_key.ts";
 import {
@@ -21,29 +43,6 @@ import {
 } from "./segment_pool.ts";
 import type { CompareState } from "./state.ts";
 import type { TcpFlows } from "./tcp.ts";
-
-/**
- * IP fragments (RFC 791 section 3.2, RFC 8200 section 4.5): compared as the datagrams they make up, released
- * as they were sent.
- *
- * The problem: the two guests number their datagrams differently and may cut them differently, or one cuts
- * and the other does not. The insight: only the first fragment says which flow a datagram belongs to, so the
- * others have to wait with it, but once the datagram is complete it is one of that flow like any other, which
- * happens to lie in several places. So a fragment first goes to a waiting room, a flow by addresses and
- * protocol. When its datagram is complete, its fragments move to the flow that the first one names: to TCP
- * each one as a segment of its own, else as pieces of one datagram. There they take their place as if all of
- * them had just arrived.
- *
- * What cannot be put together goes to a flow of its own, where frames are compared in order as they are:
- * fragments without a first one before them (its beginning was covered by a checkpoint, or the guest sends
- * the last one first), those that overlap or repeat others, are empty, or end where no datagram can
- * (teardrop; RFC 5722 forbids them), and datagrams whose first fragment does not hold all of the headers (RFC
- * 7112 forbids it).
- *
- * There is no state but the fragments in the list of the waiting room, and the identification of the last one
- * that was compared as it is. A datagram that never becomes complete runs into the timeout, and a checkpoint
- * releases what there is of it.
- */
 
 /** Fragments of incomplete datagrams in one waiting room; each new one is compared with all of them. */
 const WAITING_MAX = 2048;

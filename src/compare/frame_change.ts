@@ -1,9 +1,9 @@
-import { SEGMENT_FIN, type SegmentPool } from "./segment_pool.ts";
-
 /**
  * How a TCP frame is to differ, when it is sent, from the one that the primary VM sent. One object, used
  * again and again: what is in it holds until the call that handed it out returns.
  */
+import { SEGMENT_FIN, type SegmentPool } from "./segment_pool.ts";
+
 export class FrameChange {
   /** Nothing is to be sent: all that the frame says has been said. */
   silent = false;

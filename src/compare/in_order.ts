@@ -1,3 +1,9 @@
+/**
+ * The short way of the usual case: TCP segments of an established connection, the secondary's there already
+ * when the primary's comes, everything in order. It does at once what TcpFlows and TcpStream do step by step,
+ * with the same result: a primary segment that can be released on the spot never enters pool and lists.
+ * Whatever is not just so is left alone (`false`), and goes the long way as if this file were not there.
+ */
 import {
   FLOW_AWAIT_SYN,
   FLOW_FROZEN,
@@ -41,12 +47,6 @@ const RELEASED = FLOW_RELEASED_END_KNOWN | FLOW_RELEASED_ACK_KNOWN;
 const EDGES = FLOW_SECONDARY_EDGE_KNOWN | FLOW_RELEASED_EDGE_KNOWN;
 const SPECIAL_SEGMENT = SEGMENT_SYN | SEGMENT_FIN | SEGMENT_RST | SEGMENT_URG;
 
-/**
- * The short way of the usual case: TCP segments of an established connection, the secondary's there already
- * when the primary's comes, everything in order. It does at once what TcpFlows and TcpStream do step by step,
- * with the same result: a primary segment that can be released on the spot never enters pool and lists.
- * Whatever is not just so is left alone (`false`), and goes the long way as if this file were not there.
- */
 export class InOrderTcp {
   readonly #knownFlows = new Int32Array(2 ** KNOWN_FLOWS_BITS).fill(-1);
   readonly #primaryView: DataView;

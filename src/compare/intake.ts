@@ -1,3 +1,8 @@
+/**
+ * In which order a comparer gets the records of two rings. While the next ones of both are the same segment,
+ * as they are in two streams that run side by side, they go in as pairs. Otherwise the secondary's go first:
+ * a primary frame whose counterpart is there already is released when it comes, and never waits in a list.
+ */
 import type { Comparer } from "./comparer.ts";
 import type { RecordMemory } from "./options.ts";
 
@@ -9,11 +14,6 @@ export interface RecordSource extends RecordMemory {
   offset(slot: number): number;
 }
 
-/**
- * In which order a comparer gets the records of two rings. While the next ones of both are the same segment,
- * as they are in two streams that run side by side, they go in as pairs. Otherwise the secondary's go first:
- * a primary frame whose counterpart is there already is released when it comes, and never waits in a list.
- */
 export class Intake {
   /** Records taken so far. */
   primaryFrames = 0;

@@ -1,9 +1,9 @@
-import type { Rows } from "./rows.ts";
-
 /**
  * Doubly linked lists over the items of a pool, as plain integers: many lists (one for each flow, say) whose
  * items are rows of one pool. An item is in at most one list of an instance at a time. -1 means "none".
  */
+import type { Rows } from "./rows.ts";
+
 export class LinkedLists {
   readonly head: Int32Array;
   readonly tail: Int32Array;

@@ -1,9 +1,9 @@
-import type { CompareState } from "./state.ts";
-
 /**
  * Primary frames that cannot be tracked one by one (a limit was passed): held in order of arrival until a
  * checkpoint covers them. Grows as needed; the rings bound it.
  */
+import type { CompareState } from "./state.ts";
+
 export class OverflowList {
   length = 0;
   /** Those among them whose flow is not known, because the flow table was full. */

@@ -1,3 +1,12 @@
+/**
+ * Whether the records of the primary and the secondary that come next hold the same TCP segment: of one
+ * connection, with the same sequence number and length, without a tag, options or extension headers of IP,
+ * and with no flag but ACK, PSH and those of ECN. Looks at both headers at once, a word at a time, which is
+ * several times as fast as parsing each.
+ *
+ * Acknowledgement, window, checksums, identification, flow label, PSH and TCP's options may differ. So may
+ * class of service and lifetime, as far as the comparer is concerned, but where they do the answer is "no".
+ */
 import { RECORD, RECORD_HEADER_BYTES } from "../ffi/layout.ts";
 import { PROTOCOL_TCP } from "../packet/protocol_numbers.ts";
 import type { RecordMemory } from "./options.ts";
@@ -34,15 +43,6 @@ const PLAIN = 0x10000000; // ACK
 const SAME_MASK = PLAIN_MASK | 0x00f00000; // and the length of the header
 const TCP_BYTES_MIN = 20;
 
-/**
- * Whether the records of the primary and the secondary that come next hold the same TCP segment: of one
- * connection, with the same sequence number and length, without a tag, options or extension headers of IP,
- * and with no flag but ACK, PSH and those of ECN. Looks at both headers at once, a word at a time, which is
- * several times as fast as parsing each.
- *
- * Acknowledgement, window, checksums, identification, flow label, PSH and TCP's options may differ. So may
- * class of service and lifetime, as far as the comparer is concerned, but where they do the answer is "no".
- */
 export class SameSegment {
   /** Of IP. */
   version = 0;

@@ -1,3 +1,4 @@
+/** What the parts of the comparer share: pools, lists, counters, and the few ways a frame can leave. */
 import { RECORD_HEADER_BYTES } from "../ffi/layout.ts";
 import type { Divergence, DivergenceClass } from "./divergence.ts";
 import { ALL_FLOWS, flowFacts } from "./divergence.ts";
@@ -31,7 +32,6 @@ export interface CompareStateOptions {
   rules?: Rules;
 }
 
-/** What the parts of the comparer share: pools, lists, counters, and the few ways a frame can leave. */
 export class CompareState {
   readonly flows: FlowTable;
   readonly primary: SegmentPool;

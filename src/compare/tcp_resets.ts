@@ -1,11 +1,11 @@
-import { FLOW_RESET_ACK_KNOWN, FLOW_RESET_SEQUENCE_KNOWN } from "./flow_table.ts";
-import { SEGMENT_ACK } from "./segment_pool.ts";
-import type { CompareState } from "./state.ts";
-
 /**
  * RSTs occupy no place in the stream, so they are matched one by one: a primary RST needs one of the
  * secondary at the same sequence number.
  */
+import { FLOW_RESET_ACK_KNOWN, FLOW_RESET_SEQUENCE_KNOWN } from "./flow_table.ts";
+import { SEGMENT_ACK } from "./segment_pool.ts";
+import type { CompareState } from "./state.ts";
+
 export class TcpResets {
   readonly #state: CompareState;
 

@@ -1,3 +1,17 @@
+/**
+ * The byte stream of a TCP connection: up to where both sides have produced the same.
+ *
+ * Each side's segments with something new are in a list sorted by sequence number. `verified` moves over what
+ * the first of both lists cover, byte for byte; segments that end at or below it leave the lists.
+ *
+ * First seen in mid-stream. Without a SYN or a checkpoint that saw the flow, `verified` starts at the first
+ * primary segment with bytes. That says nothing about the bytes below: usually they are older than the last
+ * checkpoint (which covers them), but the segment before may also have been dropped by a full ring and be
+ * sent again. So that start is a *floor*: a segment that begins below it counts as unverified, moves floor
+ * and `verified` down to its own start, and what had been verified above becomes an island that `verified`
+ * skips when it gets there. So no byte is ever taken as verified that was not compared since the checkpoint
+ * or covered by it; the price is a wait, at worst a checkpoint.
+ */
 import {
   FLOW_FLOOR_KNOWN,
   FLOW_ISLAND_KNOWN,
@@ -14,20 +28,6 @@ import {
 } from "./segment_pool.ts";
 import type { CompareState, DivergencePlace } from "./state.ts";
 
-/**
- * The byte stream of a TCP connection: up to where both sides have produced the same.
- *
- * Each side's segments with something new are in a list sorted by sequence number. `verified` moves over what
- * the first of both lists cover, byte for byte; segments that end at or below it leave the lists.
- *
- * First seen in mid-stream. Without a SYN or a checkpoint that saw the flow, `verified` starts at the first
- * primary segment with bytes. That says nothing about the bytes below: usually they are older than the last
- * checkpoint (which covers them), but the segment before may also have been dropped by a full ring and be
- * sent again. So that start is a *floor*: a segment that begins below it counts as unverified, moves floor
- * and `verified` down to its own start, and what had been verified above becomes an island that `verified`
- * skips when it gets there. So no byte is ever taken as verified that was not compared since the checkpoint
- * or covered by it; the price is a wait, at worst a checkpoint.
- */
 export class TcpStream {
   readonly #state: CompareState;
 

@@ -1,3 +1,20 @@
+/**
+ * On what terms a segment of the primary is released: what of it both VMs stand behind, when that is not all
+ * of it.
+ *
+ * The window. The client follows the primary's. What lies beyond the secondary's own it drops, silently, and
+ * the primary's acknowledgement would wait for it for ever. So no right edge (acknowledgement + window) is
+ * released that lies beyond the highest one of the secondary, but none either that takes back what was
+ * released before (RFC 9293, 3.8.6). When that leaves the client next to nothing, the segment is sent and
+ * held all the same: its acknowledgement goes out again when the secondary's window opens. Without the SYN's
+ * window scale nothing is clamped.
+ *
+ * Parts. Two kernels cut the stream differently and lose different frames, so a segment can be half verified,
+ * or its acknowledgement be ahead of the secondary's, with the rest not coming by itself: the secondary waits
+ * for an acknowledgement of what it has sent (its congestion window is full, or Nagle's algorithm holds the
+ * rest back), and the client for one of what it has sent. So what has waited for `partAfterNs` is sent as far
+ * as it is common: the verified bytes, with the lower of the two acknowledgements. The rest stays held.
+ */
 import {
   FLOW_RELEASED_ACK_KNOWN,
   FLOW_RELEASED_EDGE_KNOWN,
@@ -26,23 +43,6 @@ import type { TcpStream } from "./tcp_stream.ts";
  */
 const OPEN_WINDOW_BYTES = 2920;
 
-/**
- * On what terms a segment of the primary is released: what of it both VMs stand behind, when that is not all
- * of it.
- *
- * The window. The client follows the primary's. What lies beyond the secondary's own it drops, silently, and
- * the primary's acknowledgement would wait for it for ever. So no right edge (acknowledgement + window) is
- * released that lies beyond the highest one of the secondary, but none either that takes back what was
- * released before (RFC 9293, 3.8.6). When that leaves the client next to nothing, the segment is sent and
- * held all the same: its acknowledgement goes out again when the secondary's window opens. Without the SYN's
- * window scale nothing is clamped.
- *
- * Parts. Two kernels cut the stream differently and lose different frames, so a segment can be half verified,
- * or its acknowledgement be ahead of the secondary's, with the rest not coming by itself: the secondary waits
- * for an acknowledgement of what it has sent (its congestion window is full, or Nagle's algorithm holds the
- * rest back), and the client for one of what it has sent. So what has waited for `partAfterNs` is sent as far
- * as it is common: the verified bytes, with the lower of the two acknowledgements. The rest stays held.
- */
 export class TcpTerms {
   readonly #state: CompareState;
   readonly #stream: TcpStream;

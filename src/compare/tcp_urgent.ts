@@ -1,11 +1,3 @@
-import { FLOW_RELEASED_URGENT_KNOWN, FLOW_SECONDARY_URGENT_KNOWN } from "./flow_table.ts";
-import { SEGMENT_RST, SEGMENT_URG } from "./segment_pool.ts";
-import type { SentSegment } from "./sent_segment.ts";
-import type { CompareState } from "./state.ts";
-
-/** What the secondary announced so far behind the stream is forgotten before the numbers come round again. */
-const FORGET_BYTES = 2 ** 30;
-
 /**
  * TCP urgent data: where it ends, as a place in the stream (sequence number + urgent pointer; RFC 9293
  * section 3.8.5, RFC 6093), is part of what the client sees.
@@ -15,6 +7,14 @@ const FORGET_BYTES = 2 ** 30;
  * one waits until the secondary has announced as much; TcpStream checks that the byte in front of it is
  * urgent on both sides or on none.
  */
+import { FLOW_RELEASED_URGENT_KNOWN, FLOW_SECONDARY_URGENT_KNOWN } from "./flow_table.ts";
+import { SEGMENT_RST, SEGMENT_URG } from "./segment_pool.ts";
+import type { SentSegment } from "./sent_segment.ts";
+import type { CompareState } from "./state.ts";
+
+/** What the secondary announced so far behind the stream is forgotten before the numbers come round again. */
+const FORGET_BYTES = 2 ** 30;
+
 export class TcpUrgent {
   readonly #state: CompareState;
 

@@ -4,21 +4,13 @@ import { join } from "node:path";
 import { DataPlane, type DataPlaneOptions } from "../ffi/data_plane.ts";
 import { inNamespace } from "../ffi/netns.ts";
 import { bpfObject } from "../host/installed.ts";
+import { runSync } from "../host/run_to_end.ts";
 import { onExit } from "./on_exit.ts";
 
 const PREFIX = "colo-bench-";
 const PINS = "/sys/fs/bpf/colo-bench";
 
-/** Runs a command; throws an Error with its complaint. */
-function run(...command: string[]): string {
-  const { exitCode, stdout, stderr } = Bun.spawnSync(command);
-  if (exitCode !== 0) {
-    throw new Error(`${command.join(" ")}: ${stderr.toString().trim() || `exit status ${exitCode}`}`);
-  }
-  return stdout.toString();
-}
-
-const ip = (line: string): string => run("ip", ...line.split(" "));
+const ip = (line: string): string => runSync("ip", ...line.split(" "));
 
 /** Settings that would make the benchmark's frames meet others, or the host's packet filter. */
 const QUIET = [
@@ -41,7 +33,7 @@ export class BenchNamespace {
     for (const setting of QUIET) {
       const file = join("/proc/sys", setting.split("=")[0].replaceAll(".", "/"));
       if (this.run(() => existsSync(file)))
-        run("nsenter", `--net=/run/netns/${this.name}`, "sysctl", "-qw", setting);
+        runSync("nsenter", `--net=/run/netns/${this.name}`, "sysctl", "-qw", setting);
     }
     this.ip("link set lo up");
   }
@@ -53,7 +45,7 @@ export class BenchNamespace {
 
   /** `tc` in this namespace. */
   tc(line: string): void {
-    run("tc", "-n", this.name, ...line.split(" "));
+    runSync("tc", "-n", this.name, ...line.split(" "));
   }
 
   /** Runs `action` with this thread in the namespace; it must not be asynchronous. */

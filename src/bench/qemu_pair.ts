@@ -6,6 +6,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSyn
 import { join } from "node:path";
 import { prepareSecondary } from "../colo/index.ts";
 import { guestKernel, qemuArgv, qemuEnvironment, qemuImgArgv } from "../host/installed.ts";
+import { ipIn } from "../host/ip.ts";
 import { guestCommandLine, guestInitrd, guestReadyPattern } from "../lab/assets.ts";
 import {
   createNetwork,
@@ -66,7 +67,7 @@ export class QemuPair {
       progress("network");
       const { b } = await createNetwork(options.name);
       // What the bridge floods would reach the SVM beside the mirrored frames.
-      await ip("-netns", b, "link", "set", TAP, "nomaster");
+      await ipIn(b)("link", "set", TAP, "nomaster");
       progress("QEMU on both hosts, guest boots");
       await pair.#startQemus();
       await pair.#waitForGuest();
@@ -238,12 +239,6 @@ async function proxyConnected(primary: QmpClient): Promise<void> {
     }
     await Bun.sleep(50);
   }
-}
-
-async function ip(...words: string[]): Promise<void> {
-  const child = Bun.spawn(["ip", ...words], { stdin: "ignore", stdout: "ignore", stderr: "pipe" });
-  const complaint = await new Response(child.stderr).text();
-  if ((await child.exited) !== 0) throw new Error(`ip ${words.join(" ")}: ${complaint.trim()}`);
 }
 
 function tail(path: string): string {

@@ -1,11 +1,11 @@
 /** The replication link: its MTU, its acknowledgements, and the agent at its other end. */
 import { PeerUnreachableError } from "../agent/control_channel.ts";
 import { greet } from "../agent/peer_client.ts";
-import { checkTap } from "../host/links.ts";
+import { ip } from "../host/ip.ts";
+import { checkTap, link, linkWith, routeTo } from "../host/links.ts";
 import { createLogger } from "../host/log.ts";
 import { VXLAN_OVERHEAD_BYTES } from "../proxy/devices.ts";
 import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
-import { ip } from "./scratch_namespace.ts";
 
 /** IPv4 and ICMP headers of a ping. */
 const PING_OVERHEAD_BYTES = 28;
@@ -18,12 +18,8 @@ function addresses({ config }: DoctorContext): { own: string; peer: string } {
 
 async function ownAddress(context: DoctorContext): Promise<Finding> {
   const { own } = addresses(context);
-  const all = JSON.parse(await ip("-json", "address", "show")) as {
-    ifname: string;
-    addr_info: { local?: string }[];
-  }[];
-  const found = all.find((one) => one.addr_info.some(({ local }) => local === own));
-  if (found !== undefined) return ok(`${own} on ${found.ifname}`);
+  const name = await linkWith(own);
+  if (name !== undefined) return ok(`${own} on ${name}`);
   return fail(`no interface has ${own}`, "Give agent.control an address of this host.");
 }
 
@@ -40,19 +36,15 @@ async function linkMtu(context: DoctorContext): Promise<Finding> {
   const { peer } = addresses(context);
   const needed = await neededMtu(context);
   const fix = `Give the replication link an MTU of ${needed} or more on both hosts and on the switches between (ip link set mtu).`;
-  const [route] = JSON.parse(await ip("-json", "route", "get", peer)) as { dev: string }[];
-  const [device] = JSON.parse(await ip("-json", "link", "show", "dev", route!.dev)) as { mtu: number }[];
-  const mtu = device!.mtu;
-  if (mtu < needed) return fail(`${route!.dev} has an MTU of ${mtu}, the tunnel needs ${needed}`, fix);
+  const { dev } = await routeTo(peer);
+  const mtu = (await link(dev))?.mtu ?? 0;
+  if (mtu < needed) return fail(`${dev} has an MTU of ${mtu}, the tunnel needs ${needed}`, fix);
   const whole = await ping(context, needed - PING_OVERHEAD_BYTES);
-  if (whole) return ok(`${route!.dev} has ${mtu}, and ${needed} bytes came back from ${peer} in one piece`);
+  if (whole) return ok(`${dev} has ${mtu}, and ${needed} bytes came back from ${peer} in one piece`);
   if (await ping(context, 0))
-    return fail(
-      `${route!.dev} has ${mtu}, but packets of ${needed} bytes do not get to ${peer} and back`,
-      fix,
-    );
+    return fail(`${dev} has ${mtu}, but packets of ${needed} bytes do not get to ${peer} and back`, fix);
   return warn(
-    `${route!.dev} has ${mtu}; ${peer} does not answer pings, so the way there was not tried`,
+    `${dev} has ${mtu}; ${peer} does not answer pings, so the way there was not tried`,
     "Start the peer's host, or allow ICMP echo on the replication link.",
   );
 }

@@ -1,12 +1,17 @@
 /** A network namespace with devices to try things on, so that nothing of the machine's own network is touched. */
 import { existsSync, readdirSync } from "node:fs";
 import { inNamespace } from "../ffi/netns.ts";
-import { runToEnd } from "../host/run_to_end.ts";
+import { type Ip, ip, ipIn } from "../host/ip.ts";
 
 const PREFIX = "colo-doctor-";
 
 export class ScratchNamespace {
-  private constructor(readonly name: string) {}
+  /** `ip` in this namespace. */
+  readonly ip: Ip;
+
+  private constructor(readonly name: string) {
+    this.ip = ipIn(name);
+  }
 
   /** Removes those of runs that were killed first. Throws an Error with `ip`'s words. */
   static async create(): Promise<ScratchNamespace> {
@@ -19,11 +24,6 @@ export class ScratchNamespace {
     return namespace;
   }
 
-  /** `ip` in this namespace. Throws an Error with its words. */
-  ip(...words: string[]): Promise<string> {
-    return ip("-n", this.name, ...words);
-  }
-
   /** With this thread in the namespace. */
   enter<T>(action: () => T): T {
     return inNamespace(this.name, action);
@@ -32,11 +32,4 @@ export class ScratchNamespace {
   remove(): Promise<string> {
     return ip("netns", "delete", this.name);
   }
-}
-
-/** Runs `ip` and returns its output. Throws an Error with its words. */
-export async function ip(...words: string[]): Promise<string> {
-  const { output, complaint, status } = await runToEnd(["ip", ...words]);
-  if (status !== 0) throw new Error(`ip ${words.join(" ")}: ${complaint}`);
-  return output;
 }

@@ -5,14 +5,8 @@ import type { VmConfig } from "../config/config.ts";
 import { checkTap } from "../host/links.ts";
 import { QmpClient } from "../qmp/client.ts";
 import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
-import { ip } from "./scratch_namespace.ts";
 
 const QMP_LIMIT_MS = 1_500;
-
-interface TapFacts {
-  master?: string;
-  linkinfo?: { info_data?: { vnet_hdr?: boolean } };
-}
 
 async function taps({ nic }: VmConfig): Promise<Finding[]> {
   return Promise.all(
@@ -23,8 +17,7 @@ async function taps({ nic }: VmConfig): Promise<Finding[]> {
 }
 
 async function oneTap(name: string): Promise<Finding> {
-  await checkTap(name);
-  const [facts] = JSON.parse(await ip("-json", "-details", "link", "show", "dev", name)) as [TapFacts];
+  const facts = await checkTap(name);
   if (facts.linkinfo?.info_data?.vnet_hdr === false)
     return fail(
       `${name} was made without vnet_hdr`,

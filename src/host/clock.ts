@@ -1,4 +1,7 @@
-/** Clocks. Everything that decides uses CLOCK_BOOTTIME, which counts suspend and never steps; QMP stamps wall time. */
+/**
+ * Clocks. Everything that decides uses CLOCK_BOOTTIME, which counts suspend and never steps; QMP stamps wall
+ * time.
+ */
 import { bootTimeMs, bootTimeNs, bootTimeNsNumber, realTimeNs } from "../ffi/libc.ts";
 
 /** CLOCK_BOOTTIME in milliseconds. */

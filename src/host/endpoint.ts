@@ -8,8 +8,8 @@ export interface Endpoint {
 }
 
 /**
- * Whether `host` can only be this machine: "localhost", an address of 127.0.0.0/8 or ::1, the latter with or without
- * brackets (RFC 1122, 3.2.1.3; RFC 4291, 2.5.3). A name such as 127.example.org is none.
+ * Whether `host` can only be this machine: "localhost", an address of 127.0.0.0/8 or ::1, the latter with or
+ * without brackets (RFC 1122, 3.2.1.3; RFC 4291, 2.5.3). A name such as 127.example.org is none.
  */
 export function isLoopback(host: string): boolean {
   if (host === "localhost") return true;
@@ -24,7 +24,10 @@ export function isLoopback(host: string): boolean {
   }
 }
 
-/** `host` as it stands before ":PORT" in URLs and in QEMU's addresses: an IPv6 address in brackets (RFC 3986, 3.2.2). */
+/**
+ * `host` as it stands before ":PORT" in URLs and in QEMU's addresses: an IPv6 address in brackets (RFC 3986,
+ * 3.2.2).
+ */
 export function bracketed(host: string): string {
   return isIP(host) === 6 ? `[${host}]` : host;
 }

@@ -1,6 +1,6 @@
 /**
- * What scripts/setup has put on this machine for the product: a QEMU that can do COLO, a kernel to try KVM with, and the compiled BPF
- * object. scripts/lib/ writes the same layout.
+ * What scripts/setup has put on this machine for the product: a QEMU that can do COLO, a kernel to try KVM
+ * with, and the compiled BPF object. scripts/lib/ writes the same layout.
  *
  * Every function throws an Error that names the missing thing and says to run scripts/setup.
  */

@@ -1,36 +1,35 @@
 /** Network interfaces and routes of this host, read and set with iproute2. */
-import { runToEnd } from "./run_to_end.ts";
+import { z } from "zod";
+import { ip, ipJson, NetworkSetupError } from "./ip.ts";
 
-export class NetworkSetupError extends Error {
-  override name = "NetworkSetupError";
-}
+const linkFacts = z.object({
+  ifindex: z.number().int().min(1),
+  ifname: z.string(),
+  mtu: z.number().int().min(0),
+  /** The bridge that the interface is a port of. */
+  master: z.string().optional(),
+  linkinfo: z
+    .object({
+      info_kind: z.string().optional(),
+      info_data: z.object({ type: z.string().optional(), vnet_hdr: z.boolean().optional() }).optional(),
+    })
+    .optional(),
+});
+type LinkFacts = z.output<typeof linkFacts>;
 
-/** Runs `ip` and returns its standard output. Throws {@link NetworkSetupError} with its complaint. */
-export async function ip(...args: string[]): Promise<string> {
-  const { output, complaint, status } = await runToEnd(["ip", ...args]);
-  if (status !== 0) throw new NetworkSetupError(`ip ${args.join(" ")}: ${complaint}`);
-  return output;
-}
-
-export interface LinkFacts {
-  ifindex: number;
-  ifname: string;
-  mtu: number;
-  linkinfo?: { info_kind?: string; info_data?: { type?: string; multi_queue?: boolean; external?: boolean } };
-}
-
-/** Facts about an interface, undefined when there is none of that name. */
+/** Facts about an interface, undefined when there is none of that name. Throws {@link NetworkSetupError}. */
 export async function link(name: string): Promise<LinkFacts | undefined> {
   try {
-    const [facts] = JSON.parse(await ip("-json", "-details", "link", "show", "dev", name)) as LinkFacts[];
+    const [facts] = await ipJson(linkFacts, "-details", "link", "show", "dev", name);
     return facts;
-  } catch {
-    return undefined;
+  } catch (error) {
+    if (error instanceof NetworkSetupError && /does not exist/.test(error.message)) return undefined;
+    throw error;
   }
 }
 
 /** The tap's facts. Throws {@link NetworkSetupError} when it is missing or is not a tap. */
-export async function checkTap(name: string): Promise<{ ifindex: number; mtu: number }> {
+export async function checkTap(name: string): Promise<LinkFacts> {
   const facts = await link(name);
   if (facts === undefined) {
     throw new NetworkSetupError(
@@ -42,27 +41,39 @@ export async function checkTap(name: string): Promise<{ ifindex: number; mtu: nu
       `interface "${name}" is not a tap device; tap in [[vm.nic]] must name one that QEMU uses`,
     );
   }
-  return { ifindex: facts.ifindex, mtu: facts.mtu };
+  return facts;
 }
 
-interface Route {
-  dev: string;
-  gateway?: string;
-  prefsrc?: string;
-}
+const route = z.object({
+  dev: z.string(),
+  gateway: z.string().optional(),
+  prefsrc: z.string().optional(),
+});
+type Route = z.output<typeof route>;
 
+/** The route in force to `address`. Throws {@link NetworkSetupError}. */
 export async function routeTo(address: string): Promise<Route> {
-  const routes = JSON.parse(await ip("-json", "route", "get", address)) as Route[];
-  const route = routes[0];
-  if (route === undefined) throw new NetworkSetupError(`no route to the peer agent's address ${address}`);
-  return route;
+  const [found] = await ipJson(route, "route", "get", address);
+  if (found === undefined) throw new NetworkSetupError(`no route to the peer agent's address ${address}`);
+  return found;
+}
+
+const addressesOfLink = z.object({
+  ifname: z.string(),
+  addr_info: z.array(z.object({ local: z.string().optional() })),
+});
+
+/** The name of the interface that has this IP address, undefined when none has. */
+export async function linkWith(address: string): Promise<string | undefined> {
+  const links = await ipJson(addressesOfLink, "address", "show");
+  return links.find(({ addr_info }) => addr_info.some(({ local }) => local === address))?.ifname;
 }
 
 /**
  * Turns delayed acknowledgements off towards the peer, by a host route that is otherwise the route in force.
  *
- * QEMU's secondary answers a checkpoint in several small writes; with Nagle there and delayed ACK here each checkpoint
- * waits about 30 ms (measured: 46 ms of pause with, 16 ms without).
+ * QEMU's secondary answers a checkpoint in several small writes; with Nagle there and delayed ACK here each
+ * checkpoint waits about 30 ms (measured: 46 ms of pause with, 16 ms without).
  */
 export async function disableDelayedAck(address: string): Promise<void> {
   const route = await routeTo(address);

@@ -1,4 +1,6 @@
-/** One logger for the process: a line of JSON per event on standard error, so that a journal can be searched. */
+/**
+ * One logger for the process: a line of JSON per event on standard error, so that a journal can be searched.
+ */
 import { type ConsolaInstance, createConsola, LogLevels } from "consola";
 
 export type Fields = Record<string, unknown>;

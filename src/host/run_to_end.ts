@@ -8,6 +8,18 @@ export interface Finished {
   status: number;
 }
 
+/**
+ * Runs a command, while this thread waits, and returns its standard output. Throws an Error with its
+ * complaint.
+ */
+export function runSync(...command: string[]): string {
+  const { exitCode, stdout, stderr } = Bun.spawnSync(command);
+  if (exitCode !== 0) {
+    throw new Error(`${command.join(" ")}: ${stderr.toString().trim() || `exit status ${exitCode}`}`);
+  }
+  return stdout.toString();
+}
+
 /** Runs a command with nothing on its standard input. Throws an Error if there is no such program. */
 export async function runToEnd(
   command: readonly string[],

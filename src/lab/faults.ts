@@ -1,13 +1,15 @@
 /**
- * Real faults in a lab: signals to its processes, frames that go astray between the hosts, cables that are pulled. Each can be undone.
+ * Real faults in a lab: signals to its processes, frames that go astray between the hosts, cables that are
+ * pulled. Each can be undone.
  *
- * There is no netem in every kernel, so a link that silently loses everything one way is made with the sender's neighbour table: a
- * permanent entry with a MAC that nobody has, so that each frame leaves and the other side's kernel throws it away.
+ * There is no netem in every kernel, so a link that silently loses everything one way is made with the
+ * sender's neighbour table: a permanent entry with a MAC that nobody has, so that each frame leaves and the
+ * other side's kernel throws it away.
  */
-
+import { ipIn } from "../host/ip.ts";
 import { endProcess, isAlive } from "../qemu/process.ts";
 import type { Lab } from "./lab.ts";
-import { CLIENT_IPV4, HOST_ADDRESSES, type HostLetter, run } from "./network.ts";
+import { CLIENT_IPV4, HOST_ADDRESSES, type HostLetter } from "./network.ts";
 
 export type Victim = "witness" | `${"agent" | "qemu" | "both"}-${HostLetter}`;
 
@@ -31,7 +33,10 @@ export class LabFaults {
     await Promise.all(processes.map((identity) => endProcess(identity)));
   }
 
-  /** What `from` sends to the other host over the replication link gets lost from now on; its network card notices nothing. */
+  /**
+   * What `from` sends to the other host over the replication link gets lost from now on; its network card
+   * notices nothing.
+   */
   loseReplicationFrom(from: HostLetter): Promise<void> {
     return this.#loseTo(from, HOST_ADDRESSES[otherHost(from)].replication, "repl");
   }
@@ -57,10 +62,13 @@ export class LabFaults {
 
   /** Pulls a host's cable to the clients' switch, at the switch. */
   async pullUplink(letter: HostLetter): Promise<void> {
-    await run("ip", "-netns", this.lab.namespaces.switch, "link", "set", `to-${letter}`, "down");
+    await ipIn(this.lab.namespaces.switch)("link", "set", `to-${letter}`, "down");
   }
 
-  /** A power cut: from one moment on nothing comes from the host any more, not even the end of its connections. */
+  /**
+   * A power cut: from one moment on nothing comes from the host any more, not even the end of its
+   * connections.
+   */
   async powerOff(letter: HostLetter): Promise<void> {
     this.signal(`both-${letter}`, "SIGSTOP");
     // Both cables at once, and before the kernel closes the sockets of what it ends.
@@ -80,7 +88,7 @@ export class LabFaults {
         await this.#ip(letter, "neigh", "flush", "dev", device, "nud", "permanent");
       }
       await this.#ip(letter, "link", "set", "uplink", "up");
-      await run("ip", "-netns", this.lab.namespaces.switch, "link", "set", `to-${letter}`, "up");
+      await ipIn(this.lab.namespaces.switch)("link", "set", `to-${letter}`, "up");
     }
   }
 
@@ -99,7 +107,7 @@ export class LabFaults {
     >[];
   }
 
-  #ip(letter: HostLetter, ...words: string[]): Promise<void> {
-    return run("ip", "-netns", this.lab.namespaces[letter], ...words);
+  async #ip(letter: HostLetter, ...words: string[]): Promise<void> {
+    await ipIn(this.lab.namespaces[letter])(...words);
   }
 }

@@ -7,6 +7,7 @@
  *               └────── host b: bridge br0 ── tap0 (VM)       host a ── repl ── host b
  */
 import { existsSync } from "node:fs";
+import { ipIn } from "../host/ip.ts";
 import { runToEnd } from "../host/run_to_end.ts";
 
 export const CLIENT_IPV4 = "198.18.0.1";
@@ -64,7 +65,7 @@ export async function run(...command: string[]): Promise<void> {
 }
 
 const inside = (namespace: string, ...command: string[]) => run(...inNamespace(namespace), ...command);
-const ip = (namespace: string, ...words: string[]) => run("ip", "-netns", namespace, ...words);
+const ip = (namespace: string, ...words: string[]) => ipIn(namespace)(...words);
 
 async function disableIpv6(namespace: string): Promise<void> {
   const settings = ["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"];

@@ -6,7 +6,8 @@
  * addresses, no IPv6), or their own packets would appear as the VM's.
  */
 import { readFileSync, writeFileSync } from "node:fs";
-import { checkTap, ip, link, NetworkSetupError, routeTo } from "../host/links.ts";
+import { ip, NetworkSetupError } from "../host/ip.ts";
+import { checkTap, link, routeTo } from "../host/links.ts";
 
 /** Inner Ethernet 14, outer IPv4 20, UDP 8, VXLAN 8 (RFC 7348 section 5). */
 export const VXLAN_OVERHEAD_BYTES = 50;

@@ -4,15 +4,10 @@ import { VNET_BYTES } from "../../src/ffi/layout.ts";
 import { ifindex } from "../../src/ffi/libc.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
 import { Tap } from "../../src/ffi/tap.ts";
+import { runSync } from "../../src/host/run_to_end.ts";
 import { loadFresh, SETTINGS, unload } from "./data_plane_under_test.ts";
 
-/** Runs a command and returns what it printed. */
-export function run(...command: string[]): string {
-  const { exitCode, stdout, stderr } = Bun.spawnSync(command);
-  if (exitCode !== 0)
-    throw new Error(`${command.join(" ")}: ${stderr.toString().trim() || `exit code ${exitCode}`}`);
-  return stdout.toString();
-}
+export const run = runSync;
 
 export const ip = (line: string): string => run("ip", ...line.split(" "));
 

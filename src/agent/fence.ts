@@ -62,9 +62,9 @@ export class CommandFence implements Fence {
 
   /** Throws an Error when the command cannot be run. */
   check(): void {
-    const [program] = this.config.command;
+    const [program = ""] = this.config.command;
     try {
-      accessSync(program!, constants.X_OK);
+      accessSync(program, constants.X_OK);
     } catch (error) {
       throw new Error(`fence.command: ${program} cannot be run: ${(error as Error).message}`, {
         cause: error,
@@ -76,10 +76,10 @@ export class CommandFence implements Fence {
   async run(facts: FenceFacts, signal?: AbortSignal): Promise<FenceResult> {
     if (signal?.aborted) return { ok: false, output: "", reason: "not run: no longer wanted" };
     const { timeout_ms: timeoutMs } = this.config;
-    const [program, ...args] = this.config.command;
+    const [program = "", ...args] = this.config.command;
     let output = "";
     return await new Promise((resolve) => {
-      const child = spawn(program!, args, {
+      const child = spawn(program, args, {
         detached: true, // setsid: its pid is the group's
         stdio: ["ignore", "pipe", "pipe"],
         env: {

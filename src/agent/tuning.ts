@@ -32,17 +32,19 @@ export class Tuning {
 
   /** Throws an Error that says what is wrong; then nothing has been changed. */
   change(wanted: Partial<TuningValues>): void {
-    const given = (Object.keys(LIMITS) as (keyof TuningValues)[]).filter((key) => wanted[key] !== undefined);
+    const given = (Object.keys(LIMITS) as (keyof TuningValues)[]).flatMap((key) => {
+      const value = wanted[key];
+      return value === undefined ? [] : [[key, value] as const];
+    });
     if (given.length === 0)
       throw new Error("no setting to change: give --period-ms or --resync-bytes-per-second");
-    for (const key of given) {
+    for (const [key, value] of given) {
       const { name, min, max, unit } = LIMITS[key];
-      const value = wanted[key]!;
       if (!(Number.isInteger(value) && value >= min && value <= max)) {
         throw new Error(`${name} must be a whole number from ${min} to ${max} ${unit}`);
       }
     }
-    for (const key of given) this.#values[key] = wanted[key]!;
+    for (const [key, value] of given) this.#values[key] = value;
     for (const listener of this.#listeners) listener();
   }
 

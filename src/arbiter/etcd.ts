@@ -136,11 +136,11 @@ export class EtcdArbiter implements Arbiter {
     const share = timeoutMs / endpoints.length;
     const first = this.#preferred;
     const complaints: string[] = [];
-    for (let i = 0; i < endpoints.length; i++) {
-      const index = (first + i) % endpoints.length;
+    const inTurn = [...endpoints.slice(first), ...endpoints.slice(0, first)];
+    for (const [turn, endpoint] of inTurn.entries()) {
       try {
-        const answer = await this.#askEndpoint(endpoints[index]!, path, body, schema, share);
-        this.#preferred = index;
+        const answer = await this.#askEndpoint(endpoint, path, body, schema, share);
+        this.#preferred = (first + turn) % endpoints.length;
         return answer;
       } catch (error) {
         if (!(error instanceof ArbiterUnreachableError)) throw error;

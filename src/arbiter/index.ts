@@ -66,7 +66,8 @@ function tlsOf(
 function credentialsOf({ user, password_file }: EtcdConfig): { user: string; password: string } | undefined {
   if (user === undefined || password_file === undefined) return undefined;
   try {
-    return { user, password: readFileSync(password_file, "utf8").split("\n", 1)[0]!.trimEnd() };
+    const [password = ""] = readFileSync(password_file, "utf8").split("\n", 1);
+    return { user, password: password.trimEnd() };
   } catch (error) {
     throw new Error(`cannot read arbiter.password_file: ${(error as Error).message}`, { cause: error });
   }

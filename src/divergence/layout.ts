@@ -68,9 +68,14 @@ const TRANSPORTS: Record<number, { headerBytes: number; checksumOffset: number; 
   [PROTOCOL_SCTP]: { headerBytes: 12, checksumOffset: 8, checksumBytes: 4 },
 };
 
+/** 0 behind the end: a frame may have been cut off anywhere. */
+function byteAt(frame: Uint8Array, at: number): number {
+  return frame[at] ?? 0;
+}
+
 /** `head`: the frame or its beginning; `frameBytes`: how long the frame is. Never throws. */
 export function layoutOf(head: Uint8Array, frameBytes: number = head.length): FrameLayout {
-  const be16 = (at: number) => ((head[at] ?? 0) << 8) | (head[at + 1] ?? 0);
+  const be16 = (at: number) => (byteAt(head, at) << 8) | byteAt(head, at + 1);
   let at = Math.min(ETHERNET_HEADER_BYTES, head.length);
   let etherType = be16(12);
   for (let tags = 0; tags < VLAN_TAGS_MAX && VLAN_TYPES.has(etherType) && at + 4 <= head.length; tags++) {
@@ -80,34 +85,34 @@ export function layoutOf(head: Uint8Array, frameBytes: number = head.length): Fr
   const sensitive: FrameLayout["sensitive"] = [];
   const plain: FrameLayout = { headerBytes: at, payloadEnd: frameBytes, etherType, sensitive };
   if (etherType === ETHERTYPE_IPV4) {
-    if (at + 20 > head.length || head[at]! >>> 4 !== 4) return plain;
-    const headerBytes = (head[at]! & 15) * 4;
+    if (at + 20 > head.length || byteAt(head, at) >>> 4 !== 4) return plain;
+    const headerBytes = (byteAt(head, at) & 15) * 4;
     // A length of 0 is what TCP segmentation offload of more than 64 KiB leaves there.
     const totalBytes = be16(at + 2) || frameBytes - at;
     if (headerBytes < 20 || totalBytes < headerBytes || at + headerBytes > head.length) return plain;
     const payloadEnd = Math.min(frameBytes, at + totalBytes);
     if (headerBytes > 20) sensitive.push({ offset: at + 20, bytes: headerBytes - 20 });
-    const protocol = head[at + 9]!;
+    const protocol = byteAt(head, at + 9);
     const ip = { headerBytes: at + headerBytes, payloadEnd, etherType, protocol, sensitive };
     // More fragments, or not the first one (RFC 791: flags and fragment offset).
     return (be16(at + 6) & IPV4_FRAGMENT_MASK) !== 0 ? ip : transport(head, ip);
   }
   if (etherType === ETHERTYPE_IPV6) {
-    if (at + 40 > head.length || head[at]! >>> 4 !== 6) return plain;
+    if (at + 40 > head.length || byteAt(head, at) >>> 4 !== 6) return plain;
     const payloadBytes = be16(at + 4) || frameBytes - at - 40;
     const payloadEnd = Math.min(frameBytes, at + 40 + payloadBytes);
-    let protocol = head[at + 6]!;
+    let protocol = byteAt(head, at + 6);
     at += 40;
     while (IPV6_OPTION_HEADERS.has(protocol) && at + 8 <= Math.min(head.length, payloadEnd)) {
-      const bytes = (head[at + 1]! + 1) * 8;
+      const bytes = (byteAt(head, at + 1) + 1) * 8;
       if (at + bytes > Math.min(head.length, payloadEnd)) break;
-      protocol = head[at]!;
+      protocol = byteAt(head, at);
       sensitive.push({ offset: at + 2, bytes: bytes - 2 });
       at += bytes;
     }
     const ip = { headerBytes: at, payloadEnd, etherType, protocol, sensitive };
     if (protocol === PROTOCOL_IPV6_FRAGMENT && at + 8 <= head.length) {
-      return { ...ip, headerBytes: at + 8, protocol: head[at]! };
+      return { ...ip, headerBytes: at + 8, protocol: byteAt(head, at) };
     }
     return transport(head, ip);
   }
@@ -120,7 +125,7 @@ function transport(head: Uint8Array, ip: FrameLayout & { protocol: number }): Fr
   if (kind === undefined || at + kind.headerBytes > Math.min(head.length, ip.payloadEnd)) return ip;
   let { headerBytes } = kind;
   if (ip.protocol === PROTOCOL_TCP) {
-    headerBytes = (head[at + 12]! >>> 4) * 4;
+    headerBytes = (byteAt(head, at + 12) >>> 4) * 4;
     if (headerBytes < 20 || at + headerBytes > Math.min(head.length, ip.payloadEnd)) return ip;
   }
   const sensitive = [...ip.sensitive, { offset: at + kind.checksumOffset, bytes: kind.checksumBytes }];
@@ -132,12 +137,12 @@ function transport(head: Uint8Array, ip: FrameLayout & { protocol: number }): Fr
 function unknownTcpOptions(head: Uint8Array, from: number, to: number): FrameLayout["sensitive"] {
   const unknown: FrameLayout["sensitive"] = [];
   for (let at = from; at < to; ) {
-    const kind = head[at]!;
+    const kind = byteAt(head, at);
     if (kind === TCP_OPTION_NOP) {
       at++;
       continue;
     }
-    const bytes = kind === TCP_OPTION_END ? 0 : (head[at + 1] ?? 0);
+    const bytes = kind === TCP_OPTION_END ? 0 : byteAt(head, at + 1);
     if (bytes < 2 || at + bytes > to) return [...unknown, { offset: at, bytes: to - at }];
     const known = TCP_OPTION_BYTES[kind];
     if (known === undefined || (known !== 0 && known !== bytes)) {

@@ -72,8 +72,10 @@ export function lineAround(side: Side): string | undefined {
   let from = at;
   while (from > 0 && at - from < 256 && !isEnd(payloadByte(side, from - 1))) from--;
   let line = "";
-  for (let i = from; i < at + 256 && !isEnd(payloadByte(side, i)); i++) {
-    line += String.fromCharCode(payloadByte(side, i)!);
+  for (let i = from; i < at + 256; i++) {
+    const byte = payloadByte(side, i);
+    if (byte === undefined || isEnd(byte)) break;
+    line += String.fromCharCode(byte);
   }
   return line;
 }

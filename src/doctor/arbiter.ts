@@ -3,13 +3,23 @@
 import { openArbiter } from "../arbiter/index.ts";
 import { agentPair } from "../config/config.ts";
 import { createLogger } from "../host/log.ts";
-import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
+import {
+  type Check,
+  configOf,
+  type DoctorContext,
+  type Finding,
+  fail,
+  type Group,
+  ok,
+  warn,
+} from "./check.ts";
 
 /** A read slower than this part of arbiter.timeout_ms leaves no room for bad days. */
 const SLOW_PART = 0.5;
 
-async function records({ config }: DoctorContext): Promise<Finding[]> {
-  const { arbiter: settings } = config!;
+async function records(context: DoctorContext): Promise<Finding[]> {
+  const config = configOf(context);
+  const settings = config.arbiter;
   if (settings.type === "none") {
     return [
       warn(
@@ -19,9 +29,9 @@ async function records({ config }: DoctorContext): Promise<Finding[]> {
     ];
   }
   const timeoutMs = settings.timeout_ms;
-  const arbiter = await openArbiter(config!.arbiter, agentPair(config!), createLogger("error"));
+  const arbiter = await openArbiter(config.arbiter, agentPair(config), createLogger("error"));
   const findings: Finding[] = [];
-  for (const { name } of config!.vm) {
+  for (const { name } of config.vm) {
     findings.push({ subject: name, ...(await readRecord(name)) });
   }
   return findings;

@@ -4,7 +4,16 @@ import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { CREDENTIAL_FILES, checkStreamTls } from "../certificates/qemu_files.ts";
 import { readAuthority, readTls } from "../certificates/read.ts";
-import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
+import {
+  type Check,
+  configOf,
+  type DoctorContext,
+  type Finding,
+  fail,
+  type Group,
+  ok,
+  warn,
+} from "./check.ts";
 
 const EXPIRY_WARNING_DAYS = 30;
 const DAY_MS = 86_400_000;
@@ -23,8 +32,8 @@ function judge(what: string, read: () => { expiresMs: number }, renew = RENEW): 
   return days < EXPIRY_WARNING_DAYS ? warn(words, renew) : ok(words);
 }
 
-function ofArbiter({ config }: DoctorContext): Finding {
-  const { arbiter, agent } = config!;
+function ofArbiter(context: DoctorContext): Finding {
+  const { arbiter, agent } = configOf(context);
   if (arbiter.type === "none" || arbiter.ca === undefined)
     return ok("the arbiter is used without certificates");
   const { ca, certificate, key } = arbiter;
@@ -38,8 +47,8 @@ function ofArbiter({ config }: DoctorContext): Finding {
   return judge(certificate, () => readTls({ ca, certificate, key }, owner));
 }
 
-function ofStreams({ config }: DoctorContext): Finding {
-  const { tls, agent } = config!;
+function ofStreams(context: DoctorContext): Finding {
+  const { tls, agent } = configOf(context);
   if (tls === undefined) return ok("QEMU's streams to the peer are not encrypted by QEMU (no [tls])");
   const { directory } = tls;
   for (const { key } of [CREDENTIAL_FILES.server, CREDENTIAL_FILES.client]) {

@@ -48,6 +48,12 @@ export interface DoctorContext {
   directory(): string;
 }
 
+/** The configuration, in a check that has `needsConfig`. */
+export function configOf({ config }: DoctorContext): Config {
+  if (config === undefined) throw new Error("this check needs a configuration, and was run without one");
+  return config;
+}
+
 /** Does it once in a run, however many checks ask. */
 export function once<T>(
   action: (context: DoctorContext) => Promise<T>,

@@ -5,15 +5,25 @@ import { ip } from "../host/ip.ts";
 import { checkTap, link, linkWith, routeTo } from "../host/links.ts";
 import { createLogger } from "../host/log.ts";
 import { VXLAN_OVERHEAD_BYTES } from "../proxy/devices.ts";
-import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
+import {
+  type Check,
+  configOf,
+  type DoctorContext,
+  type Finding,
+  fail,
+  type Group,
+  ok,
+  warn,
+} from "./check.ts";
 
 /** IPv4 and ICMP headers of a ping. */
 const PING_OVERHEAD_BYTES = 28;
 const TAP_MTU_USUAL = 1500;
 const PEER_LIMIT_MS = 3_000;
 
-function addresses({ config }: DoctorContext): { own: string; peer: string } {
-  return { own: config!.agent.control.host, peer: config!.peer.control.host };
+function addresses(context: DoctorContext): { own: string; peer: string } {
+  const { agent, peer } = configOf(context);
+  return { own: agent.control.host, peer: peer.control.host };
 }
 
 async function ownAddress(context: DoctorContext): Promise<Finding> {
@@ -25,7 +35,7 @@ async function ownAddress(context: DoctorContext): Promise<Finding> {
 
 async function neededMtu(context: DoctorContext): Promise<number> {
   let tapMtu = TAP_MTU_USUAL;
-  for (const { tap } of context.config!.vm.flatMap(({ nic }) => nic)) {
+  for (const { tap } of configOf(context).vm.flatMap(({ nic }) => nic)) {
     const facts = await checkTap(tap).catch(() => undefined); // the VM's own check tells of it
     tapMtu = Math.max(tapMtu, facts?.mtu ?? 0);
   }
@@ -83,8 +93,8 @@ async function quickAck(context: DoctorContext): Promise<Finding> {
   );
 }
 
-async function peerAgent({ config }: DoctorContext): Promise<Finding> {
-  const { agent, peer } = config!;
+async function peerAgent(context: DoctorContext): Promise<Finding> {
+  const { agent, peer } = configOf(context);
   const where = `${peer.control.host}:${peer.control.port}`;
   try {
     const { version } = await greet(peer.control, agent.control.host, createLogger("error"), PEER_LIMIT_MS);

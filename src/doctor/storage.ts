@@ -3,7 +3,16 @@ import { existsSync } from "node:fs";
 import { dirname } from "node:path";
 import { overlayRoomBytes } from "../qemu/images.ts";
 import { freeBytes } from "../storage/room.ts";
-import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
+import {
+  type Check,
+  configOf,
+  type DoctorContext,
+  type Finding,
+  fail,
+  type Group,
+  ok,
+  warn,
+} from "./check.ts";
 
 const STATE_BYTES_MIN = 1 << 30;
 
@@ -17,16 +26,16 @@ function freeBytesFor(path: string): number {
 const mib = (bytes: number) => `${Math.floor(bytes / 2 ** 20)} MiB`;
 const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 
-function stateDirectory({ config }: DoctorContext): Finding {
-  const path = config!.agent.state_directory;
+function stateDirectory(context: DoctorContext): Finding {
+  const path = configOf(context).agent.state_directory;
   const free = freeBytesFor(path);
   if (free >= STATE_BYTES_MIN) return ok(`${gib(free)} free at ${path}`);
   return warn(`only ${gib(free)} free at ${path}`, "Free space there: the agent stores divergences in it.");
 }
 
 /** The room that a secondary's start asks for, or 64 MiB. */
-function overlayDirectories({ config }: DoctorContext): Finding[] {
-  return config!.vm.flatMap(({ name: subject, managed, disk }) => {
+function overlayDirectories(context: DoctorContext): Finding[] {
+  return configOf(context).vm.flatMap(({ name: subject, managed, disk }) => {
     if (managed === undefined || disk.length === 0) return [];
     const { overlayDirectory } = managed;
     const free = freeBytesFor(overlayDirectory);

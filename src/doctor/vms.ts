@@ -4,7 +4,16 @@ import { checkQemu, QEMU_THAT_WORKS } from "../colo/check.ts";
 import type { VmConfig } from "../config/config.ts";
 import { checkTap } from "../host/links.ts";
 import { QmpClient } from "../qmp/client.ts";
-import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
+import {
+  type Check,
+  configOf,
+  type DoctorContext,
+  type Finding,
+  fail,
+  type Group,
+  ok,
+  warn,
+} from "./check.ts";
 
 const QMP_LIMIT_MS = 1_500;
 
@@ -60,9 +69,9 @@ async function runningQemu({ qmp }: VmConfig): Promise<Finding[]> {
 }
 
 function forEachVm(look: (vm: VmConfig) => Promise<Finding | Finding[]>): Check["run"] {
-  return async ({ config }: DoctorContext) => {
+  return async (context: DoctorContext) => {
     const findings: Finding[] = [];
-    for (const vm of config!.vm) {
+    for (const vm of configOf(context).vm) {
       const found = await look(vm).catch((error: Error) => fail(error.message, "See docs/configuration.md."));
       for (const one of Array.isArray(found) ? found : [found]) findings.push({ ...one, subject: vm.name });
     }

@@ -306,7 +306,8 @@ async function blocks(traffic: Traffic): Promise<void> {
     const lines = (rest + chunk.toString()).split("\n");
     rest = lines.pop() ?? "";
     for (const line of lines) {
-      const block = wanted[traffic.answers]!;
+      const block = wanted[traffic.answers];
+      if (block === undefined) return traffic.fail("more blocks came than were asked for");
       const content = patternBytes(block * BLOCK_BYTES, BLOCK_BYTES);
       const right = `BLOCK ${block} ${createHash("md5").update(content).digest("hex")}`;
       if (line !== right) traffic.fail(`block ${block} on the disk is not what was acknowledged: ${line}`);
@@ -521,8 +522,8 @@ function fullSockets(type: "udp4" | "udp6"): number {
     return Number(line?.[1] ?? 0);
   }
   const rows = readFileSync("/proc/self/net/snmp", "latin1").matchAll(/^Udp: (.*)$/gm);
-  const [names, values] = [...rows].map(([, row]) => row!.split(" "));
-  return Number(values?.[names!.indexOf("RcvbufErrors")] ?? 0);
+  const [names = [], values = []] = [...rows].map(([, row = ""]) => row.split(" "));
+  return Number(values[names.indexOf("RcvbufErrors")] ?? 0);
 }
 
 const KINDS: Record<ClientKind, (traffic: Traffic) => Promise<void>> = {

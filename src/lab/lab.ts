@@ -445,7 +445,7 @@ export class Lab {
     const response = await fetch("http://agent/v1/restart", { method: "POST", unix: socket });
     if (!response.ok)
       throw new Error(`the agent of host ${letter} does not restart: ${await response.text()}`);
-    while (isAlive(agent!)) await Bun.sleep(10);
+    while (agent !== undefined && isAlive(agent)) await Bun.sleep(10);
     this.startAgent(letter);
   }
 
@@ -454,7 +454,8 @@ export class Lab {
     const log = join(this.directory, letter, "agent.log");
     while ((await this.agentStatus(letter)) === undefined) {
       const { agent } = this.state.hosts[letter];
-      if (!isAlive(agent!)) throw new Error(`the agent of host ${letter} ended:\n${tail(log)}`);
+      if (agent === undefined || !isAlive(agent))
+        throw new Error(`the agent of host ${letter} ended:\n${tail(log)}`);
       if (performance.now() > deadline)
         throw new Error(`the agent of host ${letter} does not answer:\n${tail(log)}`);
       await Bun.sleep(50);

@@ -88,7 +88,7 @@ export async function runLoss(
     RECOVERY_TIMEOUT_MS,
   );
   const failoverMs = performance.now() - killed;
-  const before = connection.last!.received;
+  const before = connection.last?.received ?? 0;
   await connection.until("the connection goes on", (report) => report.received > before, RECOVERY_TIMEOUT_MS);
   observer.step(`host ${survivor} has the VM; the connection goes on`);
   await Bun.sleep(seconds.after * 1000);
@@ -123,7 +123,8 @@ export async function checkpointCounts(lab: Lab, letter: HostLetter = "a"): Prom
   for (const match of (await lab.metrics(letter)).matchAll(
     /^colo_checkpoints_total\{.*cause="(\w+)".*\} (\d+)$/gm,
   )) {
-    counts[match[1]!] = Number(match[2]);
+    const [, cause, count] = match;
+    if (cause !== undefined) counts[cause] = Number(count);
   }
   return counts;
 }

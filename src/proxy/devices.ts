@@ -57,11 +57,8 @@ export async function ensureDevices(options: {
   }
   for (const name of [tunnel, inject, injectPeer]) await silence(name);
   const [t, i] = await Promise.all([link(tunnel), link(inject)]);
-  return {
-    tapIfindex: tap.ifindex,
-    tunnelIfindex: t!.ifindex,
-    injectIfindex: i!.ifindex,
-  };
+  if (t === undefined || i === undefined) throw new NetworkSetupError(`"${tunnel}" or "${inject}" has gone`);
+  return { tapIfindex: tap.ifindex, tunnelIfindex: t.ifindex, injectIfindex: i.ifindex };
 }
 
 /** Removes what {@link ensureDevices} made. */
@@ -93,7 +90,10 @@ function deviceCounters(device: string) {
   const fields = line
     .slice(line.indexOf(":") + 1)
     .trim()
-    .split(/\s+/)
-    .map(Number);
-  return { receivedFrames: fields[1]!, transmittedFrames: fields[9]!, transmitDrops: fields[11]! };
+    .split(/\s+/);
+  const [receivedFrames, transmittedFrames, transmitDrops] = [fields[1], fields[9], fields[11]].map(Number);
+  if (receivedFrames === undefined || transmittedFrames === undefined || transmitDrops === undefined) {
+    throw new NetworkSetupError(`/proc/self/net/dev has no counters of "${device}"`);
+  }
+  return { receivedFrames, transmittedFrames, transmitDrops };
 }

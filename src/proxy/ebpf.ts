@@ -176,8 +176,8 @@ export class EbpfProxy implements PacketProxy, InputBarrier, Comparison, Adoptio
   async follow({ epoch, nics }: ProxyEntry): Promise<void> {
     checkInterfaces(nics, this.nics.length);
     this.stopped(epoch);
-    this.nics.forEach((nic, index) => {
-      const { mirroredFrames, connections } = nics[index]!;
+    nics.forEach(({ mirroredFrames, connections }, index) => {
+      const nic = this.nics[index] as EbpfNic; // as many as the entry has: checked above
       nic.dataPlane.connections.import(Buffer.from(connections, "base64"));
       nic.follow(mirroredFrames);
     });

@@ -228,10 +228,10 @@ export class QemuProxy implements PacketProxy {
     await yank(
       this.#qmp,
       open.flatMap((one): YankInstance[] => {
-        if (one.type === "migration") return [{ type: "migration" }];
-        if (one.type === "chardev" && labels.has(one.id!)) return [{ type: "chardev", id: one.id! }];
-        if (one.type === "block-node" && REPLICATION_NODES.test(one["node-name"]!))
-          return [{ type: "block-node", "node-name": one["node-name"]! }];
+        const { type, id = "", "node-name": node = "" } = one;
+        if (type === "migration") return [{ type }];
+        if (type === "chardev" && labels.has(id)) return [{ type, id }];
+        if (type === "block-node" && REPLICATION_NODES.test(node)) return [{ type, "node-name": node }];
         return [];
       }),
     );

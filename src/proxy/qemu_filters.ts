@@ -58,7 +58,8 @@ async function netdevOf(qmp: QmpClient, { tap, netdev }: FilterNic): Promise<str
   const text = await qmp.execute<string>("human-monitor-command", { "command-line": "info network" });
   for (const line of text.split("\n")) {
     const found = /^\s*(?:\\\s*)?([^\s:]+): .*\btype=tap\b.*\bifname=([^,\s]+)/.exec(line);
-    if (found?.[2] === tap) return found[1]!;
+    const [, netdevFound, tapFound] = found ?? [];
+    if (netdevFound !== undefined && tapFound === tap) return netdevFound;
   }
   throw new Error(
     `QEMU has no netdev that opened the tap ${tap}; if it was handed over as a file descriptor, give the netdev's id as netdev in [[vm.nic]]`,

@@ -58,9 +58,11 @@ export async function endProcess(
 
 /** Starts a process in a session of its own, with its output in `logPath`. */
 export function startDetached(command: readonly string[], logPath: string): ProcessIdentity {
+  const [program, ...words] = command;
+  if (program === undefined) throw new Error("there is no command to start");
   const log = openSync(logPath, "a");
   try {
-    const child = spawn(command[0]!, command.slice(1), { detached: true, stdio: ["ignore", log, log] });
+    const child = spawn(program, words, { detached: true, stdio: ["ignore", log, log] });
     child.unref();
     if (child.pid === undefined) throw new Error(`cannot start ${command.join(" ")}`);
     return identify(child.pid);

@@ -15,9 +15,14 @@ export interface ResyncReading {
 /** The rate is that of about so long. */
 const RATE_MS = 2_000;
 
+interface Sample {
+  atMs: number;
+  copiedBytes: number;
+}
+
 export class ResyncProgress {
   #progress: readonly DiskProgress[] = [];
-  readonly #samples: { atMs: number; copiedBytes: number }[] = [];
+  readonly #samples: Sample[] = [];
 
   constructor(
     /** The disk's name by its quorum node. */
@@ -29,15 +34,14 @@ export class ResyncProgress {
     this.#progress = progress;
     const atMs = this.now();
     this.#samples.push({ atMs, copiedBytes: sum(progress, "copiedBytes") });
-    while (this.#samples.length > 2 && this.#samples[1]!.atMs < atMs - RATE_MS) this.#samples.shift();
+    const isOld = (at: number) => (this.#samples[at]?.atMs ?? atMs) < atMs - RATE_MS;
+    while (this.#samples.length > 2 && isOld(1)) this.#samples.shift();
   }
 
   get reading(): ResyncReading {
     const [copiedBytes, totalBytes] = [sum(this.#progress, "copiedBytes"), sum(this.#progress, "totalBytes")];
     const [first, last] = [this.#samples[0], this.#samples.at(-1)];
-    const elapsedMs = first === undefined || last === undefined ? 0 : last.atMs - first.atMs;
-    const bytesPerSecond =
-      elapsedMs === 0 ? 0 : ((last!.copiedBytes - first!.copiedBytes) / elapsedMs) * 1000;
+    const bytesPerSecond = first === undefined || last === undefined ? 0 : rateOf(first, last);
     const disks = this.#progress.map(({ quorumNode, ...rest }) => ({
       disk: this.names.get(quorumNode) ?? quorumNode,
       ...rest,
@@ -46,6 +50,12 @@ export class ResyncProgress {
       bytesPerSecond > 0 ? Math.max(0, totalBytes - copiedBytes) / bytesPerSecond : undefined;
     return { copiedBytes, totalBytes, bytesPerSecond, remainingSeconds, disks };
   }
+}
+
+/** Bytes per second between two samples. */
+function rateOf(first: Sample, last: Sample): number {
+  const elapsedMs = last.atMs - first.atMs;
+  return elapsedMs === 0 ? 0 : ((last.copiedBytes - first.copiedBytes) / elapsedMs) * 1000;
 }
 
 function sum(progress: readonly DiskProgress[], key: "copiedBytes" | "totalBytes"): number {

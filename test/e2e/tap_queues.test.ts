@@ -39,7 +39,8 @@ describe("a VM with two queues and two workers", () => {
       await lab().waitFor("takeover", ({ b }) => b?.role === "primary", 60_000);
       const marks = many.map((traffic) => (traffic.last?.received ?? 0) + (traffic.last?.sent ?? 0));
       for (const [i, traffic] of many.entries()) {
-        await traffic.until("bytes", ({ received, sent }) => received + sent > marks[i] + 500_000, 60_000);
+        const wanted = (marks[i] ?? 0) + 500_000;
+        await traffic.until("bytes", ({ received, sent }) => received + sent > wanted, 60_000);
       }
       for (const traffic of many) await traffic.finish(); // throws at a wrong byte
     } finally {

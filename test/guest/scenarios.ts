@@ -80,12 +80,14 @@ export const scenarios: Record<string, () => Promise<void>> = {
   },
 
   async "many connections"() {
-    await Promise.all(Array.from({ length: 200 }, (_, i) => exchangePattern(hosts[i % 2], 3000 + i, 1000)));
+    await Promise.all(
+      Array.from({ length: 200 }, (_, i) => exchangePattern(hosts[i % 2] as string, 3000 + i, 1000)),
+    );
   },
 
   async "wrong byte"() {
     const wrong = pattern(0, 50_000);
-    wrong[40_001] ^= 1;
+    wrong[40_001]! ^= 1;
     const duplex = await Stream.open(guestIp4, port.duplex);
     await duplex.write(wrong);
     const answer = await expectReset(duplex);
@@ -160,7 +162,7 @@ export const scenarios: Record<string, () => Promise<void>> = {
       const stream = await Stream.open(host, port.random);
       let chain = "";
       const check = (line: string) => {
-        const [random, sum] = line.split(" ");
+        const [random = "", sum] = line.split(" ");
         assert.match(random, /^[0-9a-f]{64}$/);
         chain = md5(chain + random);
         assert.equal(sum, chain);
@@ -277,9 +279,11 @@ export const scenarios: Record<string, () => Promise<void>> = {
 };
 
 if (import.meta.main) {
-  const name = process.argv[2];
+  const name = process.argv[2] ?? "";
   try {
-    await scenarios[name]();
+    const scenario = scenarios[name];
+    assert.ok(scenario !== undefined, `there is no scenario "${name}"`);
+    await scenario();
     process.exit(0);
   } catch (error) {
     console.error(error instanceof Error ? (error.stack ?? error.message) : error);

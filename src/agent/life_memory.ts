@@ -49,7 +49,7 @@ export class LifeMemory {
       read = jsonAs(factsKept, text, path);
     } catch (error) {
       throw new Error(
-        `${(error as Error).message}; that is not what the agent wrote: find out whether the VM is to run on ` +
+        `${(error as Error).message}; the agent did not write this: decide whether the VM may run on ` +
           "this host, then remove the file",
         { cause: error },
       );

@@ -146,7 +146,7 @@ export class PeerClient {
   #refusedWith(error: PeerRefusedError | PeerMalformedError): void {
     if (this.#refusal === error.message) return;
     this.#refusal = error.message;
-    this.log.warn("what answers at the peer's address cannot be used", { error });
+    this.log.warn("the program at the peer's address cannot be used", { error });
     this.events.refused?.(error);
   }
 

@@ -102,9 +102,7 @@ export class PeerServer {
   /** Takes the hello, the only request that a visitor may make. Throws {@link PeerRefusedError}. */
   #greeted(socket: Socket, type: string, body: unknown): object {
     if (this.#sockets.get(socket) !== undefined)
-      throw new PeerRefusedError(
-        `"${type}": this connection has said hello, and a visitor's can ask for nothing else`,
-      );
+      throw new PeerRefusedError(`"${type}": this connection has said hello, and accepts no other request`);
     const hello = helloBody.safeParse(body);
     if (type !== HELLO || !hello.success)
       throw new PeerRefusedError(

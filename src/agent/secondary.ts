@@ -102,14 +102,14 @@ export class Secondary {
     this.#followEvents();
     adoptionOf(proxy).followAgain(mirrorBases);
     this.#overlays = await overlayFiles(qmp);
-    log.info("the replica is followed again", { generation, epoch });
+    log.info("following the replica again", { generation, epoch });
     // A primary that is gone, or does not need this replica any more, is noticed by its silence, as ever.
     while (this.#unlisten.length > 0) {
       try {
         await peer.ask("back", { vm: config.name, generation }, TELL_TIMEOUT_MS);
         return;
       } catch (error) {
-        log.debug("the primary does not hear that its replica is followed again", { error });
+        log.debug("the primary does not know that this agent follows its replica again", { error });
         await Bun.sleep(BACK_RETRY_MS);
       }
     }
@@ -203,7 +203,7 @@ export class Secondary {
       this.#overlayBytes = reading.usedBytes;
       verdict = this.#overlayWatch.judge(reading, this.#epoch, nowMs);
     } catch (error) {
-      this.#machine.log.warn("the overlays could not be looked at", { error });
+      this.#machine.log.warn("the overlays could not be read", { error });
       return undefined;
     }
     if (verdict.want === "give_up") return verdict.reason;

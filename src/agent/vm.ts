@@ -264,7 +264,7 @@ export class VmAgent {
     if (this.#entry === undefined) return this.#followed;
     this.#entry = undefined;
     throw new Error(
-      `this host expects no such primary of VM ${this.config.name}: it is ${this.#state.phase}`,
+      `this host does not expect this primary of VM ${this.config.name}: it is ${this.#state.phase}`,
     );
   }
 
@@ -313,7 +313,7 @@ export class VmAgent {
   #checkReplica(generation: number): void {
     const { phase, generation: own } = this.#state;
     if (phase !== "standby" || generation !== own)
-      throw new Error(`this host keeps no such replica of VM ${this.config.name}: it is ${phase}`);
+      throw new Error(`this host does not have this replica of VM ${this.config.name}: it is ${phase}`);
   }
 
   /** The primary's request: has the VM read what was mirrored to it? */
@@ -603,7 +603,7 @@ export class VmAgent {
         const { what, generation, reason } = action;
         machine.peer
           .ask(what, { vm: config.name, generation, reason }, TELL_TIMEOUT_MS)
-          .catch((error) => log.warn("could not tell the peer", { what, error }));
+          .catch((error) => log.warn("could not notify the peer", { what, error }));
         break;
       }
       case "fence":

@@ -118,7 +118,7 @@ export class EtcdArbiter implements Arbiter {
       parsed = value.parse(JSON.parse(text));
     } catch (error) {
       throw new ArbiterRefusedError(
-        `${this.description}: the key ${this.options.prefix}${vm} holds something that this colo-agent did not ` +
+        `${this.description}: the key ${this.options.prefix}${vm} holds a value that this colo-agent did not ` +
           `write (${text.slice(0, 200)}): use another prefix, or the newer version that wrote it`,
         { cause: error },
       );
@@ -204,7 +204,9 @@ export class EtcdArbiter implements Arbiter {
     if (status !== 200) throw refusalOf(url, status, json, token !== undefined);
     const parsed = schema.safeParse(json);
     if (parsed.success) return parsed.data;
-    throw new ArbiterUnreachableError(`${url.href} answered what no etcd answers: ${text.slice(0, 200)}`);
+    throw new ArbiterUnreachableError(
+      `${url.href} answered with text that is not etcd's: ${text.slice(0, 200)}`,
+    );
   }
 }
 

@@ -53,7 +53,7 @@ function tlsOf(
   const files = readTls({ ca, certificate, key }, owner);
   if (files.expiresMs < Date.now() + EXPIRY_WARNING_MS) {
     log.warn(
-      "the certificate for the arbiter runs out soon: make a new one (colo-agent certificates --renew)",
+      "the certificate for the arbiter expires soon: make a new one (colo-agent certificates --renew)",
       {
         certificate,
         expires: new Date(files.expiresMs).toISOString(),

@@ -56,7 +56,7 @@ export async function serveWitness(options: WitnessOptions): Promise<Witness> {
     void answer(store, request, tls === undefined ? undefined : writerOf(request), log)
       .catch((error: unknown): Reply => {
         if (!request.destroyed) log.error("a request could not be answered", { error });
-        return { status: 500, body: { error: "the witness could not carry it out; its log says why" } };
+        return { status: 500, body: { error: "the witness failed; its log has the reason" } };
       })
       .then((reply) => send(response, reply))
       .finally(() => clearTimeout(late));

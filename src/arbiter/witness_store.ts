@@ -236,7 +236,7 @@ function syncDirectory(path: string): void {
 function damaged(path: string, what: string): Error {
   return new Error(
     `${path} is damaged (${what.replace(/\s+/g, " ").slice(0, DAMAGE_CHARACTERS_MAX)}): stop both agents of each VM that this witness serves, move the file away, ` +
-      "start the witness, and start first the agent on whose host the VM runs",
+      "start the witness, then start the agent of the VM's current host first",
   );
 }
 

@@ -34,7 +34,7 @@ export async function withLabs<Result>(
   let interrupted = false;
   const interrupt = () => {
     interrupted = true;
-    context.progress("interrupted; taking everything down");
+    context.progress("interrupted; removing everything");
   };
   const progress = (text: string) => {
     if (interrupted) throw new Error("interrupted");

@@ -78,7 +78,7 @@ export class CaptureReader {
     const { headerBytes, addedBytes } = this.#linkType;
     if (capturedBytes < wireBytes) {
       throw new CaptureError(
-        `${this.where()} was cut off when it was captured: ${capturedBytes} of ${wireBytes} bytes; ` +
+        `${this.where()} was cut off by the capture: ${capturedBytes} of ${wireBytes} bytes; ` +
           "capture whole frames (tcpdump -s 0).",
       );
     }

@@ -387,7 +387,7 @@ class CaptureComparison {
     const secondary = this.#secondary;
     if (primary.filtered === primary.reader.frames && secondary.filtered === secondary.reader.frames) {
       throw new CaptureError(
-        `none of the frames in the two captures is sent by ${this.#filter.guests.join(" or ")} (--guest).`,
+        `no frame of the two captures is from ${this.#filter.guests.join(" or ")} (--guest).`,
       );
     }
   }

@@ -119,7 +119,7 @@ function describeRest(pool: SegmentPool, item: number, sequence: number, end: nu
   const index = (sequence - firstByte(pool, item)) | 0;
   if (index < 0) return "the SYN";
   if (index >= pool.dataBytes[item] && (pool.flags[item] & SEGMENT_FIN) !== 0) return "the FIN";
-  return `what is here: ${count((end - sequence) | 0, "byte")} up to the last one`;
+  return `the next ${count((end - sequence) | 0, "byte")}`;
 }
 
 function count(n: number, what: string): string {

@@ -12,9 +12,7 @@ export function renderReport(report: CaptureReport): string {
   const lines = [...summaryLines("primary", primary), ...summaryLines("secondary", secondary)];
   lines.push(`${number(report.compared_bytes)} bytes of payload compared`);
   if (report.gap_bytes > 0) {
-    lines.push(
-      `${number(report.gap_bytes)} bytes of TCP payload are in neither capture and were passed over`,
-    );
+    lines.push(`${number(report.gap_bytes)} bytes of TCP payload are in neither capture and were skipped`);
   }
   report.divergences.forEach((divergence, i) => {
     lines.push("", ...divergenceLines(divergence, i + 1));
@@ -36,8 +34,8 @@ function summaryLines(side: string, summary: CaptureSummary): string[] {
     [summary.frames_compared, "compared"],
     [summary.frames_not_compared, "not compared after a divergence"],
     [summary.frames_ignored, "left out (ARP, neighbour discovery, rules)"],
-    [summary.frames_filtered, "not sent by the guest"],
-    [summary.frames_before_start, "before the other capture's beginning of their stream"],
+    [summary.frames_filtered, "not from the guest"],
+    [summary.frames_before_start, "before the start of the other capture's stream"],
   ] as const;
   const counts = parts.filter(([n], i) => i === 0 || n > 0).map(([n, what]) => `${number(n)} ${what}`);
   return [

@@ -41,7 +41,9 @@ export function parseCertificateRequest(text: string): CertificateRequest {
   const [name = "", list] = text.split("=", 2);
   const checked = identifier.safeParse(name);
   if (!checked.success || name === "ca") {
-    throw new Error(`"${text}": the name ${checked.success ? "is taken" : checked.error.issues[0]?.message}`);
+    throw new Error(
+      `"${text}": the name ${checked.success ? "is reserved" : checked.error.issues[0]?.message}`,
+    );
   }
   const addresses = list === undefined ? [] : list.split(",");
   for (const address of addresses) {

@@ -72,7 +72,7 @@ export function readTls(paths: TlsPaths, owner?: string): { tls: Required<TlsFil
   const expiresMs = Date.parse(certificate.validTo);
   if (expiresMs <= Date.now()) {
     throw new Error(
-      `${paths.certificate} ran out on ${certificate.validTo}: make a new one (colo-agent certificates)`,
+      `${paths.certificate} expired on ${certificate.validTo}: make a new one (colo-agent certificates)`,
     );
   }
   const name = commonName(certificate);

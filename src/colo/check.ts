@@ -73,7 +73,7 @@ const DISK_DRIVERS_NEEDED = ["nbd", "quorum", "replication"] as const;
 
 const TCG_WARNING =
   "This QEMU runs without KVM: after a checkpoint its secondary would run stale code with a fast clock. " +
-  "Use KVM, or for a try the QEMUs of `colo-agent lab`, which load a plugin against it (src/lab/tcg_checkpoint.c).";
+  "Use KVM, or for tests the QEMU of `colo-agent lab`, which load a plugin against it (src/lab/tcg_checkpoint.c).";
 
 /**
  * As inspectQemu(), for who needs a QEMU that can do COLO.

@@ -387,7 +387,7 @@ async function migrationError(client: QmpClient, state: string): Promise<Error> 
 }
 
 function abortReason(signal: AbortSignal): unknown {
-  return signal.reason instanceof Error ? signal.reason : new QmpAbortedError("it was given up on request");
+  return signal.reason instanceof Error ? signal.reason : new QmpAbortedError("it was cancelled on request");
 }
 
 /**

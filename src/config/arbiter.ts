@@ -63,7 +63,7 @@ export const arbiterConfig = z
     if ((certificate === undefined) !== (key === undefined))
       complain("certificate and key go together: give both");
     if (certificate !== undefined && ca === undefined)
-      complain("give ca too: the CA that the other side must have");
+      complain("give ca too, the CA of the arbiter's certificate");
     const proven = arbiter.type === "etcd" || certificate !== undefined;
     for (const text of arbiter.type === "witness" ? [arbiter.url] : arbiter.endpoints) {
       const url = new URL(text);

@@ -67,7 +67,7 @@ export function timingMistakes({ heartbeat, arbiter, watchdog }: Timing): string
   if (timeout_ms + interval_ms > takeoverMs) {
     mistakes.push(
       `heartbeat.timeout_ms + interval_ms is ${timeout_ms + interval_ms}, above lease_ms + margin_ms (${takeoverMs}): ` +
-        "a primary whose link alone is cut would notice too late to keep its VM, and the VM's output would stand " +
+        "a primary whose link alone is cut would notice too late to keep its VM, and the VM's output would stop " +
         `in that time: set timeout_ms to at most ${takeoverMs - interval_ms}, or lease_ms to at least ` +
         `${timeout_ms + interval_ms - margin_ms}`,
     );

@@ -50,5 +50,5 @@ export const interfaceName = z
   .string()
   .min(1)
   .max(15, "is longer than the 15 characters of an interface name")
-  .regex(/^[^\s/]+$/, "must not hold blanks or slashes")
+  .regex(/^[^\s/]+$/, "must not contain blanks or slashes")
   .meta({ kind: "interface" });

@@ -60,8 +60,7 @@ export function hexView(record: DivergenceRecord, colors: Colors): string[] {
     if (cut !== undefined && !record.redacted) lines.push(`${name}: ${cut}`);
   }
   if (marked && !record.redacted) lines.push("[ ] differ; numbers on the left are offsets in the frame");
-  if (record.redacted)
-    lines.push(".. is payload, which is hidden; checksums and unknown options are zero here");
+  if (record.redacted) lines.push(".. is hidden payload; checksums and unknown options are zero here");
   return lines;
 }
 

@@ -25,7 +25,7 @@ export class DivergenceReader implements DivergenceSource {
   static open(path: string): DivergenceReader {
     if (!existsSync(path)) {
       throw new Error(
-        `there is no database of divergences at ${path}; the agent keeps it in its state directory`,
+        `there is no database of divergences at ${path}; the agent stores it in agent.state_directory`,
       );
     }
     let database: Database | undefined;

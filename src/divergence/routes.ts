@@ -89,7 +89,7 @@ function answer(
   if (record === undefined) {
     throw new BadRequestError(
       404,
-      `divergence ${id} is not kept: it never was, or newer ones have taken its place`,
+      `divergence ${id} is not stored: it never was, or newer ones have replaced it`,
     );
   }
   if (match[2] !== undefined) return pcapng(`divergence-${id}.pcapng`, [shown(record)]);

@@ -297,7 +297,7 @@ export class DivergenceStore implements DivergenceSource {
 
   #startAnew(reason: string): Database {
     const aside = moveAside(this.path);
-    this.#log?.warn("the database of divergences cannot be used and was moved aside; a new one is begun", {
+    this.#log?.warn("the database of divergences cannot be used and was renamed; a new one is begun", {
       path: this.path,
       movedTo: aside,
       reason,

@@ -34,13 +34,9 @@ export function due(s: State): Deadline[] {
     at(s.heardMs.control + timeoutMs, peerLost);
   }
   if (s.phase === "handing_over" && s.retiredMs !== undefined)
-    at(s.retiredMs + timeoutMs, (step) =>
-      goAlone(step, "the peer was handed the VM and has had time to take it"),
-    );
+    at(s.retiredMs + timeoutMs, (step) => goAlone(step, "the peer did not take the VM in time"));
   if (s.phase === "incoming")
-    at(s.lastAnswerMs + timeoutMs, (step) =>
-      replicaUseless(step, "the primary has given up making this replica"),
-    );
+    at(s.lastAnswerMs + timeoutMs, (step) => replicaUseless(step, "the primary has given up this replica"));
   if (s.phase === "standby" && s.claim === undefined)
     at(Math.max(s.lastAnswerMs + timeoutMs, s.peerBackByMs), (step) =>
       claim(step, peerVerdict(step.s, step.now)),

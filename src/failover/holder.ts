@@ -24,7 +24,7 @@ export function primed(step: Step, generation: number): void {
   if (s.phase !== "protecting" || generation !== s.generation) return;
   if (s.protecting === "undoing") {
     // It was complete when it was told to end: nothing undoes itself any more, and frames are held.
-    leaveUnrecorded(step, "protection was ended when the replica was complete");
+    leaveUnrecorded(step, "protection was ended after the replica was complete");
     return;
   }
   if (s.protecting !== "copying") return;
@@ -41,7 +41,7 @@ export function heartbeatAnswered(step: Step, event: Extract<Event, { type: "hea
   if (event.sentMs < s.lastAnswerMs) return;
   if (!event.accepted) {
     if (now < s.peerBackByMs) return; // it has only begun
-    goAlone(step, "the secondary's agent says that it is not this VM's replica");
+    goAlone(step, "the secondary's agent reports that it is not this VM's replica");
     return;
   }
   s.lastAnswerMs = event.sentMs;
@@ -161,7 +161,7 @@ export function isWorseOff(s: State): boolean {
 }
 
 export function handOverIfWorseOff(step: Step): void {
-  if (isWorseOff(step.s)) handOver(step, "this host has lost the clients' network, the peer has not");
+  if (isWorseOff(step.s)) handOver(step, "this host has lost the clients' network; the peer has not");
 }
 
 /** `hand over`: both VMs at the same point, everything verified released, then `give up`; the secondary does the rest. */

@@ -51,7 +51,7 @@ export function claim(step: Step, reason: string): void {
   const { s, now } = step;
   s.claim = { reason, sinceMs: now, fence: "none" };
   if (!s.settings.arbiter)
-    s.reason = `${reason}; there is no arbiter to tell a dead primary from a cut link, so only an administrator can promote this replica (colo-agent promote)`;
+    s.reason = `${reason}; without an arbiter a dead primary cannot be told from a cut link; use colo-agent promote if the other host is off`;
   claimIfDue(step);
 }
 

@@ -188,7 +188,7 @@ async function duplex(traffic: Traffic): Promise<void> {
     const wrong = firstWrongByte(traffic.received, chunk as Buffer);
     if (wrong >= 0) traffic.fail(`wrong byte at position ${wrong}`);
     traffic.arrived(chunk.length);
-    if (traffic.received > traffic.sent) traffic.fail("more bytes came back than were sent");
+    if (traffic.received > traffic.sent) traffic.fail("more bytes were returned than sent");
     if (ending && traffic.received === traffic.sent) resolve();
   });
   let credit = 0;
@@ -209,7 +209,7 @@ async function duplex(traffic: Traffic): Promise<void> {
   ending = true;
   if (traffic.received === traffic.sent) resolve();
   setTimeout(
-    () => traffic.fail(`${traffic.sent - traffic.received} bytes never came back`),
+    () => traffic.fail(`${traffic.sent - traffic.received} bytes were never returned`),
     FINISH_MS,
   ).unref();
   await promise;
@@ -267,13 +267,13 @@ function random(traffic: Traffic): Promise<void> {
     (index, line) => {
       const [digits, sum] = line.split(" ");
       if (digits === undefined || !/^[0-9a-f]{64}$/.test(digits))
-        return `answer ${index} is not one: ${line}`;
+        return `answer ${index} is malformed: ${line}`;
       chain = createHash("md5")
         .update(chain + digits)
         .digest("hex");
       return sum === chain
         ? undefined
-        : `the chain is broken at answer ${index}: the stream is not of one machine`;
+        : `the chain is broken at answer ${index}: the stream is not from one machine`;
     },
   );
 }
@@ -310,7 +310,8 @@ async function blocks(traffic: Traffic): Promise<void> {
       if (block === undefined) return traffic.fail("more blocks came than were asked for");
       const content = patternBytes(block * BLOCK_BYTES, BLOCK_BYTES);
       const right = `BLOCK ${block} ${createHash("md5").update(content).digest("hex")}`;
-      if (line !== right) traffic.fail(`block ${block} on the disk is not what was acknowledged: ${line}`);
+      if (line !== right)
+        traffic.fail(`block ${block} on the disk differs from the acknowledged one: ${line}`);
       traffic.answers++;
     }
     if (traffic.answers === wanted.length) resolve();
@@ -340,7 +341,7 @@ function pieces(traffic: Traffic, start: () => void): { completed(): void; run()
   return {
     completed: () => {
       const since = begun.shift();
-      if (since === undefined) traffic.fail("more came than was asked for");
+      if (since === undefined) traffic.fail("more bytes came than requested");
       traffic.answers++;
       traffic.latencies.push(performance.now() - since);
       wake?.();
@@ -549,7 +550,7 @@ if (import.meta.main) {
     for (const line of chunk.toString().split("\n")) if (line === "mark") traffic.mark();
   });
   // Whoever started it may be gone, and the guest too: it must not wait for an answer for ever.
-  const late = () => traffic.fail(`it did not come to its end within ${FINISH_MS / 1000} s`);
+  const late = () => traffic.fail(`it did not end within ${FINISH_MS / 1000} s`);
   process.stdin.on("end", () => setTimeout(late, FINISH_MS));
   await run(traffic);
   traffic.report("end");

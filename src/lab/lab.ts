@@ -151,7 +151,7 @@ export class Lab {
     }
     const directory = Lab.directory(options.name);
     if (existsSync(directory)) {
-      throw new Error(`lab "${options.name}" is up already; take it down first: colo-agent lab down`);
+      throw new Error(`lab "${options.name}" is up already; remove it first: colo-agent lab down`);
     }
     mkdirSync(directory, { recursive: true, mode: 0o700 });
     try {

@@ -79,7 +79,7 @@ export async function runLoss(
   const killed = performance.now();
   await lab.kill(host, what);
   await lab.waitFor(
-    `host ${survivor} goes on alone`,
+    `host ${survivor} continues alone`,
     (status) => {
       const about = status[survivor];
       if (about?.phase === "stopped") throw new Error(`host ${survivor} stopped: ${about.reason}`);
@@ -89,8 +89,12 @@ export async function runLoss(
   );
   const failoverMs = performance.now() - killed;
   const before = connection.last?.received ?? 0;
-  await connection.until("the connection goes on", (report) => report.received > before, RECOVERY_TIMEOUT_MS);
-  observer.step(`host ${survivor} has the VM; the connection goes on`);
+  await connection.until(
+    "the connection continues",
+    (report) => report.received > before,
+    RECOVERY_TIMEOUT_MS,
+  );
+  observer.step(`host ${survivor} has the VM; the connection continues`);
   await Bun.sleep(seconds.after * 1000);
 
   const ended = await connection.finish();
@@ -135,7 +139,7 @@ export async function waitForCommit(lab: Lab, survivor: HostLetter): Promise<voi
   try {
     const deadline = performance.now() + RECOVERY_TIMEOUT_MS;
     while (!(await secondaryDisksCommitted(qmp, [LAB_NODES.active]))) {
-      if (performance.now() > deadline) throw new Error("QEMU did not write the overlays back into the disk");
+      if (performance.now() > deadline) throw new Error("QEMU did not commit the overlays to the disk");
       await Bun.sleep(100);
     }
   } finally {

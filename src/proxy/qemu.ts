@@ -191,7 +191,7 @@ export class QemuProxy implements PacketProxy {
       await removeCaptures(this.#qmp, nics);
       await this.#letGo(); // what was captured in between
     } catch (error) {
-      log.warn("what QEMU held is lost; TCP sends it again", { error });
+      log.warn("the frames that QEMU held are lost; TCP retransmits", { error });
     }
     this.#closeNotices();
     await removePrimaryFilters(this.#qmp, nics, directory);

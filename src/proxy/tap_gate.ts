@@ -96,7 +96,7 @@ export class TapGate {
       if (this.#takesInput) this.letInput();
       throw new Error(
         `the table ${this.table} was missing, so that ${this.taps.join(", ")} let frames pass; it has been made again. ` +
-          'Take "flush ruleset" out of what this host loads',
+          'Remove "flush ruleset" from the firewall scripts of this host',
         { cause: error },
       );
     }
@@ -122,7 +122,7 @@ export class TapGate {
       );
     } catch (error) {
       throw new Error(
-        `nftables does not take the gate of ${this.taps.join(", ")}: ${(error as Error).message}. ` +
+        `nftables rejects the gate of ${this.taps.join(", ")}: ${(error as Error).message}. ` +
           'proxy = "qemu" needs nft and Linux 5.16 or later with NF_TABLES_NETDEV, NETFILTER_INGRESS and NETFILTER_EGRESS',
         { cause: error },
       );

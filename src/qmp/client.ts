@@ -330,7 +330,7 @@ export class QmpClient {
       return;
     }
     call.abandoned = true;
-    const detail = `QEMU at ${this.path} has not answered; it may still carry the command out.`;
+    const detail = `QEMU at ${this.path} has not answered; it may still execute the command.`;
     call.reject(new QmpTimeoutError(call.command, timeoutMs, detail));
   }
 
@@ -358,7 +358,7 @@ export class QmpClient {
 
   #dispatch(message: unknown, line: string): void {
     if (!isRecord(message)) {
-      this.#giveUp(`it sent JSON that is no object: ${line.slice(0, 120)}`);
+      this.#giveUp(`it sent JSON that is not an object: ${line.slice(0, 120)}`);
     } else if (typeof message.event === "string") {
       this.#emit(message.event, message);
     } else if ("return" in message || "error" in message) {
@@ -374,7 +374,7 @@ export class QmpClient {
     const call = typeof message.id === "number" ? this.#calls.get(message.id) : undefined;
     if (call === undefined) {
       // Every command carries an id; a reply without one is QEMU's answer to bytes it could not parse.
-      this.#giveUp(`it sent a reply to no command of ours: ${line.slice(0, 200)}`);
+      this.#giveUp(`it sent a reply to an unknown command: ${line.slice(0, 200)}`);
       return;
     }
     this.#calls.delete(call.id);

@@ -132,7 +132,9 @@ export class ChangesCopy {
       if (job["current-progress"] !== last) progressMs = nowMs;
       last = job["current-progress"];
       if (nowMs - progressMs > stallMs) {
-        throw new Error(`the copy of ${disk.quorumNode} got no further for ${stallMs} ms, at ${last} bytes`);
+        throw new Error(
+          `the copy of ${disk.quorumNode} made no progress for ${stallMs} ms, at ${last} bytes`,
+        );
       }
       const wanted = bytesPerSecond();
       if (wanted !== speed && job.status === "running") {

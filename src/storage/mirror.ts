@@ -68,7 +68,7 @@ export function probeNbdServer(host: string, port: number, timeoutMs: number): P
     socket.on("data", (chunk: Buffer) => {
       greeting += chunk.toString("latin1");
       if (greeting.startsWith(NBD_MAGIC)) settle(undefined);
-      else if (!NBD_MAGIC.startsWith(greeting)) settle(`what listens at ${address} is no NBD server`);
+      else if (!NBD_MAGIC.startsWith(greeting)) settle(`the program at ${address} is not an NBD server`);
     });
     socket.once("error", (error) => settle(`no connection to ${address}: ${error.message}`));
     socket.once("close", () => settle(`${address} closed the connection`));
@@ -210,7 +210,7 @@ async function advance(
     copy.readyMs ??= nowMs;
   } else if (standingMs > stallMs) {
     throw new Error(
-      `the copy of ${disk.quorumNode} got no further for ${stallMs} ms, at ${job.offset} of ${job.len} bytes`,
+      `the copy of ${disk.quorumNode} made no progress for ${stallMs} ms, at ${job.offset} of ${job.len} bytes`,
     );
   }
   const follows =

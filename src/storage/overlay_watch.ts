@@ -49,7 +49,7 @@ export class OverlayWatch {
     }
     const asked = this.#asked;
     if (usedBytes > roomBytes * hardPart && asked !== undefined && epoch > asked.epoch) {
-      return { want: "give_up", reason: `${words}, and a checkpoint has not made enough room` };
+      return { want: "give_up", reason: `${words}, and a checkpoint did not free enough` };
     }
     if (asked !== undefined && nowMs - asked.atMs < ASK_AGAIN_MS) return { want: "nothing" };
     // Counted from the first time: what helps has to have begun afterwards.

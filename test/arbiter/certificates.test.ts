@@ -104,7 +104,7 @@ test("folders for QEMU's own TLS, beside certificates that exist", () => {
   expect(() => checkStreamTls(folder("host-a"), "host-a")).toThrow(/is not the key of/);
   copyFileSync(inside("host-b", "client-cert.pem"), inside("host-a", "client-cert.pem"));
   expect(() => checkStreamTls(folder("host-a"), "host-a")).toThrow(
-    /for the subject "CN=host-b", but the peer lets in "CN=host-a" only/,
+    /for the subject "CN=host-b", but the peer accepts only "CN=host-a"/,
   );
   rmSync(inside("host-a", "ca-cert.pem"));
   expect(() => checkStreamTls(folder("host-a"), "host-a")).toThrow(

@@ -192,7 +192,7 @@ describe("one member", () => {
     await call(member, "/v3/kv/put", { key: encode("/colo-agent/vm/vm1"), value: encode("mine") });
     const arbiter = client([member]);
     await expect(arbiter.read("vm1")).rejects.toThrow(
-      /holds something that this colo-agent did not write \(mine\)/,
+      /holds a value that this colo-agent did not write \(mine\)/,
     );
     await expect(arbiter.compareAndSwap("vm1", 0, record(1))).rejects.toBeInstanceOf(ArbiterRefusedError);
   });

@@ -136,7 +136,7 @@ describe("what cannot be compared ends with status 2 and says why", () => {
     return refused(/one file for each interface/, reference, folder.file(concat(first, second.subarray(28))));
   });
   test("a guest that sends nothing", () =>
-    refused(/none of the frames.*198\.18\.7\.7/, "--guest", "198.18.7.7", reference, reference));
+    refused(/no frame of the two captures.*198\.18\.7\.7/, "--guest", "198.18.7.7", reference, reference));
   test("a guest that is no address", () =>
     refused(/--guest server: give an IPv4/, "--guest", "server", reference, reference));
   test("a window of nothing", () =>

@@ -177,7 +177,7 @@ describe("explain", () => {
 describe("what is wrong is said in a sentence, with exit status 1", () => {
   const nowhere = "http://127.0.0.1:9"; // discard: nobody listens there
   const cases: [name: string, words: () => string[], sentence: string | RegExp][] = [
-    ["an unknown number", () => ["explain", "77", "--api", api], /^colo-agent: divergence 77 is not kept/],
+    ["an unknown number", () => ["explain", "77", "--api", api], /^colo-agent: divergence 77 is not stored/],
     [
       "one in the file",
       () => ["explain", "77", "--database", store.path],

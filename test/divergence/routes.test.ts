@@ -91,13 +91,9 @@ test("capture files are those of the records, oldest first", async () => {
 
 describe("refused", () => {
   test.each([
-    [
-      "/v1/divergences/77",
-      404,
-      "divergence 77 is not kept: it never was, or newer ones have taken its place",
-    ],
-    ["/v1/divergences/77.pcapng", 404, "divergence 77 is not kept"],
-    ["/v1/divergences/0", 404, "divergence 0 is not kept"],
+    ["/v1/divergences/77", 404, "divergence 77 is not stored: it never was, or newer ones have replaced it"],
+    ["/v1/divergences/77.pcapng", 404, "divergence 77 is not stored"],
+    ["/v1/divergences/0", 404, "divergence 0 is not stored"],
     ["/v1/divergences/", 404, "there is no /v1/divergences/"],
     ["/v1/divergences/1/2", 404, "there is no /v1/divergences/1/2"],
     ["/v1/divergences/-1", 404, "there is no"],

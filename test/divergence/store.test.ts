@@ -345,7 +345,7 @@ describe("a file that cannot be used", () => {
     expect(logged).toHaveLength(1);
     expect(logged[0]).toMatchObject({ level: "warn", fields: { path, movedTo: `${path}.damaged` } });
     expect(logged[0]?.message).toBe(
-      "the database of divergences cannot be used and was moved aside; a new one is begun",
+      "the database of divergences cannot be used and was renamed; a new one is begun",
     );
     expect(readFileSync(`${path}.damaged`).equals(damaged)).toBe(true);
     const id = store.add(divergence());
@@ -369,7 +369,7 @@ describe("a file that cannot be used", () => {
       fill(store, 50, { timeMs: TIME_MS + rounds * 1000 });
       store.list({ limit: 10_000 });
     }
-    expect(logged[0]?.message).toContain("moved aside");
+    expect(logged[0]?.message).toContain("was renamed");
     expect(existsSync(`${path}.damaged`)).toBe(true);
     const id = store.add(divergence({ class: "flags" }));
     expect(id).toBeGreaterThan(2000);

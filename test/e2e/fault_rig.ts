@@ -137,7 +137,7 @@ class Clients {
       return one.until("answers go on", ({ answers }) => answers > before, timeoutMs);
     };
     await Promise.all([
-      connection.until("the connection goes on", (r) => r.received >= received + FLOW_BYTES, timeoutMs),
+      connection.until("the connection continues", (r) => r.received >= received + FLOW_BYTES, timeoutMs),
       ...[short, random, disk].map(goOn),
     ]);
   }

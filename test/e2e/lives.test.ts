@@ -54,7 +54,7 @@ async function protectedPair(
 
 const goesOn = (connection: LabTraffic) => {
   const wanted = connection.last!.received + FLOW_BYTES;
-  return connection.until("the connection goes on", ({ received }) => received >= wanted, ROUND_TIMEOUT_MS);
+  return connection.until("the connection continues", ({ received }) => received >= wanted, ROUND_TIMEOUT_MS);
 };
 
 async function checkpoints(lab: Lab, primary: HostLetter, count: number): Promise<void> {

@@ -250,10 +250,10 @@ describe("with a server that is no QEMU", () => {
 
   test.each([
     ["text", "(qemu) help\n", "not JSON"],
-    ["a JSON array", "[1, 2]\n", "no object"],
+    ["a JSON array", "[1, 2]\n", "not an object"],
     ["an unknown object", '{"hello": 1}\n', "unknown kind"],
     ["a greeting without a version", '{"QMP": {}}\n', "names no version"],
-    ["a reply to nothing", '{"return": {}}\n', "no command of ours"],
+    ["a reply to nothing", '{"return": {}}\n', "an unknown command"],
   ])("a greeting that is %s is refused", async (_what, greeting, message) => {
     const path = await serve(greeting, () => undefined);
     const error = await failure(QmpClient.connect(path));
@@ -302,7 +302,7 @@ describe("with a server that is no QEMU", () => {
   test.each([
     ["garbage", "\u0000\u0001 nonsense\n", "not JSON"],
     ["half an object", '{"return": {}, \n', "not JSON"],
-    ["a reply with a foreign id", '{"return": {}, "id": 4711}\n', "no command of ours"],
+    ["a reply with a foreign id", '{"return": {}, "id": 4711}\n', "an unknown command"],
     [
       "a reply without an id",
       '{"error": {"class": "GenericError", "desc": "Invalid JSON syntax"}}\n',

@@ -206,7 +206,7 @@ describe("something else listens at the NBD port", () => {
 
   test.each([
     ["that says nothing", "", "no NBD server"],
-    ["that is no NBD server", "SSH-2.0-OpenSSH\r\n", "is no NBD server"],
+    ["that is no NBD server", "SSH-2.0-OpenSSH\r\n", "is not an NBD server"],
     ["that breaks off the negotiation", "NBDMAGICnonsense", "blockdev-add"],
   ])("%s", async (_what, text, message) => {
     greeting = text;

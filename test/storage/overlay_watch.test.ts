@@ -25,7 +25,7 @@ test("above the hard limit the replica is given up only after a checkpoint that 
   expect(watch.judge(used(70), 8, 600)).toEqual({ want: "nothing" }); // above the soft one only
   expect(watch.judge(used(81), 8, 700)).toEqual({
     want: "give_up",
-    reason: "the overlays take 81.0 of 100.0 MiB, and a checkpoint has not made enough room",
+    reason: "the overlays take 81.0 of 100.0 MiB, and a checkpoint did not free enough",
   });
 });
 

@@ -39,7 +39,7 @@ export function parseBenchOutput(text: string): BenchOutput {
   try {
     value = JSON.parse(text);
   } catch (cause) {
-    throw new Error("the benchmark has not printed a list in JSON", { cause });
+    throw new Error("the benchmark printed no JSON list", { cause });
   }
   const parsed = z.array(z.union([RESULT, SKIPPED])).safeParse(value);
   if (!parsed.success) {

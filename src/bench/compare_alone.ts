@@ -5,7 +5,7 @@
  */
 import { Comparer } from "../compare/comparer.ts";
 import { Intake } from "../compare/intake.ts";
-import { BATCH_RECORDS } from "../datapath/shared.ts";
+import { BATCH_RECORDS } from "../datapath/loop.ts";
 import { RECORD_HEADER_BYTES, SOURCE, VNET_BYTES } from "../ffi/layout.ts";
 import { memcmp } from "../ffi/libc.ts";
 import { RecordedTraffic, recordStride } from "./record_memory.ts";

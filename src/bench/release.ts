@@ -11,21 +11,22 @@
  * to what is measured.
  */
 import { readFileSync } from "node:fs";
+import { DataPathStats, SharedBlock } from "../datapath/shared.ts";
 import type { DataPlane } from "../ffi/data_plane.ts";
 import { ROLE } from "../ffi/layout.ts";
 import { bootTimeNs, ifindex, Mapping } from "../ffi/libc.ts";
 import { PacketSocket } from "../ffi/packet_socket.ts";
 import { Tap } from "../ffi/tap.ts";
-import { BenchNamespace, loadPlane } from "./network.ts";
-import { recordStride } from "./record_memory.ts";
 import {
-  ReleaseLoop,
-  type ReleaseLoopSetup,
+  DrivenLoop,
+  type DrivenLoopSetup,
   type ReleaseThreadSetup,
   SHARED,
   SHARED_INTS,
   Task,
-} from "./release_loop.ts";
+} from "./driven_loop.ts";
+import { BenchNamespace, loadPlane } from "./network.ts";
+import { recordStride } from "./record_memory.ts";
 import { Traffic } from "./traffic.ts";
 import { measureUsage, type Usage } from "./usage.ts";
 
@@ -91,7 +92,7 @@ class ReleaseThread {
   readonly #thread = new Worker(new URL("./release_thread.ts", import.meta.url).href);
   #failure = "it has said nothing";
 
-  constructor(loop: ReleaseLoopSetup) {
+  constructor(loop: DrivenLoopSetup) {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.ready = promise;
     promise.catch(() => undefined);
@@ -100,16 +101,8 @@ class ReleaseThread {
       this.#failure = data;
       reject(new Error(data));
     };
-    const buffer = this.#shared.buffer as SharedArrayBuffer;
-    this.#thread.postMessage({ loop, buffer } satisfies ReleaseThreadSetup);
-  }
-
-  get joinedFrames(): number {
-    return Atomics.load(this.#shared, SHARED.joinedFrames);
-  }
-
-  get failedFrames(): number {
-    return Atomics.load(this.#shared, SHARED.failedFrames);
+    const tasks = this.#shared.buffer as SharedArrayBuffer;
+    this.#thread.postMessage({ loop, tasks } satisfies ReleaseThreadSetup);
   }
 
   begin(task: Task): void {
@@ -147,7 +140,9 @@ export class ReleaseBench {
   readonly #primary: HeldTap;
   readonly #secondary: HeldTap;
   readonly #far: Tap;
-  readonly #loop: ReleaseLoop;
+  readonly #loop: DrivenLoop;
+  /** Of all workers. */
+  readonly #stats: DataPathStats;
   readonly #threads: readonly ReleaseThread[];
   readonly #buffer = new Mapping(128 * 1024);
   #streamStart = 0;
@@ -183,8 +178,10 @@ export class ReleaseBench {
       for (const name of ["vmp", "far"]) namespace.ip(`link set ${name} master br0`);
       for (const name of ["vmp", "vms", "far", "br0"]) namespace.ip(`link set ${name} up`);
       namespace.run(() => this.#fillQueue(ifindex("far")));
-      const [first, ...others] = namespace.run(() => this.#loops(ifindex("vmp-inject0")));
-      this.#loop = namespace.run(() => new ReleaseLoop(first));
+      const blocks = this.#primary.plane.workers.map(() => new SharedBlock());
+      this.#stats = new DataPathStats(blocks);
+      const [first, ...others] = namespace.run(() => this.#loops(ifindex("vmp-inject0"), blocks));
+      this.#loop = namespace.run(() => new DrivenLoop(first));
       this.#threads = namespace.run(() => others.map((setup) => new ReleaseThread(setup)));
     } catch (error) {
       namespace.close();
@@ -197,19 +194,15 @@ export class ReleaseBench {
     this.#primary.send(primary, this.#buffer, this.#streamStart);
     this.#secondary.send(secondary, this.#buffer, this.#streamStart);
     this.#streamStart += streamBytes;
-    const usage = this.#untilArrived(primary.count, Task.CompareAndRelease, () =>
-      this.#loop.compareAndRelease(),
-    );
-    // What is sent in between is not compared: the next run's streams do not continue this one's.
-    this.#share(Task.Forget, () => this.#loop.forget());
-    return usage;
+    this.#share(Task.Begin);
+    return this.#untilArrived(primary.count, Task.Drain);
   }
 
   /** The limit: holds what one VM sends, then releases it unseen. */
   release(traffic: Traffic, streamBytes: number): Usage {
     this.#primary.send(traffic, this.#buffer, this.#streamStart);
     this.#streamStart += streamBytes;
-    return this.#untilArrived(traffic.count, Task.Release, () => this.#loop.release());
+    return this.#untilArrived(traffic.count, Task.ReleaseAlone);
   }
 
   close(): void {
@@ -219,13 +212,14 @@ export class ReleaseBench {
     this.#namespace.close();
   }
 
-  #loops(injectIfindex: number): ReleaseLoopSetup[] {
-    const { workers, liveFrames } = this.#primary.plane;
-    return workers.map(({ primary }, worker) => ({
+  #loops(injectIfindex: number, blocks: readonly SharedBlock[]): DrivenLoopSetup[] {
+    const { workers, liveFrames, stateFd } = this.#primary.plane;
+    return workers.map((rings, worker) => ({
+      buffer: blocks[worker].buffer,
       worker,
-      primary,
-      secondary: this.#secondary.plane.workers[worker].primary,
+      rings: { ...rings, secondary: this.#secondary.plane.workers[worker].primary },
       liveFrames,
+      stateFd,
       injectIfindex,
     }));
   }
@@ -239,40 +233,38 @@ export class ReleaseBench {
     socket.close();
   }
 
-  /** All workers do their share; `own` is the first one's. */
-  #share(task: Task, own: () => void): void {
+  /** All workers take a step, the first one in this thread. */
+  #share(task: Task): void {
     for (const thread of this.#threads) thread.begin(task);
-    this.#namespace.run(own);
+    this.#namespace.run(() => this.#loop.take(task));
     for (const thread of this.#threads) thread.finish();
   }
 
-  #untilArrived(packets: number, task: Task, own: () => void): Usage {
+  /** Measures a step until all its frames have arrived. */
+  #untilArrived(packets: number, task: Task): Usage {
     const before = this.#arrived();
-    const joinedBefore = this.#sum("joinedFrames");
+    const joinedBefore = this.#stats.stat("joined_frames");
     const held =
-      this.#primary.plane.counters().hold_ring_full + this.#secondary.plane.counters().hold_ring_full;
+      this.#primary.plane.counter("hold_ring_full") + this.#secondary.plane.counter("hold_ring_full");
     if (held > 0) throw new Error(`${held} frames found a full ring.`);
-    return this.#measure(() => {
-      this.#share(task, own);
+    const usage = this.#measure(() => {
+      this.#share(task);
       const deadline = performance.now() + ARRIVAL_TIMEOUT_MS;
       // Neighbours of a stream that left as one frame arrive as one, as at a network card that segments.
-      const expected = packets - (this.#sum("joinedFrames") - joinedBefore);
+      const expected = packets - (this.#stats.stat("joined_frames") - joinedBefore);
       while (this.#arrived() - before < expected) {
         // Those that are left are in the hands of another thread, the kernel's.
         Bun.sleepSync(ARRIVAL_POLL_MS);
         if (performance.now() > deadline) {
           const missing = expected - (this.#arrived() - before);
           throw new Error(
-            `${missing} of ${expected} frames have not arrived (${this.#sum("failedFrames")} not sent).`,
+            `${missing} of ${expected} frames have not arrived (${this.#stats.stat("send_failed")} not sent).`,
           );
         }
       }
     });
-  }
-
-  /** Of all workers. */
-  #sum(count: "joinedFrames" | "failedFrames"): number {
-    return [this.#loop, ...this.#threads].reduce((sum, worker) => sum + worker[count], 0);
+    this.#share(Task.Rest);
+    return usage;
   }
 
   /** Frames that the bridge has handed to its far port. */

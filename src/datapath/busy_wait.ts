@@ -1,9 +1,11 @@
 /**
- * How long a worker looks for its next record before it sleeps. Being woken up costs some 30 us, so where records follow each other
- * closely it is better to keep looking; where they do not, that takes time from the VMs, whose output is what is waited for.
+ * How long a worker looks for its next record before it sleeps. Being woken up costs some 30 us, so where
+ * records follow each other closely it is better to keep looking; where they do not, that takes time from the
+ * VMs, whose output is what is waited for.
  *
- * The rule is that of KVM for a halted processor (Documentation/virt/kvm/halt-polling.rst): a wait that a longer look would have
- * caught makes the next look longer, one that was far too long for it ends the looking.
+ * The rule is that of KVM for a halted processor (Documentation/virt/kvm/halt-polling.rst): a wait that a
+ * longer look would have caught makes the next look longer, one that was far too long for it ends the
+ * looking.
  */
 
 /** The longest look. */

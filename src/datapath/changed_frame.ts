@@ -1,7 +1,7 @@
 /**
- * Writes the start of a TCP frame that is sent otherwise than the VM sent it: with another window or acknowledgement,
- * or only some of its payload (src/compare/frame_change.ts). The record itself cannot be changed, the rings are
- * mapped for reading only; the payload is sent from there.
+ * Writes the start of a TCP frame that is sent otherwise than the VM sent it: with another window or
+ * acknowledgement, or only some of its payload (src/compare/frame_change.ts). The record itself cannot be
+ * changed, the rings are mapped for reading only; the payload is sent from there.
  */
 import type { FrameChange } from "../compare/frame_change.ts";
 import { parseRecord } from "../compare/parse.ts";
@@ -39,7 +39,8 @@ export class ChangedFrames {
   }
 
   /**
-   * Writes virtio_net_hdr and headers of the TCP frame in the record at `offset`, as `change` says. Allocation free.
+   * Writes virtio_net_hdr and headers of the TCP frame in the record at `offset`, as `change` says.
+   * Allocation free.
    *
    * @returns how many bytes that are; change.payload and change.payloadBytes say what follows
    */
@@ -69,7 +70,9 @@ export class ChangedFrames {
     return startBytes;
   }
 
-  /** Sets all lengths to those of a frame with `payloadBytes`, and lets the kernel fill in its TCP checksum. */
+  /**
+   * Sets all lengths to those of a frame with `payloadBytes`, and lets the kernel fill in its TCP checksum.
+   */
   #cut(target: DataView, at: number, transport: number, lessBytes: number, payloadBytes: number): void {
     const network = networkOffset(target, at + VNET_BYTES);
     const tcpBytes = (target.getUint8(transport + TCP.flags) >> 4) * 4;

@@ -9,7 +9,9 @@ function frameAt(memory: RecordMemory, offset: number | undefined): Uint8Array |
   return memory.bytes.subarray(start, start + memory.view.getUint32(offset + RECORD.frame_bytes, true));
 }
 
-/** To be called during sink.diverged(): the offsets are valid only then. The result holds no view of a ring. */
+/**
+ * To be called during sink.diverged(): the offsets are valid only then. The result holds no view of a ring.
+ */
 export function evidenceOf(
   divergence: Divergence,
   primary: RecordMemory,

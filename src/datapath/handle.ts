@@ -1,7 +1,7 @@
 /**
- * The main thread's handle on the data path of one VM: one worker, or several that share its flows. What is asked of it
- * is asked of all of them and is done when all have done it, so that none goes on comparing with an epoch that
- * another has left.
+ * The main thread's handle on the data path of one VM: one worker, or several that share its flows. What is
+ * asked of it is asked of all of them and is done when all have done it, so that none goes on comparing with
+ * an epoch that another has left.
  */
 import type { DataPlane } from "../ffi/data_plane.ts";
 import { Command, DataPathStats, type WorkerSetup } from "./shared.ts";
@@ -28,7 +28,9 @@ export class DataPath {
   #last: Promise<unknown> = Promise.resolve();
   #ended: Error | undefined;
 
-  /** Starts the workers, in the network namespace of the calling thread. */
+  /**
+   * Starts the workers, in the network namespace of the calling thread. Does not throw: see {@link ready}.
+   */
   constructor({ dataPlane, ...setup }: DataPathSetup, events: DataPathEvents) {
     const failed = (message: string) => {
       if (this.#ended !== undefined) return;
@@ -37,18 +39,25 @@ export class DataPath {
     };
     const diverged = events.diverged.bind(events);
     const { stateFd, input, liveFrames } = dataPlane;
-    this.#workers = dataPlane.workers.map(
-      (rings, worker) =>
-        new WorkerHandle(
-          { ...setup, worker, rings, input: worker === 0 ? input : undefined, liveFrames, stateFd },
-          { diverged, failed },
-        ),
-    );
-    this.shared = new DataPathStats(this.#workers.map(({ shared }) => shared));
-    this.#ready = Promise.all(this.#workers.map(({ ready }) => ready));
+    const workers: WorkerHandle[] = [];
+    const ready: Promise<void>[] = [];
+    try {
+      for (const [worker, rings] of dataPlane.workers.entries()) {
+        const own = { ...setup, worker, rings, input: worker === 0 ? input : undefined, liveFrames, stateFd };
+        workers.push(new WorkerHandle(own, { diverged, failed }));
+        ready.push(workers[worker].ready);
+      }
+    } catch (error) {
+      // Workers that have started need close(), which nobody can call on an object that was never made.
+      ready.push(Promise.reject(error));
+    }
+    this.#workers = workers;
+    this.shared = new DataPathStats(workers.map(({ shared }) => shared));
+    this.#ready = Promise.all(ready);
     this.#ready.catch(() => undefined);
   }
 
+  /** Rejects if a worker cannot be started; the others run until close(). */
   async ready(): Promise<void> {
     await this.#ready;
   }
@@ -59,14 +68,17 @@ export class DataPath {
   }
 
   /**
-   * What an earlier agent has left in the rings, and what comes, stays there until the next {@link checkpoint}: nobody knows any more
-   * what of it was compared.
+   * What an earlier agent has left in the rings, and what comes, stays there until the next {@link
+   * checkpoint}: nobody knows any more what of it was compared.
    */
   resume(): Promise<number> {
     return this.#command(Command.Resume);
   }
 
-  /** A checkpoint is about to be asked for: primary frames newer than `horizonNs` are not compared until it is loaded. */
+  /**
+   * A checkpoint is about to be asked for: primary frames newer than `horizonNs` are not compared until it is
+   * loaded.
+   */
   beginCheckpoint(horizonNs: number): Promise<number> {
     return this.#command(Command.BeginCheckpoint, horizonNs);
   }
@@ -81,12 +93,17 @@ export class DataPath {
     return this.#command(Command.ReleaseAlone);
   }
 
-  /** Puts diverted input back through the mirror and ends the diversion. Resolves with the number of frames. */
+  /**
+   * Puts diverted input back through the mirror and ends the diversion. Resolves with the number of frames.
+   */
   replayInput(): Promise<number> {
     return this.#command(Command.ReplayInput);
   }
 
-  /** Drops what an earlier agent left held or diverted, of a VM that is not to be seen again. Resolves with the number of frames. */
+  /**
+   * Drops what an earlier agent left held or diverted, of a VM that is not to be seen again. Resolves with
+   * the number of frames.
+   */
   discard(): Promise<number> {
     return this.#command(Command.Discard);
   }
@@ -96,10 +113,11 @@ export class DataPath {
     return this.#command(Command.None);
   }
 
+  /** Ends all workers, also those beside one that has failed or did not start. */
   async close(): Promise<void> {
-    if (this.#ended === undefined) await this.#command(Command.Quit).catch(() => undefined);
+    await this.#last;
     this.#ended ??= new Error("the data path was closed");
-    for (const worker of this.#workers) worker.terminate();
+    await Promise.all(this.#workers.map((worker) => worker.close()));
   }
 
   /** One command after the other; resolves with the sum of what the workers have counted. */

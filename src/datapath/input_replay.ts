@@ -1,37 +1,45 @@
-/** Diverted input on its way back: from the input ring through a packet socket to the tap, which mirrors it to both VMs. */
+/**
+ * Diverted input on its way back. During a checkpoint the programs put the primary's input into a ring
+ * (bpf/input.h); afterwards it is sent to the tap again, with a mark, and passes the mirror in its old order.
+ */
 import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET } from "../ffi/layout.ts";
 import { bootTimeNsNumber } from "../ffi/libc.ts";
 import type { PacketSocket } from "../ffi/packet_socket.ts";
-import type { Ring } from "../ffi/ring.ts";
+import { discardRecords, type Ring } from "../ffi/ring.ts";
 import type { StateView } from "../ffi/state_view.ts";
 
-/** Replayed frames are sent at least this often. */
+/** Frames queued at the socket before it sends them. */
 const REPLAY_BATCH = 64;
-/** Each round puts back what has come during the one before. */
+/** Each round replays the frames that arrived during the one before. */
 const REPLAY_ROUNDS_MAX = 32;
 /**
- * A program that found input diverted may put its frame into the ring only after the diversion is over and the ring was
- * seen empty. For so long it is looked for, this often.
+ * A program that read the diversion's flag just before it was cleared may still add a frame to the ring. Such
+ * late frames are looked for during this time, at this interval.
  */
 const LATE_INPUT_NS = 50_000_000;
 export const LATE_INPUT_SLEEP_MS = 1;
 
 export class InputReplay {
-  /** Slots queued for sending, to be given back after the flush. */
+  /** Slots of the ring queued at the socket, given back when they have been sent. */
   readonly #queued = new Int32Array(REPLAY_BATCH);
   #lateUntilNs = 0;
 
+  /** Ring and socket stay the caller's. */
   constructor(
     private readonly ring: Ring,
     private readonly socket: PacketSocket,
     private readonly state: Pick<StateView, "divertInput">,
   ) {}
 
-  /** Puts diverted input back in order, until none is left, and ends the diversion. Returns the number of frames. */
+  /**
+   * Replays diverted input in order, until the ring is empty, and ends the diversion. Returns the number of
+   * frames.
+   */
   replay(): number {
     let count = 0;
-    // What arrives while we replay is diverted too, so that new input goes its own way again only when the ring is empty;
-    // or when so much comes that it never would be. Then some is late, for both VMs alike.
+    // Frames that arrive meanwhile are diverted too, so that new input takes its direct way only when the
+    // ring is empty. At a rate at which it never would be, the rounds end: some input is then late, for both
+    // VMs alike.
     for (let round = 0; round < REPLAY_ROUNDS_MAX && this.ring.unreadBytes() > 0; round++) {
       count += this.#replayUpTo(this.ring.producedTo());
     }
@@ -40,34 +48,24 @@ export class InputReplay {
     return count + this.#replayUpTo(this.ring.producedTo());
   }
 
-  /** Whether the last diversion is over for so short a time that {@link replayLate} may find something. */
+  /** Whether the last diversion ended so recently that {@link replayLate} may find frames. */
   looksForLate(nowNs: number): boolean {
     return nowNs < this.#lateUntilNs;
   }
 
-  /** Puts back what was diverted so late that replay() did not find it. Returns the number of frames. */
+  /** Replays frames that were diverted too late for replay(). Returns their number. */
   replayLate(): number {
     const until = this.ring.producedTo();
-    // In this order: with the next checkpoint begun meanwhile, nothing in front of `until` is of its diversion.
+    // In this order: if the next checkpoint has begun meanwhile, no frame before `until` is of its diversion.
     return this.state.divertInput ? 0 : this.#replayUpTo(until);
   }
 
   /** Drops what is in the ring. Returns the number of frames. */
   discard(): number {
-    let count = 0;
-    for (let slot = this.ring.next(); slot >= 0; slot = this.ring.next()) {
-      this.ring.done(slot);
-      count++;
-    }
-    return count;
+    return discardRecords(this.ring);
   }
 
-  close(): void {
-    this.socket.close();
-    this.ring.close();
-  }
-
-  /** Puts back what is in the ring in front of `until`. */
+  /** Replays the records in front of `until`, a place of Ring.producedTo(). */
   #replayUpTo(until: number): number {
     const { ring, socket } = this;
     const { view } = ring;

@@ -1,19 +1,21 @@
 /**
- * What the comparer lets go, on its way to the packet socket. The kernel's way from there to the bridge costs the same
- * for one segment as for a large frame with many (docs/performance.md), so neighbours of a TCP stream leave as one
- * frame that the last device of their way cuts up again (generic segmentation offload).
+ * What the comparer lets go, on its way to the packet socket. The kernel's way from there to the bridge costs
+ * the same for one segment as for a large frame with many (docs/performance.md), so neighbours of a TCP
+ * stream leave as one frame that the last device of their way cuts up again (generic segmentation offload).
  *
- * The rule: only where that gives back, byte for byte, the segments that the VM sent. What the kernel makes of a large
- * frame (net/ipv4/tcp_offload.c, tcp_gso_segment; net/ipv4/af_inet.c, inet_gso_segment) is: headers all alike, but for
- * the sequence number, which goes up by the segment's size, the IPv4 identification, which goes up by one, lengths and
- * checksums; only the last one may be shorter; only the last one has PSH and FIN. So a segment joins the one before if
- * it is just that. Frames without a transport checksum still to be filled in never do: whether theirs is right
- * could only be told by adding up their payload.
+ * The rule: only where that gives back, byte for byte, the segments that the VM sent. What the kernel makes
+ * of a large frame (net/ipv4/tcp_offload.c, tcp_gso_segment; net/ipv4/af_inet.c, inet_gso_segment) is:
+ * headers all alike, but for the sequence number, which goes up by the segment's size, the IPv4
+ * identification, which goes up by one, lengths and checksums; only the last one may be shorter; only the
+ * last one has PSH and FIN. So a segment joins the one before if it is just that. Frames without a transport
+ * checksum still to be filled in never do: whether theirs is right could only be told by adding up their
+ * payload.
  *
- * Nothing of a payload is copied: a joined frame has a header of its own, the payloads are gathered from the ring.
+ * Nothing of a payload is copied: a joined frame has a header of its own, the payloads are gathered from the
+ * ring.
  *
- * Small frames in a row that have not joined go in a run of live frames instead of through the socket, if there are
- * enough. Both ways hand a frame to the bridge before they take the next one, so the order stays.
+ * Small frames in a row that have not joined go in a run of live frames instead of through the socket, if
+ * there are enough. Both ways hand a frame to the bridge before they take the next one, so the order stays.
  */
 import type { FrameChange } from "../compare/frame_change.ts";
 import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET, VNET, VNET_BYTES } from "../ffi/layout.ts";
@@ -47,7 +49,10 @@ const IPV4_PLAIN = 0x45;
 const DONT_FRAGMENT = 0x4000;
 const TCP_BYTES_MIN = 20;
 const TCP_CHECKSUM = 16;
-/** Smaller ones are not worth a large frame: devices have to be able to cut that up. Linux itself goes no lower. */
+/**
+ * Smaller ones are not worth a large frame: devices have to be able to cut that up. Linux itself goes no
+ * lower.
+ */
 const SEGMENT_BYTES_MIN = 48; // net/ipv4/sysctl_net_ipv4.c, tcp_min_snd_mss
 const FLAGS_OF_LAST = 0x09; // PSH, FIN
 /** include/uapi/linux/virtio_net.h */
@@ -190,8 +195,9 @@ export class ReleaseQueue {
   }
 
   /**
-   * Whether the kernel's segmentation could have made it, for some frame: TCP with bytes, and nothing unusual. Leaves
-   * in #transport where TCP begins; 0 if there is none in the frame, -1 if that has not been looked for.
+   * Whether the kernel's segmentation could have made it, for some frame: TCP with bytes, and nothing
+   * unusual. Leaves in #transport where TCP begins; 0 if there is none in the frame, -1 if that has not been
+   * looked for.
    */
   #isSegment(record: number, frame: number, frameBytes: number): boolean {
     const view = this.#view;
@@ -232,7 +238,8 @@ export class ReleaseQueue {
     if (view.getUint16(vnet + VNET.csum_offset, true) !== TCP_CHECKSUM) return false;
     const words = view.getUint8(transport + 12);
     const tcpBytes = (words >> 4) * 4;
-    // The low half has bits that only ECN uses, like the flags left out below: rare where there is much to send.
+    // The low half has bits that only ECN uses, like the flags left out below: rare where there is much to
+    // send.
     if ((words & 0x0f) !== 0 || tcpBytes < TCP_BYTES_MIN) return false;
     if ((view.getUint8(transport + 13) & ~FLAGS_OF_LAST) !== TCP_ACK) return false;
     const payloadLength = frame + frameBytes - transport - tcpBytes;
@@ -261,7 +268,10 @@ export class ReleaseQueue {
     this.#streams[stream] = (flags & FLAGS_OF_LAST) === 0 ? this.#generation * MESSAGES_MAX + message : -1;
   }
 
-  /** Whether the frame that isSegment() has looked at is what segmentation would make next of a message's frame. */
+  /**
+   * Whether the frame that isSegment() has looked at is what segmentation would make next of a message's
+   * frame.
+   */
   #joins(message: number, frame: number): boolean {
     if (message >= this.#socket.queued) return false;
     const view = this.#view;
@@ -274,7 +284,8 @@ export class ReleaseQueue {
     const payloadBytes = this.#payloadBytes[message];
     if (this.#payloadLength > segmentBytes || segments === JOINED_MAX) return false;
     if (headers - ETHERNET_HEADER_BYTES + payloadBytes + this.#payloadLength > LENGTH_MAX) return false;
-    // Sequence number, ports, acknowledgement, length of the header (flags are as they have to be), window, urgent.
+    // Sequence number, ports, acknowledgement, length of the header (flags are as they have to be), window,
+    // urgent.
     if (view.getInt32(transport + 4) !== ((view.getInt32(firstTransport + 4) + payloadBytes) | 0))
       return false;
     if (view.getInt32(transport) !== view.getInt32(firstTransport)) return false;

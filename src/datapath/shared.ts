@@ -1,9 +1,10 @@
 /**
- * What the main thread and the data-path worker share: one block of shared memory with counters and a histogram that
- * the worker writes and the main thread reads at any time, and the commands and reports between them.
+ * What the main thread and the data-path worker share: one block of shared memory with counters and a
+ * histogram that the worker writes and the main thread reads at any time, and the commands and reports
+ * between them.
  *
- * Commands go through shared memory plus an eventfd, not through the worker's message queue: the worker blocks in
- * epoll_wait and never returns to its event loop. Reports come back as ordinary messages.
+ * Commands go through shared memory plus an eventfd, not through the worker's message queue: the worker
+ * blocks in epoll_wait and never returns to its event loop. Reports come back as ordinary messages.
  */
 import type { ComparerLimits } from "../compare/comparer.ts";
 import type { RuleLines } from "../compare/rules.ts";
@@ -11,12 +12,6 @@ import type { ReportedDivergence } from "../divergence/recorder.ts";
 import type { LiveFramesSetup } from "../ffi/live_frames.ts";
 import type { RingSetup } from "../ffi/ring.ts";
 import type { WorkerRings } from "../ffi/worker_rings.ts";
-
-/**
- * Records taken from one ring before the other is looked at; what was released is sent after each turn. With more, more
- * neighbours of a stream leave as one frame, and the first of them later.
- */
-export const BATCH_RECORDS = 2048;
 
 /** Numbers the worker keeps up to date, one Float64 each (exact below 2^53). */
 export const STAT_NAMES = [
@@ -100,7 +95,10 @@ export class SharedBlock {
     return new SharedArrayBuffer((STATS_LENGTH + COMMAND_SLOT_FLOATS + COMMAND_SLOT_INTS) * 8);
   }
 
-  /** Main thread: places a command; the previous one must have been reported done. Returns its sequence number. */
+  /**
+   * Main thread: places a command; the previous one must have been reported done. Returns its sequence
+   * number.
+   */
   post(command: Command, argumentA: number, argumentB: number): number {
     this.#arguments[0] = argumentA;
     this.#arguments[1] = argumentB;

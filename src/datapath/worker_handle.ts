@@ -1,7 +1,8 @@
 /** The main thread's handle on one data-path worker. */
 import type { ReportedDivergence } from "../divergence/recorder.ts";
+import { closeFd } from "../ffi/libc.ts";
 import { createEventfd, signalEventfd } from "../ffi/poll.ts";
-import { type Command, SharedBlock, type WorkerReport, type WorkerSetup } from "./shared.ts";
+import { Command, SharedBlock, type WorkerReport, type WorkerSetup } from "./shared.ts";
 
 export interface WorkerEvents {
   diverged(divergence: ReportedDivergence, epoch: number): void;
@@ -14,13 +15,20 @@ export class WorkerHandle {
   readonly ready: Promise<void>;
   readonly #wakeFd = createEventfd();
   readonly #worker: Worker;
+  /** Settles when the newest command is done. */
+  #last: Promise<unknown> = Promise.resolve();
   #waiting:
     | { sequence: number; resolve: (count: number) => void; reject: (error: Error) => void }
     | undefined;
   #ended: Error | undefined;
 
   constructor(setup: Omit<WorkerSetup, "buffer" | "wakeFd">, events: WorkerEvents) {
-    this.#worker = new Worker(new URL("./worker.ts", import.meta.url).href);
+    try {
+      this.#worker = new Worker(new URL("./worker.ts", import.meta.url).href);
+    } catch (error) {
+      closeFd(this.#wakeFd);
+      throw error;
+    }
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.ready = promise;
     promise.catch(() => undefined);
@@ -46,18 +54,26 @@ export class WorkerHandle {
     } satisfies WorkerSetup);
   }
 
-  /** Gives the worker a command; it must be ready and have done the one before. Resolves with what it has counted. */
-  command(command: Command, argumentA: number, argumentB: number): Promise<number> {
+  /**
+   * Gives the worker a command; it must be ready and have done the one before. Resolves with what it has
+   * counted.
+   */
+  command(command: Command, argumentA = 0, argumentB = 0): Promise<number> {
     if (this.#ended !== undefined) return Promise.reject(this.#ended);
-    return new Promise<number>((resolve, reject) => {
-      this.#waiting = { sequence: this.shared.post(command, argumentA, argumentB), resolve, reject };
-      signalEventfd(this.#wakeFd);
-    });
+    const { promise, resolve, reject } = Promise.withResolvers<number>();
+    this.#waiting = { sequence: this.shared.post(command, argumentA, argumentB), resolve, reject };
+    this.#last = promise.catch(() => undefined);
+    signalEventfd(this.#wakeFd);
+    return promise;
   }
 
-  /** To be called when the worker has done its last command. */
-  terminate(): void {
+  /** Ends the worker when it has done its last command; its thread has closed everything then. */
+  async close(): Promise<void> {
+    await this.#last;
+    // A worker that did not start has nothing open, and one that failed has closed it.
+    await this.ready.then(() => this.command(Command.Quit)).catch(() => undefined);
     this.#ended ??= new Error("the data path was closed");
     this.#worker.terminate();
+    closeFd(this.#wakeFd);
   }
 }

@@ -1,8 +1,8 @@
 /**
  * A BPF map by its descriptor (bpf(2), Documentation/bpf/maps.rst).
  *
- * Keys and values travel through memory that is allocated once, with the map: write the key at {@link BpfMap.key},
- * call, read the value at {@link BpfMap.value}. No call maps or allocates anything.
+ * Keys and values travel through memory that is allocated once, with the map: write the key at {@link
+ * BpfMap.key}, call, read the value at {@link BpfMap.value}. No call maps or allocates anything.
  */
 import { checkBpf, libbpf } from "./libbpf.ts";
 import { Arena, closeFd, ENOENT, temporaryString } from "./libc.ts";
@@ -11,7 +11,10 @@ import { Arena, closeFd, ENOENT, temporaryString } from "./libc.ts";
 const MAP_TYPE = { PERCPU_ARRAY: 6, RINGBUF: 27 } as const;
 /** bpf_map_update_elem: only if the map has no such key. */
 const BPF_NOEXIST = 1;
-/** The start of struct bpf_map_info: type, id, key_size, value_size, max_entries; longer for the kernel's sake. */
+/**
+ * The start of struct bpf_map_info: type, id, key_size, value_size, max_entries; longer for the kernel's
+ * sake.
+ */
 const MAP_INFO = { type: 0, keyBytes: 8, valueBytes: 12, maxEntries: 16 } as const;
 const MAP_INFO_BYTES = 80;
 /** Space for the position between two batches: a key of an array, a bucket of a hash table. */
@@ -130,15 +133,17 @@ export class BpfMap {
     checkBpf(libbpf().bpf_map_update_elem(this.fd, address + this.key, address + this.value, 0), what);
   }
 
-  /** Puts the value at {@link value} back, unless the key at `key` has one again or the map has become full. */
+  /**
+   * Puts the value at {@link value} back, unless the key at `key` has one again or the map has become full.
+   */
   restore(key: number): void {
     const { address } = this.#open;
     libbpf().bpf_map_update_elem(this.fd, address + key, address + this.value, BPF_NOEXIST);
   }
 
   /**
-   * Visits all entries; gets the offsets of key and value in {@link view}. It may take the entry out. An entry that is
-   * added or deleted meanwhile may be missed.
+   * Visits all entries; gets the offsets of key and value in {@link view}. It may take the entry out. An
+   * entry that is added or deleted meanwhile may be missed.
    */
   forEach(visit: (key: number, value: number) => void): void {
     const { view, address } = this.#open;

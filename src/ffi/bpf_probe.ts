@@ -18,9 +18,9 @@ export function ringBufferWorks(): boolean {
 }
 
 /**
- * Whether programs of a type may call this helper function. A program that only calls it is refused in any case, for its arguments;
- * what counts is whether the verifier knows the helper (kernel/bpf/verifier.c, check_helper_call). libbpf's own probe does not know
- * the words of Linux 6.14 and later.
+ * Whether programs of a type may call this helper function. A program that only calls it is refused in any
+ * case, for its arguments; what counts is whether the verifier knows the helper (kernel/bpf/verifier.c,
+ * check_helper_call). libbpf's own probe does not know the words of Linux 6.14 and later.
  */
 export function helperWorks(id: number, type: ProgramType): boolean {
   const { fd, log } = loadProgram([[CALL, 0, 0, 0, id], exit], type);
@@ -132,8 +132,8 @@ const SECTION_PROGBITS = 1;
 const SECTION_EXECUTABLE = 4;
 
 /**
- * Numbers of the helper functions that the programs of each type call in a compiled BPF object (64-bit little-endian ELF).
- * Functions of their own (section .text) are those of tc programs.
+ * Numbers of the helper functions that the programs of each type call in a compiled BPF object (64-bit
+ * little-endian ELF). Functions of their own (section .text) are those of tc programs.
  */
 export function helpersOf(object: Uint8Array): Record<ProgramType, number[]> {
   const view = new DataView(object.buffer, object.byteOffset, object.byteLength);

@@ -1,6 +1,6 @@
 /**
- * Reads the kernel's type information (BTF, Documentation/bpf/btf.rst), as far as is needed to know what the running
- * kernel offers: which functions BPF programs may call, and the values of constants.
+ * Reads the kernel's type information (BTF, Documentation/bpf/btf.rst), as far as is needed to know what the
+ * running kernel offers: which functions BPF programs may call, and the values of constants.
  */
 import { readFileSync } from "node:fs";
 

@@ -1,9 +1,9 @@
 /**
- * The TCP connections whose numbers the programs rewrite (bpf/rewrite.h): learned and used there, counted, forgotten
- * and handed to another host here.
+ * The TCP connections whose numbers the programs rewrite (bpf/rewrite.h): learned and used there, counted,
+ * forgotten and handed to another host here.
  *
- * A program may learn a connection at any time. Nothing here stops that: an entry is looked at again when it is taken
- * out, and `connections_kept` is cleared before the map is found empty.
+ * A program may learn a connection at any time. Nothing here stops that: an entry is looked at again when it
+ * is taken out, and `connections_kept` is cleared before the map is found empty.
  */
 import { BpfMap } from "./bpf_map.ts";
 import { CONNECTION, CONNECTION_BYTES, CONNECTION_FLAG, CONNECTION_KEY_BYTES } from "./layout.ts";
@@ -39,7 +39,8 @@ export class Connections {
   /**
    * Forgets connections.
    *
-   * @param olderThanEpoch only those learned in another epoch than this, and none that were inherited; without it, all
+   * @param olderThanEpoch only those learned in another epoch than this, and none that were inherited;
+   *   without it, all
    * @returns how many were forgotten
    */
   clear(olderThanEpoch?: number): number {
@@ -52,12 +53,14 @@ export class Connections {
   }
 
   /**
-   * Forgets connections that have ended: both sides have sent FIN, or one RST, or the handshake was never completed,
-   * and nothing of it has been seen since. Without regular calls the map fills up (counter connection_full).
+   * Forgets connections that have ended: both sides have sent FIN, or one RST, or the handshake was never
+   * completed, and nothing of it has been seen since. Without regular calls the map fills up (counter
+   * connection_full).
    *
-   * @param ended.closedForMs how long ago the last segment of an ended connection was; at least as long as the last
-   *   segments may be sent again (twice the maximum segment lifetime of RFC 9293, 3.4.2)
-   * @param ended.idleForMs the same for any other connection, whose ends may both have vanished without a word
+   * @param ended.closedForMs how long ago the last segment of an ended connection was; at least as long as
+   *   the last segments may be sent again (twice the maximum segment lifetime of RFC 9293, 3.4.2)
+   * @param ended.idleForMs the same for any other connection, whose ends may both have vanished without a
+   *   word
    * @returns how many were forgotten
    */
   collect(ended: { closedForMs: number; idleForMs: number }): number {
@@ -77,8 +80,9 @@ export class Connections {
   }
 
   /**
-   * The connections that this host rewrites because its VM took over earlier, for {@link import} on a new secondary. To
-   * be called while the VM is stopped: a connection that it opens afterwards may have the same addresses and ports.
+   * The connections that this host rewrites because its VM took over earlier, for {@link import} on a new
+   * secondary. To be called while the VM is stopped: a connection that it opens afterwards may have the same
+   * addresses and ports.
    */
   export(): Uint8Array {
     const { view, bytes } = this.#map;
@@ -99,8 +103,8 @@ export class Connections {
   }
 
   /**
-   * Replaces all connections by those that the primary's host exported. They are applied when this VM runs alone or is
-   * a primary itself.
+   * Replaces all connections by those that the primary's host exported. They are applied when this VM runs
+   * alone or is a primary itself.
    *
    * @returns how many there are
    * @throws Error if `exported` is not from export(), or is more than the map holds
@@ -129,7 +133,9 @@ export class Connections {
     this.#map.close();
   }
 
-  /** Removes connections; `isOver` gets the offset of one in the map's memory. Returns how many were removed. */
+  /**
+   * Removes connections; `isOver` gets the offset of one in the map's memory. Returns how many were removed.
+   */
   #remove(isOver: (value: number) => boolean): number {
     const map = this.#map;
     let removed = 0;
@@ -144,7 +150,8 @@ export class Connections {
         removed++;
         return;
       }
-      // A new one on the same ports was learned since: it goes back, unless another has taken its place already.
+      // A new one on the same ports was learned since: it goes back, unless another has taken its place
+      // already.
       map.restore(key);
       kept = true;
     });
@@ -152,7 +159,10 @@ export class Connections {
     return removed;
   }
 
-  /** A connection may be learned at the same time: it is seen here, or the program that learns it sets the flag. */
+  /**
+   * A connection may be learned at the same time: it is seen here, or the program that learns it sets the
+   * flag.
+   */
   #forgetThatAnyAreKept(): void {
     this.state.connectionsKept = false;
     if (this.count() > 0) this.state.connectionsKept = true;

@@ -1,9 +1,9 @@
 /**
  * Loads bpf/colo.bpf.c, pins it and attaches it to a VM's interfaces.
  *
- * Everything is made to outlive the agent: maps and programs are pinned, filters stay attached. A new agent loads the
- * programs again, adopts the pinned maps with their content (the role, held frames, connections) and replaces the
- * filters one by one. There is no moment at which a frame meets no filter.
+ * Everything is made to outlive the agent: maps and programs are pinned, filters stay attached. A new agent
+ * loads the programs again, adopts the pinned maps with their content (the role, held frames, connections)
+ * and replaces the filters one by one. There is no moment at which a frame meets no filter.
  */
 import { existsSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -29,9 +29,15 @@ export interface DataPlaneOptions {
   /** On a BPF file system; one for each VM. /sys/fs/bpf is mounted if it is not. */
   pinDirectory: string;
   settings: DataPlaneSettings;
-  /** Among how many workers the VM's output is shared, 1 to WORKERS_MAX; 1. A pinned data plane keeps its number. */
+  /**
+   * Among how many workers the VM's output is shared, 1 to WORKERS_MAX; 1. A pinned data plane keeps its
+   * number.
+   */
   workers?: number;
-  /** Bytes of each worker's rings for primary and secondary output, a power of two; 64 MiB. Pinned rings keep theirs. */
+  /**
+   * Bytes of each worker's rings for primary and secondary output, a power of two; 64 MiB. Pinned rings keep
+   * theirs.
+   */
   ringBytes?: number;
   /** Bytes of the ring for diverted input, a power of two; 8 MiB. A pinned ring keeps its size. */
   inputRingBytes?: number;
@@ -97,8 +103,8 @@ export class DataPlane {
   }
 
   /**
-   * Loads the programs and creates the maps, or adopts those pinned in `pinDirectory`. A fresh state is BLOCKED with no
-   * lease.
+   * Loads the programs and creates the maps, or adopts those pinned in `pinDirectory`. A fresh state is
+   * BLOCKED with no lease.
    *
    * @throws Error with what the kernel lacks, or the verifier's last lines; nothing stays open then
    */
@@ -156,16 +162,17 @@ export class DataPlane {
   }
 
   /**
-   * Attaches the programs to the tap (both ways), the tunnel and the interface that released frames are sent on: they
-   * never get to its peer. Replaces what an earlier agent attached. Call it in the interfaces' network namespace.
+   * Attaches the programs to the tap (both ways), the tunnel and the interface that released frames are sent
+   * on: they never get to its peer. Replaces what an earlier agent attached. Call it in the interfaces'
+   * network namespace.
    */
   attach(at: { tapIfindex: number; tunnelIfindex: number; injectIfindex: number }): void {
     attachFilter(at.tapIfindex, TC_EGRESS, this.#programFd("to_vm"));
     attachFilter(at.tapIfindex, TC_INGRESS, this.#programFd("from_vm"));
     attachFilter(at.tunnelIfindex, TC_INGRESS, this.#programFd("from_tunnel"));
     attachFilter(at.injectIfindex, TC_EGRESS, this.#programFd("inject"));
-    // No frame ever arrives there. But for a program that is attached nowhere the kernel updates its XDP dispatcher
-    // before and after every run, and waits for all CPUs (kernel/bpf/dispatcher.c).
+    // No frame ever arrives there. But for a program that is attached nowhere the kernel updates its XDP
+    // dispatcher before and after every run, and waits for all CPUs (kernel/bpf/dispatcher.c).
     attachXdp(at.injectIfindex, this.#programFd("release_frames"));
   }
 

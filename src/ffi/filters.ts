@@ -1,4 +1,7 @@
-/** Attaches BPF programs to network interfaces: filters of the tc subsystem, and XDP. In the thread's namespace. */
+/**
+ * Attaches BPF programs to network interfaces: filters of the tc subsystem, and XDP. In the thread's
+ * namespace.
+ */
 import { checkBpf, libbpf } from "./libbpf.ts";
 import { Arena, EEXIST } from "./libc.ts";
 import type { Address } from "./native.ts";

@@ -1,4 +1,6 @@
-/** The state of a network interface in this process's own network namespace (sysfs may show another one's). */
+/**
+ * The state of a network interface in this process's own network namespace (sysfs may show another one's).
+ */
 import { Arena, check, libc } from "./libc.ts";
 
 const AF_INET = 2;
@@ -13,7 +15,10 @@ const FLAGS_OFFSET = 16;
 const arena = new Arena(IFREQ_BYTES);
 let fd: number | undefined;
 
-/** Whether the interface is up and has a carrier (RFC 2863 "up"; net/core/dev.c, dev_get_flags). False if there is none of that name. */
+/**
+ * Whether the interface is up and has a carrier (RFC 2863 "up"; net/core/dev.c, dev_get_flags). False if
+ * there is none of that name.
+ */
 export function isRunning(name: string): boolean {
   fd ??= check(
     libc.socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0),

@@ -1,5 +1,6 @@
 /**
- * The offsets and numbers of bpf/colo.h. test/layout.test.ts compares them with the BTF of the compiled object.
+ * The offsets and numbers of bpf/colo.h. test/layout.test.ts compares them with the BTF of the compiled
+ * object.
  */
 
 /** enum colo_role: what the VM behind the tap is allowed to do. */
@@ -104,7 +105,10 @@ export const CONNECTION = {
 } as const;
 export const CONNECTION_BYTES = 32;
 
-/** Of a run of live frames (bpf/live.h): length of a frame, frames in a list, length of the first worker's start frame. */
+/**
+ * Of a run of live frames (bpf/live.h): length of a frame, frames in a list, length of the first worker's
+ * start frame.
+ */
 export const LIVE_FRAME_BYTES_MAX = 1536;
 export const LIVE_LIST_MAX = 256;
 export const LIVE_START_BYTES = 64;
@@ -117,7 +121,9 @@ export const LIVE_FRAME_ENTRY_BYTES = 16;
 export const LIVE_LIST = { next: 0, failed: 4, frames: 8 } as const;
 export const LIVE_LIST_BYTES = LIVE_LIST.frames + LIVE_LIST_MAX * LIVE_FRAME_ENTRY_BYTES;
 
-/** enum colo_counter in order, without COLO_COUNT_ and in lower case; what each counts is said in bpf/colo.h. */
+/**
+ * enum colo_counter in order, without COLO_COUNT_ and in lower case; what each counts is said in bpf/colo.h.
+ */
 export const COUNTER_NAMES = [
   "held",
   "hold_ring_full",

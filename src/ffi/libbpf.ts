@@ -1,8 +1,8 @@
 /**
  * libbpf, version 1.0 or later (libbpf.so.1), as far as the data plane needs it.
  *
- * libbpf writes to standard error by itself; here it is silent. The exceptions say what went wrong: the verifier's
- * last lines for a program, the system's error for everything else.
+ * libbpf writes to standard error by itself; here it is silent. The exceptions say what went wrong: the
+ * verifier's last lines for a program, the system's error for everything else.
  */
 import { FFIType } from "bun:ffi";
 import { SystemError } from "./libc.ts";

@@ -1,8 +1,8 @@
 /**
  * The C library, as far as the agent needs it.
  *
- * Memory that native code is to see lives in an {@link Arena}: an address of a JavaScript typed array goes stale when
- * the engine moves or frees it, an mmapped one does not.
+ * Memory that native code is to see lives in an {@link Arena}: an address of a JavaScript typed array goes
+ * stale when the engine moves or frees it, an mmapped one does not.
  */
 import { CString, FFIType, read, toArrayBuffer } from "bun:ffi";
 import { type Address, openLibrary } from "./native.ts";
@@ -100,7 +100,8 @@ export class Mapping {
 
   /**
    * @param fd -1 for anonymous memory
-   * @param protection PROT_READ, or PROT_READ | PROT_WRITE; never use Atomics on a mapping that cannot be written
+   * @param protection PROT_READ, or PROT_READ | PROT_WRITE; never use Atomics on a mapping that cannot be
+   *   written
    */
   constructor(byteLength: number, fd = -1, protection = PROT_READ | PROT_WRITE, offset = 0) {
     const flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
@@ -170,7 +171,9 @@ export class Arena {
   }
 }
 
-/** For single calls that need a few bytes; its contents last until the next call of a function of this module. */
+/**
+ * For single calls that need a few bytes; its contents last until the next call of a function of this module.
+ */
 const scratch = new Arena(64 * 1024);
 const timespecOffset = scratch.allocate(16);
 const timespec = new DataView(scratch.bytes.buffer, timespecOffset, 16);

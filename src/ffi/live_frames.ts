@@ -1,7 +1,8 @@
 /**
- * Sends many small frames at once out of memory that they already lie in: by a run of the program release_frames on live
- * frames (bpf/live.h; Documentation/bpf/bpf_prog_run.rst), which puts them where the VM's own frames come from. For each
- * frame that costs less than half of what PacketSocket does, but a run as such costs as much as six or seven frames there.
+ * Sends many small frames at once out of memory that they already lie in: by a run of the program
+ * release_frames on live frames (bpf/live.h; Documentation/bpf/bpf_prog_run.rst), which puts them where the
+ * VM's own frames come from. For each frame that costs less than half of what PacketSocket does, but a run as
+ * such costs as much as six or seven frames there.
  */
 import {
   LIVE_FRAME,
@@ -49,7 +50,10 @@ export class LiveFrames {
   readonly #repeat: number;
   #queued = 0;
 
-  /** @param worker whose list this is, from 0; frames enter in the network namespace of the thread that calls flush() */
+  /**
+   * @param worker whose list this is, from 0; frames enter in the network namespace of the thread that calls
+   * flush()
+   */
   constructor({ programFd, listsFd, workers, tapIfindex }: LiveFramesSetup, worker = 0) {
     if (worker >= workers) throw new RangeError(`There are ${workers} workers, so none is number ${worker}.`);
     this.#programFd = programFd;
@@ -85,7 +89,8 @@ export class LiveFrames {
   /**
    * Adds a frame to the next flush.
    *
-   * @param address of a virtio_net_hdr without segmentation and the frame behind it; has to stay as it is until flush()
+   * @param address of a virtio_net_hdr without segmentation and the frame behind it; has to stay as it is
+   *   until flush()
    * @param byteLength of both together, LIVE_SEND_BYTES_MAX at most
    */
   queue(address: Address, byteLength: number): void {
@@ -98,7 +103,8 @@ export class LiveFrames {
   /**
    * Sends what is queued.
    *
-   * @returns how many frames that was; if fewer than were queued, the kernel does not go on: the others are still to be sent
+   * @returns how many frames that was; if fewer than were queued, the kernel does not go on: the others are
+   *   still to be sent
    */
   flush(): number {
     const queued = this.#queued;

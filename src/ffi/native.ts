@@ -1,6 +1,6 @@
 /**
- * The one place where a native library is opened. An address is a plain number in all of src/ffi: Bun's type for it
- * cannot be added to.
+ * The one place where a native library is opened. An address is a plain number in all of src/ffi: Bun's type
+ * for it cannot be added to.
  */
 import { dlopen, type FFIFunction, type Library, type Pointer } from "bun:ffi";
 

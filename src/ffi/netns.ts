@@ -1,6 +1,6 @@
 /**
- * Network namespaces (setns(2)): sockets and interface look-ups belong to the namespace that the calling thread is in
- * when they are made. The rest of the process stays where it is.
+ * Network namespaces (setns(2)): sockets and interface look-ups belong to the namespace that the calling
+ * thread is in when they are made. The rest of the process stays where it is.
  */
 import { closeSync, openSync } from "node:fs";
 import { check, libc } from "./libc.ts";
@@ -8,8 +8,8 @@ import { check, libc } from "./libc.ts";
 const CLONE_NEWNET = 0x40000000;
 
 /**
- * Runs `action` with this thread in another network namespace, and returns to the one it came from. The action must
- * not be asynchronous: other code of the thread would run in between.
+ * Runs `action` with this thread in another network namespace, and returns to the one it came from. The
+ * action must not be asynchronous: other code of the thread would run in between.
  *
  * @param name as `ip netns` knows it
  */

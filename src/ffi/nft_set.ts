@@ -1,9 +1,10 @@
 /**
- * Replaces the elements of a set of nftables in one transaction, by a netlink message and its answer: what renews a lease ten
- * times a second starts no process for it, and knows at once when the kernel has refused.
+ * Replaces the elements of a set of nftables in one transaction, by a netlink message and its answer: what
+ * renews a lease ten times a second starts no process for it, and knows at once when the kernel has refused.
  *
- * The messages are those of net/netfilter/nf_tables_api.c (nf_tables_newsetelem, nf_tables_delsetelem): a batch that empties the
- * set and fills it again takes effect as a whole, so that a frame meets either what was there before or what is there afterwards.
+ * The messages are those of net/netfilter/nf_tables_api.c (nf_tables_newsetelem, nf_tables_delsetelem): a
+ * batch that empties the set and fills it again takes effect as a whole, so that a frame meets either what
+ * was there before or what is there afterwards.
  */
 import { Arena, check, closeFd, EAGAIN, errno, libc, SystemError } from "./libc.ts";
 

@@ -1,6 +1,7 @@
 /**
  * Sends frames out of memory that they already lie in: an AF_PACKET socket with PACKET_VNET_HDR (packet(7),
- * net/packet/af_packet.c) and sendmmsg, many frames a call. Segmentation and checksum offload travel in the header.
+ * net/packet/af_packet.c) and sendmmsg, many frames a call. Segmentation and checksum offload travel in the
+ * header.
  */
 import {
   Arena,
@@ -39,12 +40,15 @@ export const MESSAGES_MAX = 256;
 const SEND_BUFFER_BYTES = 8 * 1024 * 1024;
 
 /**
- * Room for the start of a frame that is not sent as it lies there: a virtio_net_hdr, Ethernet with two VLAN tags, IP
- * with options or extension headers, TCP with options.
+ * Room for the start of a frame that is not sent as it lies there: a virtio_net_hdr, Ethernet with two VLAN
+ * tags, IP with options or extension headers, TCP with options.
  */
 export const START_BYTES_MAX = 1024;
 
-/** A full queue is waited for this often for each frame, this long each time, before the frame counts as failed. */
+/**
+ * A full queue is waited for this often for each frame, this long each time, before the frame counts as
+ * failed.
+ */
 const RETRIES_MAX = 20;
 const RETRY_WAIT_MS = 1;
 
@@ -172,8 +176,8 @@ export class PacketSocket {
   }
 
   /**
-   * Makes a queued message begin with `startBytes` of {@link starts}, to be written before flush(), instead of what is
-   * there; then come `byteLength` bytes from `address` on.
+   * Makes a queued message begin with `startBytes` of {@link starts}, to be written before flush(), instead
+   * of what is there; then come `byteLength` bytes from `address` on.
    */
   splitQueued(message: number, startBytes: number, address: Address, byteLength: number): void {
     const iovec = message * IOVECS_MAX * IOVEC_BYTES;

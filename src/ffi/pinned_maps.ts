@@ -1,6 +1,6 @@
 /**
- * The maps that outlive the agent: each is pinned under its name, with the content that an earlier agent left. A pinned
- * map keeps its size.
+ * The maps that outlive the agent: each is pinned under its name, with the content that an earlier agent
+ * left. A pinned map keeps its size.
  */
 import { existsSync, mkdirSync, statfsSync } from "node:fs";
 import { dirname, join } from "node:path";

@@ -1,8 +1,8 @@
 /**
  * Sleeps until the kernel rings the doorbell or another thread signals an eventfd.
  *
- * To sleep without missing a record: set StateView.consumerSleeping, look at the rings once more, then wait. The BPF
- * program clears the flag when it rings.
+ * To sleep without missing a record: set StateView.consumerSleeping, look at the rings once more, then wait.
+ * The BPF program clears the flag when it rings.
  */
 import { Arena, check, closeFd, EINTR, errno, libc, SystemError } from "./libc.ts";
 import type { Address } from "./native.ts";
@@ -45,8 +45,8 @@ export class Waiter {
   }
 
   /**
-   * Returns after the doorbell, a signal, or `timeoutMs` (whole milliseconds; -1 waits for ever). Both are drained.
-   * Blocks the thread it is called on.
+   * Returns after the doorbell, a signal, or `timeoutMs` (whole milliseconds; -1 waits for ever). Both are
+   * drained. Blocks the thread it is called on.
    *
    * @returns false if the time ran out
    */

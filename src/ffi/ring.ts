@@ -1,9 +1,9 @@
 /**
- * Reads a BPF ring buffer in place (kernel/bpf/ringbuf.c). Records stay in the ring until they are done, in any order;
- * the kernel gets the space back from the oldest one on.
+ * Reads a BPF ring buffer in place (kernel/bpf/ringbuf.c). Records stay in the ring until they are done, in
+ * any order; the kernel gets the space back from the oldest one on.
  *
- * The kernel maps the data area twice in a row, so a record never wraps. All positions are kept modulo 2^32: a ring is
- * much smaller than that.
+ * The kernel maps the data area twice in a row, so a record never wraps. All positions are kept modulo 2^32:
+ * a ring is much smaller than that.
  */
 import { Mapping, PAGE_BYTES, PROT_READ } from "./libc.ts";
 import type { Address } from "./native.ts";
@@ -54,7 +54,10 @@ export class Ring {
   #nextSlot = 0;
   #pending = 0;
 
-  /** Low and high half of the position up to which the kernel has the space back, and low half of the next read. */
+  /**
+   * Low and high half of the position up to which the kernel has the space back, and low half of the next
+   * read.
+   */
   #consumedLow: number;
   #consumedHigh: number;
   #readLow: number;
@@ -87,12 +90,13 @@ export class Ring {
   }
 
   /**
-   * Slot id of the next unread record, -1 if there is none (or the next one is still being written). Allocation free.
-   * Ids are handed out in ring order, counting up modulo {@link slots}.
+   * Slot id of the next unread record, -1 if there is none (or the next one is still being written).
+   * Allocation free. Ids are handed out in ring order, counting up modulo {@link slots}.
    */
   next(): number {
     for (;;) {
-      // An Atomics.load in each round: without one the engine takes the plain loads below out of a caller's loop.
+      // An Atomics.load in each round: without one the engine takes the plain loads below out of a caller's
+      // loop.
       Atomics.load(this.#consumerWords, 0);
       if (((this.#producerWords[0] - this.#readLow) | 0) === 0) return -1;
       const offset = this.#readLow & this.#sizeMask;
@@ -184,4 +188,15 @@ export class Ring {
       (BigInt(this.#consumedHigh) << 32n) | BigInt(this.#consumedLow >>> 0),
     );
   }
+}
+
+/** Drops up to `limit` unread records of a ring; returns how many. */
+export function discardRecords(ring: Ring, limit = Number.POSITIVE_INFINITY): number {
+  let count = 0;
+  for (; count < limit; count++) {
+    const slot = ring.next();
+    if (slot < 0) break;
+    ring.done(slot);
+  }
+  return count;
 }

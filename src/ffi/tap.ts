@@ -43,8 +43,8 @@ export class Tap {
   readonly #buffer: number;
 
   /**
-   * Opens a tap, and creates it if it does not exist, in this thread's network namespace. It vanishes with close()
-   * unless it was made persistent.
+   * Opens a tap, and creates it if it does not exist, in this thread's network namespace. It vanishes with
+   * close() unless it was made persistent.
    *
    * @param options.offload take partial checksums and TCP segmentation, as a virtio guest does
    * @param options.multiQueue of a tap with several queues, one for each Tap of this name
@@ -71,7 +71,10 @@ export class Tap {
     this.#buffer = arena.allocate(TAP_FRAME_BYTES_MAX);
   }
 
-  /** Takes this queue of a tap with several out of use, or back into it: what QEMU does as the guest uses more or fewer. */
+  /**
+   * Takes this queue of a tap with several out of use, or back into it: what QEMU does as the guest uses more
+   * or fewer.
+   */
   setAttached(attached: boolean): void {
     const arena = new Arena(4096);
     const request = arena.allocate(IFREQ_BYTES);
@@ -81,7 +84,10 @@ export class Tap {
     check(done, "Cannot switch a tap's queue");
   }
 
-  /** Sends what the VM would send: a virtio_net_hdr and the frame. Not longer than {@link TAP_FRAME_BYTES_MAX}. */
+  /**
+   * Sends what the VM would send: a virtio_net_hdr and the frame. Not longer than {@link
+   * TAP_FRAME_BYTES_MAX}.
+   */
   write(frame: Uint8Array): void {
     this.#arena.bytes.set(frame, this.#buffer);
     this.writeFrom(this.#arena.address + this.#buffer, frame.length);

@@ -30,7 +30,10 @@ export function watchdogSupport(fd: number): WatchdogSupport {
   };
 }
 
-/** Sets the timeout, in seconds; returns the one the device has taken. Throws a SystemError when it cannot be set. */
+/**
+ * Sets the timeout, in seconds; returns the one the device has taken. Throws a SystemError when it cannot be
+ * set.
+ */
 export function setWatchdogTimeout(fd: number, seconds: number): number {
   arena.view.setInt32(0, seconds, true);
   check(libc.ioctl(fd, WDIOC_SETTIMEOUT, arena.address), "WDIOC_SETTIMEOUT");

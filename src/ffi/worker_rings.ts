@@ -1,4 +1,7 @@
-/** The rings of each worker: values of maps of maps (kernel/bpf/map_in_map.c), made here and kept by those maps. */
+/**
+ * The rings of each worker: values of maps of maps (kernel/bpf/map_in_map.c), made here and kept by those
+ * maps.
+ */
 import { BpfMap, createRing, mapInfo } from "./bpf_map.ts";
 import { checkBpf, libbpf } from "./libbpf.ts";
 import { closeFd } from "./libc.ts";

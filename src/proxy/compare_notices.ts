@@ -1,7 +1,8 @@
 /**
- * The line to a colo-compare of QEMU over its `notify_dev`: it says when the two VMs differ or one is late, and takes the order
- * to let go of everything it holds. A checkpoint QEMU makes has the same effect, without this line. With it, colo-compare does
- * not ask QEMU itself for checkpoints (net/colo-compare.c, colo_compare_inconsistency_notify), so that they stay the agent's.
+ * The line to a colo-compare of QEMU over its `notify_dev`: it says when the two VMs differ or one is late,
+ * and takes the order to let go of everything it holds. A checkpoint QEMU makes has the same effect, without
+ * this line. With it, colo-compare does not ask QEMU itself for checkpoints (net/colo-compare.c,
+ * colo_compare_inconsistency_notify), so that they stay the agent's.
  */
 import { connect, type Socket } from "node:net";
 
@@ -58,7 +59,9 @@ export class CompareNotices {
     this.socket.destroy();
   }
 
-  /** Length, length of the virtio-net header (vnet_hdr_support is on), message (net/net.c, net_fill_rstate). */
+  /**
+   * Length, length of the virtio-net header (vnet_hdr_support is on), message (net/net.c, net_fill_rstate).
+   */
   #send(words: string): void {
     const message = Buffer.from(words);
     const head = Buffer.alloc(2 * LENGTH_BYTES);

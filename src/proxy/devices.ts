@@ -1,9 +1,9 @@
 /**
  * The network devices beside a tap: made and checked with iproute2, once, when its VM is adopted.
  *
- * For tunnel id N: `colo-tN`, a VXLAN device in external mode (the programs choose remote and VNI per frame), and the
- * pair `colo-iN` / `colo-jN`, through which verified frames go back into the kernel. All of them are silent (no
- * addresses, no IPv6), or their own packets would appear as the VM's.
+ * For tunnel id N: `colo-tN`, a VXLAN device in external mode (the programs choose remote and VNI per frame),
+ * and the pair `colo-iN` / `colo-jN`, through which verified frames go back into the kernel. All of them are
+ * silent (no addresses, no IPv6), or their own packets would appear as the VM's.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { ip, NetworkSetupError } from "../host/ip.ts";
@@ -24,8 +24,8 @@ async function silence(name: string): Promise<void> {
 }
 
 /**
- * Makes the tunnel and the injection pair of a tap (or takes over those an earlier agent made) and checks that the
- * replication link carries the VM's frames in one piece.
+ * Makes the tunnel and the injection pair of a tap (or takes over those an earlier agent made) and checks
+ * that the replication link carries the VM's frames in one piece.
  */
 export async function ensureDevices(options: {
   tap: string;
@@ -70,7 +70,8 @@ export async function removeDevices(tunnelId: number): Promise<void> {
 
 /**
  * Frames that have left the tap's queue: read by QEMU or dropped because the queue was full.
- * (drivers/net/tun.c counts tx_packets when the frame is copied to the reader, tx_dropped when it is not queued.)
+ * (drivers/net/tun.c counts tx_packets when the frame is copied to the reader, tx_dropped when it is not
+ * queued.)
  */
 export function tapFramesTaken(tap: string): number {
   const { transmittedFrames, transmitDrops } = deviceCounters(tap);

@@ -1,4 +1,7 @@
-/** One network interface of a VM on the agent's own data plane: its tap, the devices beside it, programs, rings and worker. */
+/**
+ * One network interface of a VM on the agent's own data plane: its tap, the devices beside it, programs,
+ * rings and worker.
+ */
 import { join } from "node:path";
 import { DataPath, type DataPathEvents } from "../datapath/handle.ts";
 import type { WorkerSetup } from "../datapath/shared.ts";
@@ -22,8 +25,8 @@ export interface EbpfNicOptions {
   connectionsMax: number;
   comparing: Pick<WorkerSetup, "maxWaitMs" | "rules" | "limits">;
   /**
-   * If an earlier agent has left the tap in this role, it stays in it: a primary's output held, its input mirrored and its lease what
-   * it is; a secondary's output forwarded.
+   * If an earlier agent has left the tap in this role, it stays in it: a primary's output held, its input
+   * mirrored and its lease what it is; a secondary's output forwarded.
    */
   keep: typeof ROLE.PRIMARY | typeof ROLE.SECONDARY | undefined;
 }
@@ -41,7 +44,10 @@ export class EbpfNic {
   /** What the VM has not read yet of what was put into its tap, while it is primary or runs alone. */
   readonly #input: TapQueue;
   #mirrored: TapQueue | undefined;
-  /** What the primary's mirror count is ahead of our delivery count by, so that lost frames are not waited for. */
+  /**
+   * What the primary's mirror count is ahead of our delivery count by, so that lost frames are not waited
+   * for.
+   */
   #mirrorBase = 0;
 
   private constructor(
@@ -50,6 +56,7 @@ export class EbpfNic {
     readonly dataPath: DataPath,
     /** {@link EbpfNicOptions.keep} found something to keep. */
     readonly kept: boolean,
+    private readonly opened: AsyncDisposableStack,
   ) {
     this.#input = new TapQueue(
       tap,
@@ -58,27 +65,28 @@ export class EbpfNic {
     );
   }
 
-  /** Makes the devices, loads and attaches the programs, or takes over what an earlier agent left: closed, unless it is to be kept. */
+  /**
+   * Makes the devices, loads and attaches the programs, or takes over what an earlier agent left: closed,
+   * unless it is to be kept.
+   */
   static async open(options: EbpfNicOptions, events: DataPathEvents): Promise<EbpfNic> {
     const { tap, tunnelId, peerAddress } = options;
     const devices = await ensureDevices({ tap, tunnelId, tunnelPort: options.tunnelPort, peerAddress });
-    const dataPlane = loadDataPlane(options, devices);
-    try {
-      // A primary's lease of 0 was dropped on purpose: that agent had handed the VM over, or was about to.
-      const { role, leaseDeadlineNs } = dataPlane.state;
-      const kept = role === options.keep && (role === ROLE.SECONDARY || leaseDeadlineNs !== 0n);
-      if (!kept) {
-        // A state that an earlier agent left behind is closed before anything looks at it.
-        dataPlane.state.leaseDeadlineNs = 0n;
-        dataPlane.state.role = ROLE.BLOCKED;
-      }
-      const dataPath = openDataPath(options, dataPlane, devices, events);
-      await dataPath.ready();
-      return new EbpfNic(tap, dataPlane, dataPath, kept);
-    } catch (error) {
-      dataPlane.close();
-      throw error;
+    await using opened = new AsyncDisposableStack();
+    const dataPlane = opened.adopt(loadDataPlane(options, devices), (plane) => plane.close());
+    dataPlane.attach(devices);
+    // A primary's lease of 0 was dropped on purpose: that agent had handed the VM over, or was about to.
+    const { role, leaseDeadlineNs } = dataPlane.state;
+    const kept = role === options.keep && (role === ROLE.SECONDARY || leaseDeadlineNs !== 0n);
+    if (!kept) {
+      // The state that an earlier agent left is closed before anything reads it.
+      dataPlane.state.leaseDeadlineNs = 0n;
+      dataPlane.state.role = ROLE.BLOCKED;
     }
+    const dataPath = openDataPath(options, dataPlane, devices, events);
+    opened.defer(() => dataPath.close());
+    await dataPath.ready();
+    return new EbpfNic(tap, dataPlane, dataPath, kept, opened.move());
   }
 
   drainInput(timeoutMs: number): Promise<boolean> {
@@ -111,8 +119,7 @@ export class EbpfNic {
   }
 
   async close(): Promise<void> {
-    await this.dataPath.close();
-    this.dataPlane.close();
+    await this.opened.disposeAsync();
   }
 }
 
@@ -124,7 +131,7 @@ async function drain(queue: TapQueue, putMin: number, timeoutMs: number): Promis
 
 function loadDataPlane(options: EbpfNicOptions, devices: VmDevices): DataPlane {
   const [a, b, c, d] = options.peerAddress.split(".").map(Number) as [number, number, number, number];
-  const dataPlane = DataPlane.load({
+  return DataPlane.load({
     objectPath: options.objectPath,
     pinDirectory: join(options.pinDirectory, `nic${options.tunnelId}`),
     settings: {
@@ -138,8 +145,6 @@ function loadDataPlane(options: EbpfNicOptions, devices: VmDevices): DataPlane {
     ringBytes: options.ringBytes,
     connectionsMax: options.connectionsMax,
   });
-  dataPlane.attach(devices);
-  return dataPlane;
 }
 
 function openDataPath(

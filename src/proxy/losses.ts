@@ -1,4 +1,7 @@
-/** Losses on the way to the comparer or to the secondary, which the BPF programs count: each ends in a checkpoint. */
+/**
+ * Losses on the way to the comparer or to the secondary, which the BPF programs count: each ends in a
+ * checkpoint.
+ */
 import type { CounterName } from "../ffi/layout.ts";
 
 /** The primary's output or the secondary's did not get into the ring, or input did not get to both VMs. */

@@ -1,14 +1,15 @@
 /**
- * QEMU's packet proxy for one network interface, made and taken away over QMP on a QEMU that runs (docs/system/qemu-colo.rst;
- * options of QEMU 11.1):
+ * QEMU's packet proxy for one network interface, made and taken away over QMP on a QEMU that runs
+ * (docs/system/qemu-colo.rst; options of QEMU 11.1):
  *
  *   primary    tap ─▶ mirror copies input ─────────────── port N ───▶ follow ──▶ rewriter ─▶ SVM         secondary
  *              PVM ─▶ capture ─▶ colo-compare ◀────────── port N+1 ◀─ forward ◀─ rewriter ◀─┘
  *              tap ◀─ release ◀───┘ (in a thread of its own)
  *
- * A VM that took over keeps its rewriter, which the connections of that time need: between the tap and what it gets as a primary,
- * so that both VMs are shown, and compared in, the numbers of the VM. (QEMU's document puts it behind them. Then the new secondary
- * gets acknowledgements of bytes that it has never sent, and such a connection stands still: seen with 11.1.2.)
+ * A VM that took over keeps its rewriter, which the connections of that time need: between the tap and what
+ * it gets as a primary, so that both VMs are shown, and compared in, the numbers of the VM. (QEMU's document
+ * puts it behind them. Then the new secondary gets acknowledgements of bytes that it has never sent, and such
+ * a connection stands still: seen with 11.1.2.)
  */
 import { rmSync } from "node:fs";
 import { join } from "node:path";
@@ -174,7 +175,9 @@ export async function removeCaptures(qmp: QmpClient, nics: readonly FilterNic[])
   for (const nic of nics) await removeObject(qmp, nameOf("capture", nic));
 }
 
-/** Takes the rest of the primary's side away. What colo-compare holds then is lost (colo_compare_finalize). */
+/**
+ * Takes the rest of the primary's side away. What colo-compare holds then is lost (colo_compare_finalize).
+ */
 export async function removePrimaryFilters(
   qmp: QmpClient,
   nics: readonly FilterNic[],

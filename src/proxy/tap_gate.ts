@@ -1,17 +1,20 @@
 /**
- * What keeps a VM from sending on a host where no BPF program stands at its taps: a table of nftables with one chain for what
- * comes out of the taps and one for what goes in. Both drop. The first lets through while the lease holds: an element of a set
- * that the kernel takes out by itself when its time is over, whatever has become of the agent. The second lets through as long as
- * the agent has said so.
+ * What keeps a VM from sending on a host where no BPF program stands at its taps: a table of nftables with
+ * one chain for what comes out of the taps and one for what goes in. Both drop. The first lets through while
+ * the lease holds: an element of a set that the kernel takes out by itself when its time is over, whatever
+ * has become of the agent. The second lets through as long as the agent has said so.
  *
- * The timers of nftables stand still while the host is suspended: a host that runs VMs under this gate must not be.
+ * The timers of nftables stand still while the host is suspended: a host that runs VMs under this gate must
+ * not be.
  */
 
 import { ifindex } from "../ffi/libc.ts";
 import { NftSet } from "../ffi/nft_set.ts";
 import { bootMs } from "../host/clock.ts";
 
-/** An element's timer may run out this late: a tick of the slowest kernel (HZ=100). It comes off the lease. */
+/**
+ * An element's timer may run out this late: a tick of the slowest kernel (HZ=100). It comes off the lease.
+ */
 const TICK_MS = 10;
 /** Before everything else that a host may have at the hook. */
 const PRIORITY = -500;
@@ -60,7 +63,10 @@ export class TapGate {
     this.keepInputOut();
   }
 
-  /** Lets frames leave until `untilMs` (CLOCK_BOOTTIME) unless the lease is longer already. Throws if the kernel refuses. */
+  /**
+   * Lets frames leave until `untilMs` (CLOCK_BOOTTIME) unless the lease is longer already. Throws if the
+   * kernel refuses.
+   */
   extendLease(untilMs: number): void {
     const leftMs = untilMs - bootMs() - TICK_MS;
     if (untilMs <= this.#leaseUntilMs || leftMs < 1) return;
@@ -84,8 +90,8 @@ export class TapGate {
   }
 
   /**
-   * Looks whether the table is there still: "flush ruleset", as a restart of the host's firewall does it, takes it away and opens
-   * the taps. Then it is made anew without a lease, and this throws.
+   * Looks whether the table is there still: "flush ruleset", as a restart of the host's firewall does it,
+   * takes it away and opens the taps. Then it is made anew without a lease, and this throws.
    */
   async check(): Promise<void> {
     try {

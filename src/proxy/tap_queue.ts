@@ -1,9 +1,10 @@
 /**
  * The input side of the checkpoint barrier: has the VM read everything that was put into its tap?
  *
- * Both VMs must go into a checkpoint having consumed the same input (docs/architecture.md). QEMU does not read the tap
- * of a stopped VM, so what is still queued at STOP would reach one VM and not the other. The programs count what they
- * put in, the tap counts what has been taken out; while nothing new is put in, equality means that the queue is empty.
+ * Both VMs must go into a checkpoint having consumed the same input (docs/architecture.md). QEMU does not
+ * read the tap of a stopped VM, so what is still queued at STOP would reach one VM and not the other. The
+ * programs count what they put in, the tap counts what has been taken out; while nothing new is put in,
+ * equality means that the queue is empty.
  */
 import { tapFramesTaken } from "./devices.ts";
 
@@ -27,13 +28,15 @@ export class TapQueue {
   }
 
   /**
-   * Waits until at least `putMin` frames have been put in and none is queued, at most `timeoutMs`. False when the time
-   * was up; what is missing then counts as lost, so that one lost frame does not delay every later checkpoint.
+   * Waits until at least `putMin` frames have been put in and none is queued, at most `timeoutMs`. False when
+   * the time was up; what is missing then counts as lost, so that one lost frame does not delay every later
+   * checkpoint.
    */
   async drained(putMin: number, timeoutMs: number): Promise<boolean> {
     const deadline = performance.now() + timeoutMs;
     for (;;) {
-      // The count of frames taken comes first: one that is put in and taken out between the two then counts as queued.
+      // The count of frames taken comes first: one that is put in and taken out between the two then counts
+      // as queued.
       const taken = tapFramesTaken(this.tap);
       const put = this.put();
       if (put >= putMin && this.#behind(put, taken) === 0) return true;

@@ -1,9 +1,10 @@
 /**
- * Real TCP through the whole path: two "VMs" (namespaces with a kernel's TCP each, and the same addresses), held output,
- * mirrored input, rewritten numbers; then the primary's host dies and the secondary goes on with the same connections.
+ * Real TCP through the whole path: two "VMs" (namespaces with a kernel's TCP each, and the same addresses),
+ * held output, mirrored input, rewritten numbers; then the primary's host dies and the secondary goes on with
+ * the same connections.
  *
- * What the comparer does is done here in its simplest form: a frame of the primary is released once the secondary has
- * sent, and acknowledged, as much.
+ * What the comparer does is done here in its simplest form: a frame of the primary is released once the
+ * secondary has sent, and acknowledged, as much.
  */
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";

@@ -1,4 +1,7 @@
-/** Builds Ethernet frames with right checksums, and reads them again. Addresses are those of the tests' networks. */
+/**
+ * Builds Ethernet frames with right checksums, and reads them again. Addresses are those of the tests'
+ * networks.
+ */
 
 export const CLIENT_MAC = [0x02, 0, 0, 0, 0, 0x01] as const;
 export const GUEST_MAC = [0x02, 0, 0, 0, 0, 0x02] as const;
@@ -63,7 +66,10 @@ export interface SegmentOptions {
   ipv6Extensions?: { first: number; bytes: Bytes };
   /** Header words that the TCP header claims to have, if not those it has. */
   claimedWords?: number;
-  /** Leave only the pseudo header's sum in the checksum field, as in a frame whose checksum is still to be filled in. */
+  /**
+   * Leave only the pseudo header's sum in the checksum field, as in a frame whose checksum is still to be
+   * filled in.
+   */
   partialChecksum?: boolean;
 }
 

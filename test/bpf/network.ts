@@ -1,4 +1,6 @@
-/** Network namespaces for a test file, and what two hosts with a replication link between them have in theirs. */
+/**
+ * Network namespaces for a test file, and what two hosts with a replication link between them have in theirs.
+ */
 import type { DataPlane } from "../../src/ffi/data_plane.ts";
 import { VNET_BYTES } from "../../src/ffi/layout.ts";
 import { ifindex } from "../../src/ffi/libc.ts";
@@ -12,8 +14,8 @@ export const run = runSync;
 export const ip = (line: string): string => run("ip", ...line.split(" "));
 
 /**
- * Ends the namespaces of this prefix, those of an earlier run included; with them go their interfaces, and the
- * processes that a run which crashed has left there.
+ * Ends the namespaces of this prefix, those of an earlier run included; with them go their interfaces, and
+ * the processes that a run which crashed has left there.
  */
 export function removeNamespaces(prefix: string): void {
   for (const line of ip("netns list").split("\n")) {
@@ -66,7 +68,9 @@ export interface HostOptions {
   copyInChunks?: boolean;
 }
 
-/** Replication link between two hosts' namespaces: `rep` with addresses 198.19.0.1 and .2, and `vx` over it. */
+/**
+ * Replication link between two hosts' namespaces: `rep` with addresses 198.19.0.1 and .2, and `vx` over it.
+ */
 export const REPLICATION = {
   ipv4: [0xc613_0001, 0xc613_0002],
   macs: ["02:00:00:00:01:01", "02:00:00:00:01:02"],
@@ -89,12 +93,13 @@ export function linkHosts(a: string, b: string): void {
 }
 
 /**
- * The tap of a VM and that of a neighbour, which takes no offloads and has room for many frames, on a bridge of namespace `a`; with a
- * replication link to `b`.
+ * The tap of a VM and that of a neighbour, which takes no offloads and has room for many frames, on a bridge
+ * of namespace `a`; with a replication link to `b`.
  */
 export function bridgeVm(a: string, b: string): { vm: Tap; neighbour: Tap } {
   for (const name of [a, b]) addNamespace(name);
-  // Or the bridge drops what has a wrong checksum; where there is no such setting (br_netfilter not loaded) it does not.
+  // Or the bridge drops what has a wrong checksum; where there is no such setting (br_netfilter not loaded)
+  // it does not.
   run("ip", "netns", "exec", a, "sysctl", "-eqw", "net.bridge.bridge-nf-call-iptables=0");
   linkHosts(a, b);
   const taps = inNamespace(a, () => ({

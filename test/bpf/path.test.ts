@@ -1,6 +1,6 @@
 /**
- * The packet's way with real devices: taps, bridges, VXLAN between two hosts. The test plays both VMs and everybody
- * else on the bridges; each of them is the far end of a tap.
+ * The packet's way with real devices: taps, bridges, VXLAN between two hosts. The test plays both VMs and
+ * everybody else on the bridges; each of them is the far end of a tap.
  */
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import type { DataPlane } from "../../src/ffi/data_plane.ts";
@@ -127,8 +127,8 @@ function vnet(o: Offload = {}): Uint8Array {
 const DATA_VALID = 2;
 
 /**
- * Without what each reader makes up anew (include/linux/virtio_net.h): hdr_len is a hint, and a checksum that came
- * whole through the tunnel counts as verified.
+ * Without what each reader makes up anew (include/linux/virtio_net.h): hdr_len is a hint, and a checksum that
+ * came whole through the tunnel counts as verified.
  */
 function essence(sent: Uint8Array): Uint8Array<ArrayBuffer> {
   const copy = Uint8Array.from(sent);

@@ -1,6 +1,6 @@
 /**
- * A deterministic program for one end of real TCP connections, run by a test in a namespace and told what to do line by
- * line:
+ * A deterministic program for one end of real TCP connections, run by a test in a namespace and told what to
+ * do line by line:
  *
  *   listen PORT         serve on all addresses
  *   connect HOST PORT   connect; answers "connected"
@@ -15,9 +15,10 @@ const GET = 1;
 const PUT = 2;
 
 /**
- * Less than any kernel's first receive window, and the next piece waits until this one has been dealt with. Two VMs that
- * read at different speed offer different windows, the client follows the primary's, and a secondary drops what does not
- * fit its own (BeyondWindow in its netstat): that costs a checkpoint, which these tests do not have.
+ * Less than any kernel's first receive window, and the next piece waits until this one has been dealt with.
+ * Two VMs that read at different speed offer different windows, the client follows the primary's, and a
+ * secondary drops what does not fit its own (BeyondWindow in its netstat): that costs a checkpoint, which
+ * these tests do not have.
  */
 const PIECE_BYTES = 30_000;
 

@@ -43,7 +43,9 @@ function fromGuest(o: SegmentOptions, role: number = ROLE.SECONDARY) {
   return readSegment(frame);
 }
 
-/** What the client sends, as the guest would see it. A secondary's input takes the same way behind the tunnel. */
+/**
+ * What the client sends, as the guest would see it. A secondary's input takes the same way behind the tunnel.
+ */
 function toGuest(o: SegmentOptions) {
   plane.state.role = ROLE.SOLO;
   const { frame, verdict } = plane.testRun("to_vm", segment({ ...o, from: "client" }));
@@ -51,7 +53,10 @@ function toGuest(o: SegmentOptions) {
   return readSegment(frame);
 }
 
-/** The client has connected to the guest: its SYN, the secondary's SYN|ACK, the acknowledgment of the primary's. */
+/**
+ * The client has connected to the guest: its SYN, the secondary's SYN|ACK, the acknowledgment of the
+ * primary's.
+ */
 function passiveOpen(o: SegmentOptions = {}) {
   const syn = { sequence: CLIENT_ISN, flags: tcp.SYN, options: stamps(100, 0) };
   toGuest({ ...o, ...syn });

@@ -1,4 +1,7 @@
-/** Each program on given bytes, in the kernel: what it decides, what it leaves of the frame, and what it counts. */
+/**
+ * Each program on given bytes, in the kernel: what it decides, what it leaves of the frame, and what it
+ * counts.
+ */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import type { DataPlane, ProgramName } from "../../src/ffi/data_plane.ts";
 import { type CounterName, ROLE, type Role } from "../../src/ffi/layout.ts";

@@ -1,6 +1,6 @@
 /**
- * Which worker a frame goes to (bpf/worker.h), with both VMs' frames on their real ways: the primary's from its tap, the
- * secondary's through the tunnel.
+ * Which worker a frame goes to (bpf/worker.h), with both VMs' frames on their real ways: the primary's from
+ * its tap, the secondary's through the tunnel.
  */
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import type { DataPlane } from "../../src/ffi/data_plane.ts";

@@ -1,4 +1,6 @@
-/** A primary whose lease runs out: what it would release waits for the next one, and nothing of it is dropped. */
+/**
+ * A primary whose lease runs out: what it would release waits for the next one, and nothing of it is dropped.
+ */
 import { afterAll, beforeAll, beforeEach, expect, test } from "bun:test";
 import { VNET_BYTES } from "../../src/ffi/layout.ts";
 import { bootTimeNsNumber } from "../../src/ffi/libc.ts";

@@ -1,4 +1,7 @@
-/** A worker that has many small frames to release at once puts them at the tap in a run of live frames, in its own thread. */
+/**
+ * A worker that has many small frames to release at once puts them at the tap in a run of live frames, in its
+ * own thread.
+ */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { VNET_BYTES } from "../../src/ffi/layout.ts";
 import { bootTimeNsNumber } from "../../src/ffi/libc.ts";

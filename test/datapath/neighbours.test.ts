@@ -1,7 +1,7 @@
 /**
- * Several VMs on one agent: each has a data path in a thread of its own, so a VM with much to release does not hold up
- * another one's frames. Shown by order, not by a clock: what the quiet VM sends after the busy one's backlog has begun to
- * leave arrives before the backlog's end.
+ * Several VMs on one agent: each has a data path in a thread of its own, so a VM with much to release does
+ * not hold up another one's frames. Shown by order, not by a clock: what the quiet VM sends after the busy
+ * one's backlog has begun to leave arrives before the backlog's end.
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { Traffic } from "../../src/bench/traffic.ts";

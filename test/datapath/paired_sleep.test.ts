@@ -1,6 +1,6 @@
 /**
- * While both VMs send the same, a large frame of one of them does not wake the worker (bpf/doorbell.h). Nothing may be
- * forgotten for that: whoever is first, and when one of them falls silent.
+ * While both VMs send the same, a large frame of one of them does not wake the worker (bpf/doorbell.h).
+ * Nothing may be forgotten for that: whoever is first, and when one of them falls silent.
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { bootTimeNsNumber } from "../../src/ffi/libc.ts";

@@ -1,6 +1,6 @@
 /**
- * A protected VM with everything real but the VMs: two hosts with bridge, tap, tunnel and programs, and the data path of
- * the primary. The test plays primary, secondary and somebody else on the primary's bridge.
+ * A protected VM with everything real but the VMs: two hosts with bridge, tap, tunnel and programs, and the
+ * data path of the primary. The test plays primary, secondary and somebody else on the primary's bridge.
  */
 
 import { COMPARER_LIMITS } from "../../src/compare/comparer.ts";

@@ -1,7 +1,7 @@
 /**
- * Segments of one stream that leave as one frame: behind a device that does not segment by itself there must be, byte
- * for byte, what the VM sent. Everything is real: tap, BPF programs, ring, packet socket, bridge; the neighbour's tap takes
- * no offloads, so the kernel segments and fills in checksums before it.
+ * Segments of one stream that leave as one frame: behind a device that does not segment by itself there must
+ * be, byte for byte, what the VM sent. Everything is real: tap, BPF programs, ring, packet socket, bridge;
+ * the neighbour's tap takes no offloads, so the kernel segments and fills in checksums before it.
  */
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import { ReleaseQueue } from "../../src/datapath/release_queue.ts";
@@ -84,8 +84,9 @@ function guest({ identification = 0, fragment = 0x4000, version = 4, ...options 
 }
 
 /**
- * Frames by connection (protocol and ports), each in order. A sum of zero is written 0xffff by skb_checksum_help(), 0 by TCP's
- * segmentation; both say the same (RFC 1624), and network cards differ likewise.
+ * Frames by connection (protocol and ports), each in order. A sum of zero is written 0xffff by
+ * skb_checksum_help(), 0 by TCP's segmentation; both say the same (RFC 1624), and network cards differ
+ * likewise.
  */
 function byConnection(frames: readonly Uint8Array[]): Map<string, string[]> {
   const connections = new Map<string, string[]>();
@@ -118,7 +119,10 @@ function releaseAll(queue: ReleaseQueue, slots: readonly number[]): void {
   });
 }
 
-/** The VM sends; what leaves one by one has to be what leaves by the queue. Returns how many frames the kernel was given. */
+/**
+ * The VM sends; what leaves one by one has to be what leaves by the queue. Returns how many frames the kernel
+ * was given.
+ */
 async function released(sent: readonly Uint8Array[]): Promise<number> {
   const slots: number[] = [];
   for (const frame of sent) {

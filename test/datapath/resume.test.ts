@@ -1,4 +1,7 @@
-/** A data path that begins where another was killed: what lies in the rings waits for a checkpoint and is released once. */
+/**
+ * A data path that begins where another was killed: what lies in the rings waits for a checkpoint and is
+ * released once.
+ */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { VNET_BYTES } from "../../src/ffi/layout.ts";
 import { bootTimeNsNumber } from "../../src/ffi/libc.ts";
@@ -40,7 +43,8 @@ const counted = (name: "held" | "collected") => vm.plane.counters()[name];
 
 test("nothing is compared before the checkpoint, and everything after it", async () => {
   const other = new Uint8Array(PAYLOAD.length).fill(8);
-  // Of the other life: the primary's first segments, and what its replica had sent, which is not the same everywhere.
+  // Of the other life: the primary's first segments, and what its replica had sent, which is not the same
+  // everywhere.
   for (const index of [0, 1, 2]) vm.vm.write(data(index));
   for (const index of [0, 2]) vm.replica.write(data(index, index === 2 ? other : PAYLOAD));
   await until("rings", () => counted("held") === 3 && counted("collected") === 2);

@@ -1,4 +1,7 @@
-/** A VM that runs alone: its frames pass in the kernel, no record of them is made, and the lease still decides. */
+/**
+ * A VM that runs alone: its frames pass in the kernel, no record of them is made, and the lease still
+ * decides.
+ */
 import { afterAll, beforeAll, beforeEach, expect, test } from "bun:test";
 import { ROLE, VNET_BYTES } from "../../src/ffi/layout.ts";
 import { Ring } from "../../src/ffi/ring.ts";

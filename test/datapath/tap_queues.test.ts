@@ -1,6 +1,6 @@
 /**
- * A tap with several queues (IFF_MULTI_QUEUE), as QEMU opens it for `-netdev tap,queues=N`: the programs sit on the
- * device, behind and before its queues.
+ * A tap with several queues (IFF_MULTI_QUEUE), as QEMU opens it for `-netdev tap,queues=N`: the programs sit
+ * on the device, behind and before its queues.
  */
 import { afterAll, beforeAll, beforeEach, expect, test } from "bun:test";
 import { VNET_BYTES } from "../../src/ffi/layout.ts";

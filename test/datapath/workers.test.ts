@@ -1,4 +1,7 @@
-/** A VM whose flows are shared among four workers: the same promises as with one, and one word for all of them. */
+/**
+ * A VM whose flows are shared among four workers: the same promises as with one, and one word for all of
+ * them.
+ */
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import { VNET_BYTES } from "../../src/ffi/layout.ts";
 import { bootTimeNsNumber } from "../../src/ffi/libc.ts";
@@ -246,7 +249,8 @@ describe("four workers", () => {
       while (vm.vm.read() !== undefined) count++;
       return count;
     };
-    // A program that has seen the flag on one processor puts its frame into the ring after it was cleared on another one.
+    // A program that has seen the flag on one processor puts its frame into the ring after it was cleared on
+    // another one.
     const late = () => {
       vm.plane.state.divertInput = true;
       const { diverted } = vm.plane.counters();
@@ -254,7 +258,8 @@ describe("four workers", () => {
       expect(vm.plane.counters().diverted).toBe(diverted + 1);
       vm.plane.state.divertInput = false;
     };
-    // Where the machine is so busy that this comes too late, the next end of a diversion finds it: another try.
+    // Where the machine is so busy that this comes too late, the next end of a diversion finds it: another
+    // try.
     let found = false;
     for (let attempt = 0; attempt < 5 && !found; attempt++) {
       await vm.path.replayInput();

@@ -1,6 +1,7 @@
 /**
- * Frames released by runs of live frames: behind a device without offloads there must be, byte for byte, what the packet
- * socket would have sent; and the same rules hold for them. Everything is real: taps, bridge, BPF programs.
+ * Frames released by runs of live frames: behind a device without offloads there must be, byte for byte, what
+ * the packet socket would have sent; and the same rules hold for them. Everything is real: taps, bridge, BPF
+ * programs.
  */
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "bun:test";
 import type { DataPlane } from "../../src/ffi/data_plane.ts";

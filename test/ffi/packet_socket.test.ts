@@ -1,4 +1,7 @@
-/** Sending frames out of memory: what arrives, what is refused, and that a refused frame does not take others along. */
+/**
+ * Sending frames out of memory: what arrives, what is refused, and that a refused frame does not take others
+ * along.
+ */
 import { afterAll, beforeAll, beforeEach, expect, test } from "bun:test";
 import { Arena, ifindex, SystemError } from "../../src/ffi/libc.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";

@@ -1,4 +1,7 @@
-/** A program of these tests that runs in a network namespace and can be killed: a command a line, an answer a line. */
+/**
+ * A program of these tests that runs in a network namespace and can be killed: a command a line, an answer a
+ * line.
+ */
 import { join } from "node:path";
 
 export class Child {

@@ -1,4 +1,7 @@
-/** Keeps the gate of taps as an agent does, in a process that a test can kill: one command a line, one answer a line. */
+/**
+ * Keeps the gate of taps as an agent does, in a process that a test can kill: one command a line, one answer
+ * a line.
+ */
 import { bootMs } from "../../src/host/clock.ts";
 import { TapGate } from "../../src/proxy/tap_gate.ts";
 

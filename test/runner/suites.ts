@@ -91,6 +91,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
       "test/datapath/release_queue.test.ts",
       "test/datapath/resume.test.ts",
       "test/datapath/solo.test.ts",
+      "test/datapath/start.test.ts",
       "test/datapath/tap_queues.test.ts",
       "test/datapath/workers.test.ts",
       "test/ffi",

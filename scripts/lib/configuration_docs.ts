@@ -12,6 +12,8 @@ const ROOT = join(import.meta.dir, "../..");
 export const PAGE = join(ROOT, "docs/configuration.md");
 export const EXAMPLE = join(ROOT, "deploy/colo-agent.toml");
 
+const LINE_MAX = 108;
+
 /** What this file reads of JSON Schema, with the metadata of src/config: `kind` of value, default `otherwise`. */
 interface Key {
   type?: string;
@@ -153,7 +155,7 @@ function keysText(): string {
       return [
         `### \`${heading}\``,
         "",
-        meaning,
+        wrapped(meaning),
         "",
         "| key | type | unit | default | meaning |",
         "| --- | --- | --- | --- | --- |",
@@ -161,6 +163,18 @@ function keysText(): string {
       ].join("\n");
     })
     .join("\n\n");
+}
+
+/** In lines of at most {@link LINE_MAX} characters; links and code stay whole. */
+function wrapped(text: string): string {
+  const lines: string[] = [];
+  for (const word of text.match(/(?:\[[^\]]*\]\([^)]*\)|`[^`]*`|\S)+/g) ?? []) {
+    const last = lines.at(-1);
+    if (last !== undefined && last.length + 1 + word.length <= LINE_MAX)
+      lines[lines.length - 1] = `${last} ${word}`;
+    else lines.push(word);
+  }
+  return lines.join("\n");
 }
 
 /** `page` with its made parts as they have to be. Throws if a marker is missing. */

@@ -1,6 +1,6 @@
 /**
- * The parts of docs/configuration.md that are made: the example file, and a table of keys for each table of the
- * configuration, from the descriptions in the schema (src/config).
+ * The parts of docs/configuration.md that are made: the example file, and a table of keys for each table of
+ * the configuration, from the descriptions in the schema (src/config).
  *
  * Zod turns the schema into JSON Schema, which holds descriptions, limits and defaults as data.
  */
@@ -14,7 +14,9 @@ export const EXAMPLE = join(ROOT, "deploy/colo-agent.toml");
 
 const LINE_MAX = 108;
 
-/** What this file reads of JSON Schema, with the metadata of src/config: `kind` of value, default `otherwise`. */
+/**
+ * What this file reads of JSON Schema, with the metadata of src/config: `kind` of value, default `otherwise`.
+ */
 interface Key {
   type?: string;
   description?: string;
@@ -84,7 +86,9 @@ function isTable(key: Key): boolean {
   return (key.items ?? key).properties !== undefined;
 }
 
-/** One table of alternatives that `type` tells apart: a key that not all have is marked with those that do. */
+/**
+ * One table of alternatives that `type` tells apart: a key that only some have is marked with their types.
+ */
 function merged(alternatives: readonly Key[]): Key {
   const properties: Record<string, Key> = {
     type: {

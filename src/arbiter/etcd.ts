@@ -1,12 +1,13 @@
 /**
- * etcd as the arbiter, through the HTTP/JSON gateway of its v3 API (etcd 3.4 or later): a key per VM, read linearizably,
- * written by a transaction that compares the key's mod_revision, which is the record's revision.
+ * etcd as the arbiter, through the HTTP/JSON gateway of its v3 API (etcd 3.4 or later): a key per VM, read
+ * linearizably, written by a transaction that compares the key's mod_revision, which is the record's
+ * revision.
  *
- * A request that gets no answer is sent again to the next endpoint. That is no risk for a write: each carries an
- * identity that is stored with it, and the comparison lets only one of its copies happen.
+ * A request that gets no answer is sent again to the next endpoint. That is no risk for a write: each carries
+ * an identity that is stored with it, and the comparison lets only one of its copies happen.
  *
- * Source: etcd api/etcdserverpb/rpc.proto. The gateway leaves out fields that are false, 0 or empty, writes 64-bit
- * numbers as strings and bytes in base64.
+ * Source: etcd api/etcdserverpb/rpc.proto. The gateway leaves out fields that are false, 0 or empty, writes
+ * 64-bit numbers as strings and bytes in base64.
  */
 import { z } from "zod";
 import type { TlsFiles } from "../certificates/read.ts";
@@ -59,7 +60,7 @@ const value = vmRecordUpdate.extend({ agents: z.tuple([identifier, identifier]),
 /** gRPC status codes (google.rpc.Code) after which the same request would fail again. */
 const LASTING_CODES = new Set([3 /* invalid argument */, 7 /* permission denied */, 12 /* unimplemented */]);
 const UNAUTHENTICATED = 16;
-/** Out of disk quota: reads go on, every write is refused until an administrator makes room. */
+/** Out of disk quota: reads work, every write is refused until an administrator frees space. */
 const NO_SPACE = /database space exceeded/;
 /** The token is older than the last change of users or roles. */
 const OLD_TOKEN = /revision of auth store is old|invalid auth token/;
@@ -130,7 +131,7 @@ export class EtcdArbiter implements Arbiter {
     return { record: { ...record, revision: stored.mod_revision }, write };
   }
 
-  /** Asks the endpoints one after the other, first the one that answered last. */
+  /** Asks the endpoints one after the other, first the one with the latest answer. */
   async #ask<T extends z.ZodType>(path: string, body: unknown, schema: T): Promise<z.output<T>> {
     const { endpoints, timeoutMs } = this.options;
     const share = timeoutMs / endpoints.length;

@@ -48,8 +48,8 @@ export class WitnessClient implements Arbiter {
   }
 
   /**
-   * Asks a second time when a connection breaks: one that was kept open may have been closed by the other end (a
-   * witness that restarted). That is no risk for a write, which the witness carries out once only.
+   * Asks a second time when a connection breaks: one that was kept open may have been closed by the other end
+   * (a witness that restarted). That is no risk for a write, which the witness executes only one time.
    */
   async #request(
     method: "GET" | "PUT",
@@ -89,7 +89,8 @@ export class WitnessClient implements Arbiter {
   #unexpected(status: number, json: unknown): Error {
     const said = refusal.safeParse(json);
     const message = `${this.description}: ${said.success ? said.data.error : JSON.stringify(json)}`;
-    // The witness's own refusals; anything else (a proxy's answer, a full disk) tells nothing about the record.
+    // The witness's own refusals; anything else (a proxy's answer, a full disk) tells nothing about the
+    // record.
     if (status === 400 || status === 403) return new ArbiterRefusedError(message);
     return new ArbiterUnreachableError(`${message} (HTTP ${status})`);
   }

@@ -7,8 +7,8 @@
  *                                | 400, 403 {error}: refused for good
  *   GET /v1/health              -> 200 {records}
  *
- * Any other answer says nothing about a write. A PUT may be sent again: `write` names it, and the witness answers 200
- * to the one that it has carried out already.
+ * Any other answer says nothing about a write. A PUT may be sent again: `write` names it, and the witness
+ * answers 200 to a write that it has already executed.
  */
 import { z } from "zod";
 import { identifier, vmRecord, vmRecordUpdate } from "../failover/vm_record.ts";

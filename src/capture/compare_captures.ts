@@ -1,11 +1,11 @@
 /**
- * Compares what two captures have recorded: the comparer of the live path, fed from files.
+ * Compares two captures: the comparer of the live path, fed from files.
  *
- * Feeding: the capture with less that waits for a counterpart is read on, so that the two keep pace wherever
- * their contents do, whatever their clocks say. Memory: what waits is in two windows of fixed size
- * (frame_window.ts). When a window is full, its oldest frame has waited enough: its flow is reported as not
- * comparable and dropped, the others go on. Where both windows are full of frames that wait, one capture has
- * something in front of what the other has; it is the one with more left to read, and that one gives way.
+ * Feeding: the capture with less waiting data is read next, so that both keep pace by their contents and not
+ * by their clocks. Memory: waiting frames are in two windows of fixed size (frame_window.ts). When a window
+ * is full, its oldest frame's flow is reported as not comparable and dropped; the others continue. If both
+ * windows are full of waiting frames, one capture has frames before the other's start. It is the one with
+ * more left to read, and its oldest frame is dropped.
  *
  * TCP frames are handed over as soon as the numbers of their streams are known on both sides
  * (sequence_map.ts), until then they are parked in their window.

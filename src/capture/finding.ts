@@ -1,4 +1,4 @@
-/** What a flow that cannot go on differs in, or waits for. */
+/** The difference, or the missing counterpart, that stops a flow. */
 import { FLOW_SECONDARY_ACK_KNOWN, FLOW_TCP, FLOW_VERIFIED_KNOWN } from "../compare/flow_table.ts";
 import {
   SEGMENT_ACK,

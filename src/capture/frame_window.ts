@@ -96,7 +96,7 @@ export class FrameWindow implements RecordMemory {
     return this.#numbers[slot];
   }
 
-  /** The frame is not needed any more. Its bytes stay as they are until the next place(). */
+  /** The frame is no longer needed. Its bytes stay as they are until the next place(). */
   done(slot: number): void {
     if (this.#live[slot] === 0) throw new Error(`slot ${slot} of a frame window was given back twice`);
     this.#live[slot] = 0;

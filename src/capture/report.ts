@@ -42,8 +42,8 @@ export interface CaptureDivergence {
   secondary: CapturePlace | null;
   context: CaptureContext | null;
   /**
-   * Frames of the flow that were not compared: those that waited when the difference was found, and all later
-   * ones.
+   * Frames of the flow that were not compared: frames that waited when the difference was found, and all
+   * later ones.
    */
   frames_not_compared: { primary: number; secondary: number };
 }
@@ -77,7 +77,7 @@ export interface CaptureReport {
   secondary: CaptureSummary;
   /** Payload bytes that were compared. */
   compared_bytes: number;
-  /** TCP payload bytes that neither capture has, though the connection went on behind them. */
+  /** TCP payload bytes that neither capture has, in front of later segments. */
   gap_bytes: number;
   window_mib: number;
   /** All of them; `divergences` has the first ones up to the limit. */

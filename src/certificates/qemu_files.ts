@@ -11,9 +11,9 @@ export const CREDENTIAL_FILES = {
 } as const;
 
 /**
- * Reads the five files as this host's. Throws an Error that says which is wrong, but not for one that ran out: a VM can run
- * alone for all that, and the doctor tells.
- * @returns when the first of them runs out, as Date.now() counts
+ * Reads the five files as this host's. Throws an Error that names the wrong one. An expired one is no error:
+ * a VM can still run alone, and the doctor reports it.
+ * @returns when the first of them expires, as Date.now() counts
  */
 export function checkStreamTls(directory: string, owner: string): { expiresMs: number } {
   const file = (name: string) => join(directory, name);

@@ -1,4 +1,4 @@
-/** Certificates and keys from files, checked when they are read, so that a mistake is told at start. */
+/** Certificates and keys from files, checked when they are read, so that a mistake is found at start. */
 import { createPrivateKey, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 
@@ -44,7 +44,10 @@ export function readAuthority(path: string): string {
   return ca;
 }
 
-/** Reads three files that belong together, whether they still count or not. Throws an Error that says which is wrong. */
+/**
+ * Reads three files that belong together, whether they still count or not. Throws an Error that says which is
+ * wrong.
+ */
 export function readPair(paths: TlsPaths): { tls: Required<TlsFiles>; certificate: X509Certificate } {
   const ca = readAuthority(paths.ca);
   const cert = readPem(paths.certificate, "certificate");

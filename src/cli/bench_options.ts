@@ -13,7 +13,7 @@ export interface BenchOptions {
   uncommitted?: boolean;
 }
 
-/** Whether a case is one of those that are asked for. */
+/** Whether a case is wanted. */
 export const wantedBy =
   ({ only }: Pick<BenchOptions, "only">) =>
   (caseName: string): boolean =>

@@ -36,9 +36,9 @@ export interface PrepareSecondaryOptions {
 }
 
 /**
- * Opens the secondary for a primary: the disks' NBD exports first, since replication must find it, then the migration port.
- * On an error nothing stays open. If it was the migration port, this QEMU takes no other one and has to be started afresh
- * (seen with 11.1.2: "Illegal migration incoming state").
+ * Opens the secondary for a primary: the disks' NBD exports first, since replication must find it, then the
+ * migration port. On an error nothing stays open. If it was the migration port, this QEMU takes no other one
+ * and has to be started afresh (seen with 11.1.2: "Illegal migration incoming state").
  * @throws ColoProcedureError
  */
 export async function prepareSecondary(client: QmpClient, options: PrepareSecondaryOptions): Promise<void> {
@@ -94,8 +94,8 @@ export interface SecondaryFailover {
   /** The VM was stopped for a checkpoint when the failover began. */
   checkpointInProgress: boolean;
   /**
-   * That checkpoint's state was loaded and the VM goes on from it, as the primary was at its STOP. False: the VM goes on
-   * from its own state, as it would have without the checkpoint.
+   * That checkpoint's state was loaded: the VM continues from the primary's state at its STOP. False: it
+   * continues from its own state, as without the checkpoint.
    */
   loadedPending: boolean;
   /** QEMU's wall clock of the RESUME that ended the failover. */
@@ -106,12 +106,13 @@ export interface SecondaryFailover {
 /**
  * Makes the secondary VM an ordinary one, running alone. Call it only after the arbiter has said so.
  *
- * The order matters when the primary hangs instead of having died: QEMU loads a checkpoint's memory with its big lock held
- * (migration/colo.c), so a primary that stops sending in the middle blocks the main loop, and only the out-of-band yank gets
- * through. Part of a checkpoint is never used: memory lies in a cache until all of it is there.
+ * The order matters when the primary hangs instead of having died: QEMU loads a checkpoint's memory with its
+ * big lock held (migration/colo.c), so a primary that stops sending in the middle blocks the main loop, and
+ * only the out-of-band yank gets through. Part of a checkpoint is never used: memory lies in a cache until
+ * all of it is there.
  *
- * Afterwards QEMU writes the overlays back into the disk files by itself; see secondaryDisksCommitted. Credentials of TLS stay
- * until removeTls().
+ * Afterwards QEMU writes the overlays back into the disk files by itself; see secondaryDisksCommitted.
+ * Credentials of TLS stay until removeTls().
  * @throws ColoProcedureError; the VM may then be stopped, and calling again is safe
  */
 export async function secondaryFailover(
@@ -140,8 +141,9 @@ export async function secondaryFailover(
     await client.execute("x-colo-lost-heartbeat", undefined, { timeoutMs });
     step = "Waiting for the end of the failover";
     await completed;
-    // QEMU stops a VM that runs (migration/colo-failover.c), so on a VM that stood still at first, a STOP means that it had
-    // been resumed since: on a secondary that happens only once the checkpoint's state has been loaded.
+    // QEMU stops a VM that runs (migration/colo-failover.c), so on a VM that stood still at first, a STOP
+    // means that it had been resumed since: on a secondary that happens only once the checkpoint's state has
+    // been loaded.
     const loadedPending = !wasRunning && run.some((event) => event.name === "STOP");
     // MIGRATION completed and the last RESUME come in either order.
     if (run.at(-1)?.name !== "RESUME") await client.waitFor("RESUME", () => true, timeoutMs);
@@ -160,8 +162,9 @@ export async function secondaryFailover(
 }
 
 /**
- * Stops a replica that can never become the VM: seen with 7.2, 10.0 and whenever COLO ends with an error, a secondary goes on
- * running by itself. What this QEMU has cannot be used again. Does nothing to a VM that is no replica.
+ * Stops a replica that can never become the VM: seen with 7.2, 10.0 and whenever COLO ends with an error, a
+ * secondary continues to run by itself. This QEMU cannot be used again. Does nothing to a VM that is not a
+ * replica.
  * @returns whether it was one
  */
 export async function endReplica(client: QmpClient, timeoutMs = 5_000): Promise<boolean> {
@@ -173,8 +176,8 @@ export async function endReplica(client: QmpClient, timeoutMs = 5_000): Promise<
 }
 
 /**
- * Whether the disk files of a VM that has taken over are complete, so that the overlays are no longer needed: QEMU drops the
- * overlay nodes when it has committed them (block/replication.c).
+ * Whether the disk files of a VM that has taken over are complete, so that the overlays are no longer needed:
+ * QEMU drops the overlay nodes when it has committed them (block/replication.c).
  */
 export async function secondaryDisksCommitted(
   client: QmpClient,

@@ -55,7 +55,7 @@ export const disks = z
     }
   });
 
-/** QEMU's nodes of a disk: those that are there, and those that protection adds. */
+/** QEMU's nodes of a disk: the permanent ones, and the ones that protection adds. */
 export function nodesOf(one: { name: string; quorum_node: string; export_node: string }): {
   quorum: string;
   base: string;

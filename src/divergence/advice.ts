@@ -8,7 +8,7 @@ import type { DivergenceRecord, FlowDescription } from "./record.ts";
 
 const RULE_PROTOCOLS: ReadonlySet<string> = new Set(["tcp", "udp", "sctp"]);
 const PROTOCOL_NUMBERS: Record<string, string> = { udplite: "136" };
-/** Services of the network itself: a VM uses them with whoever answers. */
+/** Services of the network itself: a VM uses them with any server. */
 const ANY_SERVER_PORTS: ReadonlySet<string> = new Set([
   "udp 53",
   "udp 67",

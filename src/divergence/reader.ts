@@ -1,4 +1,4 @@
-/** Questions to a database of divergences, whoever has opened it. */
+/** Queries of a database of divergences. */
 import { constants, Database } from "bun:sqlite";
 import { existsSync } from "node:fs";
 import {

@@ -81,8 +81,7 @@ export interface DivergenceRecord {
   /** How often the same class was found in the same flow within a second after this one. */
   repeats: number;
   /**
-   * How many other divergences came right after this one that are not kept because there were too many in
-   * that second.
+   * Number of later divergences that were not stored because of the limit of that second.
    */
   crowdedOut: number;
   /** Payload has been taken out (redact.ts). */

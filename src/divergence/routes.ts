@@ -25,8 +25,7 @@ import { redact } from "./redact.ts";
 
 export interface RouteOptions {
   /**
-   * false: payload is hidden in every answer, whatever is asked. For an interface that others than the
-   * administrator reach.
+   * false: payload is hidden in every answer. For an interface that others than the administrator reach.
    */
   payload?: boolean;
 }

@@ -40,7 +40,7 @@ const PRUNE_BATCH = 64;
 /** SQLite's codes for a file that is no sound database, as opposed to one that cannot be reached just now. */
 const DAMAGED_CODES = /^SQLITE_(CORRUPT|NOTADB|FORMAT|IOERR_SHORT_READ|IOERR_CORRUPTFS)/;
 /**
- * For a record that does not fit the table: a mistake of who made it, which must not cost the others of its
+ * For a record that does not fit the table: a mistake of its maker, which must not cost the others of its
  * batch.
  */
 const MISFIT_CODES = /^SQLITE_(CONSTRAINT|MISMATCH|TOOBIG)/;
@@ -52,7 +52,10 @@ export interface DivergenceStoreOptions {
   countMax?: number;
   /** Bytes of frames and texts kept. Default 16 MiB; the file is a few MiB larger. */
   bytesMax?: number;
-  /** New records a second; more are counted in `crowdedOut` of the last one. Default {@link STORED_PER_SECOND}. */
+  /**
+   * New records a second; more are counted in `crowdedOut` of the last one. Default {@link
+   * STORED_PER_SECOND}.
+   */
   perSecondMax?: number;
   log?: Pick<Logger, "warn" | "error">;
 }
@@ -98,8 +101,8 @@ export class DivergenceStore implements DivergenceSource {
   }
 
   /**
-   * Notes a divergence and returns its number: that of the first one for a repeat, 0 if there were too many
-   * this second.
+   * Stores a divergence and returns its number: the first one's for a repeat, 0 beyond the limit of this
+   * second.
    */
   add(divergence: NewDivergence): number {
     if (this.#closed) return 0;
@@ -264,7 +267,7 @@ export class DivergenceStore implements DivergenceSource {
         count--;
         bytes -= row.bytes;
       }
-      if (last === 0) break; // somebody else has deleted records; counted anew at the next start
+      if (last === 0) break; // another program has deleted records; counted again at the next start
       remove.run(last);
     }
     return { count, bytes };

@@ -17,8 +17,8 @@ export interface DoctorQemu {
 }
 
 /**
- * The program that is named, else that of the configuration's first VM whose QEMU the agent starts, else the machine's own, else
- * the one that scripts/setup has unpacked. Throws an Error if there is none.
+ * The given program, else the configuration's first managed QEMU, else the machine's own, else the one that
+ * scripts/setup unpacked. Throws an Error if there is none.
  */
 export function findQemu(named?: string, config?: Pick<Config, "vm">): DoctorQemu {
   const vm = config?.vm.find(({ managed }) => managed !== undefined);

@@ -49,7 +49,9 @@ export async function diskBytes(settings: QemuSettings, disk: Disk): Promise<num
   return bytes;
 }
 
-/** Makes a secondary's overlays anew, each as long as its disk. Throws an Error if there is no room for them. */
+/**
+ * Makes a secondary's empty overlays, each as long as its disk. Throws an Error if there is no room for them.
+ */
 export async function createOverlays(settings: QemuSettings): Promise<void> {
   mkdirSync(settings.overlayDirectory, { recursive: true });
   removeOverlays(settings);
@@ -78,8 +80,9 @@ export function removeOverlays(settings: QemuSettings, disks = settings.disks): 
 }
 
 /**
- * Writes what a VM that took over has left in its overlays into its disks, and removes them. To be called before that VM is booted from
- * its disks, and with its QEMU gone: QEMU itself does the same after a takeover, but needs its time.
+ * Writes what a VM that took over has left in its overlays into its disks, and removes them. To be called
+ * before that VM is booted from its disks, and with its QEMU gone: QEMU itself does the same after a
+ * takeover, but needs its time.
  *
  * Ending half-way does no harm: read through the overlays the disk is the same at each moment.
  */

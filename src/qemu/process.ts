@@ -1,4 +1,7 @@
-/** Processes that outlive the command that starts them, and are ended by id only if they are still the same ones. */
+/**
+ * Processes that outlive the command that starts them, and are ended by id only if they are still the same
+ * ones.
+ */
 import { spawn } from "node:child_process";
 import { closeSync, openSync, readdirSync, readFileSync } from "node:fs";
 
@@ -25,8 +28,8 @@ export function identify(pid: number): ProcessIdentity {
 }
 
 /**
- * Whether the process still has anything: its first thread may be a zombie already while others are ending, and only the
- * last of them closes the files (a tap is busy until then).
+ * Whether the process still has anything: its first thread may be a zombie already while others are ending,
+ * and only the last of them closes the files (a tap is busy until then).
  */
 export function isAlive(process: ProcessIdentity): boolean {
   const fields = statFields(process.pid);
@@ -42,7 +45,7 @@ function threads(pid: number): number {
   }
 }
 
-/** Ends a process and waits until it is gone; one that is gone already is no error. */
+/** Ends a process and waits until it is gone; a process that is already gone is no error. */
 export async function endProcess(
   identity: ProcessIdentity,
   signal: NodeJS.Signals = "SIGKILL",

@@ -1,4 +1,7 @@
-/** What is needed to start a VM's QEMU: the user's own arguments, and the disks and network cards that the agent protects. */
+/**
+ * What is needed to start a VM's QEMU: the user's own arguments, and the disks and network cards that the
+ * agent protects.
+ */
 import { join } from "node:path";
 import type { Disk } from "../storage/disk_graph.ts";
 
@@ -32,7 +35,7 @@ export interface QemuSettings {
   directory: string;
   /** Where a secondary's overlays are made; of this VM alone. */
   overlayDirectory: string;
-  /** They need so much room; 0: what there is. */
+  /** Free space that they need, in bytes; 0: a minimum (images.ts). */
   overlayBytes: number;
   disks: readonly Disk[];
   nics: readonly ManagedNic[];

@@ -1,10 +1,11 @@
 /**
  * A client of QEMU's machine protocol over a unix socket.
  *
- * What is special here, next to any other QMP client: the agent has to be able to act while QEMU's main loop hangs on a
- * dead peer. Only out-of-band commands (`oob`) still run then, and QEMU stops *reading* a monitor on which eight commands
- * are waiting (monitor/qmp.c, QMP_REQ_QUEUE_LEN_MAX). So this client never lets more than IN_BAND_MAX in-band commands
- * lie with QEMU, answered or not, and sends out-of-band ones past that limit.
+ * What is special here, next to any other QMP client: the agent has to be able to act while QEMU's main loop
+ * hangs on a dead peer. Only out-of-band commands (`oob`) still run then, and QEMU stops *reading* a monitor
+ * on which eight commands are waiting (monitor/qmp.c, QMP_REQ_QUEUE_LEN_MAX). So this client never lets more
+ * than IN_BAND_MAX in-band commands lie with QEMU, answered or not, and sends out-of-band ones past that
+ * limit.
  */
 import { connect as connectSocket, type Socket } from "node:net";
 import {
@@ -31,7 +32,10 @@ const COMMAND_TIMEOUT_MS = 5_000;
 export interface QmpEvent<Data = Record<string, unknown>> {
   readonly name: string;
   readonly data: Data;
-  /** Wall clock (CLOCK_REALTIME) when QEMU emitted it, in nanoseconds, true to the microsecond; -1n if QEMU had none. */
+  /**
+   * Wall clock (CLOCK_REALTIME) when QEMU emitted it, in nanoseconds, true to the microsecond; -1n if QEMU
+   * had none.
+   */
   readonly timestampNs: bigint;
 }
 
@@ -48,14 +52,17 @@ export interface QmpConnectOptions {
   connectTimeoutMs?: number;
   /** For commands that name no limit of their own. Default 5 000. */
   commandTimeoutMs?: number;
-  /** Called once, with the reason, when the connection ends for whatever reason; after all pending calls are rejected. */
+  /** Called once, with the reason, when the connection ends; after all pending calls are rejected. */
   onClose?: (reason: QmpError) => void;
 }
 
 export interface QmpExecuteOptions {
   /** From this call to the reply, including the time spent waiting for earlier commands. */
   timeoutMs?: number;
-  /** Run by QEMU's monitor thread even while its main loop hangs. Only for commands marked allow-oob, e.g. yank. */
+  /**
+   * Run by QEMU's monitor thread even while its main loop hangs. Only for commands marked allow-oob, e.g.
+   * yank.
+   */
   oob?: boolean;
 }
 
@@ -69,7 +76,7 @@ interface Call {
   readonly resolve: (value: unknown) => void;
   readonly reject: (error: Error) => void;
   timer: ReturnType<typeof setTimeout> | undefined;
-  /** Timed out: nobody waits any more, but the command still occupies QEMU. */
+  /** Timed out: no caller waits, but the command still occupies QEMU. */
   abandoned: boolean;
 }
 
@@ -80,14 +87,13 @@ interface Waiter {
 }
 
 /**
- * One connection to one QEMU. It does not reconnect: events may have been missed, so the owner has to look afresh.
+ * One connection to one QEMU. It does not reconnect: events may have been missed, so the owner has to look
+ * afresh.
  *
- * @example
- * const qmp = await QmpClient.connect("/run/vm1/qmp.sock", { onClose: (reason) => console.error(reason.message) });
- * const stopped = qmp.waitFor("STOP", () => true, 1_000); // first the wait, then the command: no event can slip through
- * await qmp.execute("stop");
- * console.log((await stopped).timestampNs, await qmp.execute("query-status"));
- * qmp.close();
+ * @example const qmp = await QmpClient.connect("/run/vm1/qmp.sock", { onClose: (reason) =>
+ *   console.error(reason.message) }); const stopped = qmp.waitFor("STOP", () => true, 1_000); // first the
+ *   wait, then the command: no event can slip through await qmp.execute("stop"); console.log((await
+ *   stopped).timestampNs, await qmp.execute("query-status")); qmp.close();
  */
 export class QmpClient {
   readonly path: string;
@@ -205,7 +211,8 @@ export class QmpClient {
   }
 
   /**
-   * Calls `listener` for every event of that name ("*": of any name), in the order and at the moment QEMU's bytes arrive.
+   * Calls `listener` for every event of that name ("*": of any name), in the order and at the moment QEMU's
+   * bytes arrive.
    * @returns a function that ends it
    */
   on(name: string, listener: QmpEventListener): () => void {
@@ -219,8 +226,9 @@ export class QmpClient {
   }
 
   /**
-   * The next event of that name (or one of these names) for which `predicate` holds. The wait begins at once, so call this
-   * first and send the command that causes the event afterwards. The promise may be dropped without being awaited.
+   * The next event of that name (or one of these names) for which `predicate` holds. The wait begins at once,
+   * so call this first and send the command that causes the event afterwards. The promise may be dropped
+   * without being awaited.
    * @throws QmpTimeoutError, QmpClosedError, QmpAbortedError
    */
   waitFor(
@@ -417,7 +425,10 @@ export class QmpClient {
     }
   }
 
-  /** A listener's bug must neither stop the other listeners nor be hidden: it surfaces as an uncaught exception. */
+  /**
+   * A listener's bug must neither stop the other listeners nor be hidden: it surfaces as an uncaught
+   * exception.
+   */
   #guard(call: () => void): void {
     try {
       call();

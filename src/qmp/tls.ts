@@ -1,16 +1,18 @@
 /**
  * QEMU's own TLS for what two QEMUs send each other: the migration stream and the disks' NBD connections.
  *
- * The secondary's QEMU is the server of both, the primary's the client; each shows a certificate. The server's has to carry the
- * peer's name as a DNS name, the client's as its subject, "CN=NAME". All that is made here is named below and removed again, so
- * that a QEMU can change its side any number of times.
+ * The secondary's QEMU is the server of both, the primary's the client; each shows a certificate. The
+ * server's has to carry the peer's name as a DNS name, the client's as its subject, "CN=NAME". All that is
+ * made here is named below and removed again, so that a QEMU can change its side any number of times.
  */
 import type { QmpClient } from "./client.ts";
 import { QmpError } from "./errors.ts";
 import { messageOf } from "./vm.ts";
 
 export interface StreamTls {
-  /** The five files of src/certificates/qemu_files.ts, readable for QEMU; read anew at each protection. */
+  /**
+   * The five files of src/certificates/qemu_files.ts, readable for QEMU; QEMU reads them at each protection.
+   */
   directory: string;
   /** GnuTLS's priority string; left out: QEMU's default. */
   priority?: string | undefined;
@@ -22,8 +24,8 @@ export const TLS_CREDENTIALS = "colo-tls";
 export const TLS_PEER = "colo-tls-peer";
 
 /**
- * Makes the credentials of this side and lets the next migration use them; what an earlier protection has left is removed first.
- * Without `tls` it is only that.
+ * Makes the credentials of this side and lets the next migration use them; what an earlier protection has
+ * left is removed first. Without `tls` it is only that.
  */
 export async function setTls(
   client: QmpClient,
@@ -57,7 +59,8 @@ export async function setTls(
 }
 
 /**
- * A server that refuses a client's certificate, or that speaks no TLS, only closes the connection: this is said with the error.
+ * A server that refuses a client's certificate, or that speaks no TLS, only closes the connection: this is
+ * said with the error.
  */
 export function explainTls(error: unknown): unknown {
   const message = messageOf(error);

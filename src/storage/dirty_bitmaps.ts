@@ -1,12 +1,15 @@
 /**
- * What the primary has written since its replica's disks were last known to hold everything, as dirty bitmaps on the quorums.
+ * What the primary has written since its replica's disks were last known to hold everything, as dirty bitmaps
+ * on the quorums.
  *
- * While a VM is protected, its writes go straight into the secondary's images, and each checkpoint's STOP flushes both sides.
- * So the secondary's image differs from the primary's at most in what was written after the last completed checkpoint's
- * STOP. A bitmap that began before that STOP tells what; new ones are added and old ones removed as checkpoints are completed,
- * outside of their pauses. When the pair breaks, the oldest goes on recording.
+ * While a VM is protected, its writes go straight into the secondary's images, and each checkpoint's STOP
+ * flushes both sides. So the secondary's image differs from the primary's at most in what was written after
+ * the last completed checkpoint's STOP. A bitmap that began before that STOP tells what; new ones are added
+ * and old ones removed as checkpoints are completed, outside of their pauses. When the pair breaks, the
+ * oldest continues to record.
  *
- * The names, "colo-GENERATION-EPOCH", say which replica a bitmap is about, so that an agent that was restarted knows too.
+ * The names, "colo-GENERATION-EPOCH", say which replica a bitmap is about, so that an agent that was
+ * restarted knows too.
  */
 import type { QmpClient } from "../qmp/client.ts";
 import { messageOf } from "../qmp/vm.ts";
@@ -16,7 +19,10 @@ export const PASS_BITMAP = "colo-pass";
 const NAME = /^colo-(\d+)-(\d+)$/;
 /** Two checkpoints may be some milliseconds apart; a bitmap that covers more is only larger. */
 const ROTATE_MS = 5_000;
-/** An answer to block-dirty-bitmap-add may come after the next checkpoint has begun and ended unseen; the one after that is later. */
+/**
+ * An answer to block-dirty-bitmap-add may come after the next checkpoint has begun and ended unseen; the one
+ * after that is later.
+ */
 const CHECKPOINTS_TO_COVER = 2;
 
 interface BlockNodeWithBitmaps {
@@ -58,7 +64,10 @@ async function rawBitmaps(
   return nodes.find((one) => one["node-name"] === node)?.["dirty-bitmaps"] ?? [];
 }
 
-/** The bitmap that covers all in which the replica `generation`, lost since, may differ; undefined: nothing is known of it. */
+/**
+ * The bitmap that covers all in which the replica `generation`, lost since, may differ; undefined: nothing is
+ * known of it.
+ */
 export async function coveringBitmap(
   client: QmpClient,
   node: string,
@@ -90,8 +99,8 @@ export class ReplicaBitmaps {
   ) {}
 
   /**
-   * The replica `generation` is about to become complete; at least two checkpoints have to follow before it is called so.
-   * Those of earlier replicas are of no use any more.
+   * The replica `generation` is about to become complete; at least two checkpoints have to follow before it
+   * is called so. Bitmaps of earlier replicas are removed.
    */
   async begin(epoch: number): Promise<void> {
     await this.#add(() => epoch);
@@ -102,7 +111,7 @@ export class ReplicaBitmaps {
     }
   }
 
-  /** Goes on with those that an earlier agent had added for this generation; they count as added in `epoch`. */
+  /** Adopts the bitmaps that an earlier agent added for this generation; they count as added in `epoch`. */
   async resume(epoch: number): Promise<void> {
     const [first, ...others] = this.quorumNodes;
     if (first === undefined) return;
@@ -114,7 +123,10 @@ export class ReplicaBitmaps {
     }
   }
 
-  /** A checkpoint is complete, `epoch` has begun. Does not wait; errors are given to `onError`, and cost room only. */
+  /**
+   * A checkpoint is complete, `epoch` has begun. Does not wait; errors are given to `onError`, and cost room
+   * only.
+   */
   checkpointed(epoch: number, currentEpoch: () => number, onError: (message: string) => void): void {
     if (this.#turn !== undefined || this.#ended || this.quorumNodes.length === 0) return;
     this.#turn = this.#rotate(epoch, currentEpoch)

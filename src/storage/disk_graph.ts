@@ -1,13 +1,13 @@
 /**
- * The disks of a VM on QEMU's command line. For each, from the device down (the node's names are in {@link Disk} and
- * {@link secondaryNodes}), as docs of QEMU's block replication lay it out:
+ * The disks of a VM on QEMU's command line. For each, from the device down (the node's names are in {@link
+ * Disk} and {@link secondaryNodes}), as docs of QEMU's block replication lay it out:
  *
  *   primary    device ─ quorum ─ base (the image)
  *                          └── (added by the agent) replication, primary ─ NBD client
  *   secondary  device ─ quorum ─ replication, secondary ─ active overlay ─ hidden overlay ─ base (the image)
  *
- * The secondary exports its base over NBD. After it has taken over, the active overlay is committed into the base, so the VM's
- * disk is the image in both roles.
+ * The secondary exports its base over NBD. After it has taken over, the active overlay is committed into the
+ * base, so the VM's disk is the image in both roles.
  */
 import { join } from "node:path";
 
@@ -21,7 +21,10 @@ export type DiskFormat = (typeof DISK_FORMATS)[number];
 export interface Disk {
   /** Unique in its VM, the same on both hosts; also the device's id. */
   name: string;
-  /** The image; on the secondary it is overwritten with the primary's. All lengths have to be a multiple of 64 KiB. */
+  /**
+   * The image; on the secondary it is overwritten with the primary's. All lengths have to be a multiple of 64
+   * KiB.
+   */
   path: string;
   format: DiskFormat;
   device: DiskDevice;
@@ -38,7 +41,7 @@ export function secondaryNodes({ name }: Pick<Disk, "name">): {
   return { replication: `${name}-secondary`, active: `${name}-active`, hidden: `${name}-hidden` };
 }
 
-/** Files of a secondary's overlays, made afresh for each life of it. */
+/** Files of a secondary's overlays, made for each of its instances. */
 export function overlayPaths(
   directory: string,
   { name }: Pick<Disk, "name">,
@@ -46,7 +49,10 @@ export function overlayPaths(
   return { active: join(directory, `${name}-active.qcow2`), hidden: join(directory, `${name}-hidden.qcow2`) };
 }
 
-/** The -blockdev and -device arguments of all disks; see the graph above. The VM boots from the first. Machine type pc, where IDE is used. */
+/**
+ * The -blockdev and -device arguments of all disks; see the graph above. The VM boots from the first. Machine
+ * type pc, where IDE is used.
+ */
 export function diskArguments(
   role: "primary" | "secondary",
   disks: readonly Disk[],

@@ -1,10 +1,13 @@
 /**
- * The primary's half of disk replication: a full copy to the secondary, then every write sent along. For each disk:
+ * The primary's half of disk replication: a full copy to the secondary, then every write sent along. For each
+ * disk:
  *
- *   "nbdNode"          NBD client on the secondary's export: first the copy's target, then the replication's file
- *   "replicationNode"  replication, mode primary, on top of it, added as a further child of the VM's quorum
+ * "nbdNode"          NBD client on the secondary's export: first the copy's target, then the replication's
+ * file "replicationNode"  replication, mode primary, on top of it, added as a further child of the VM's
+ * quorum
  *
- * Names are the caller's; everything here can be called again after a crash of the agent, because it looks at what QEMU has.
+ * Names are the caller's; everything here can be called again after a crash of the agent, because it looks at
+ * what QEMU has.
  */
 import { connect } from "node:net";
 import type { QmpClient } from "../qmp/client.ts";
@@ -23,11 +26,16 @@ export interface PrimaryDisk {
   nbdHost: string;
   nbdPort: number;
   exportName: string;
-  /** A dirty bitmap of the quorum that covers all in which the export differs; left out: the whole disk is copied. */
+  /**
+   * A dirty bitmap of the quorum that covers all in which the export differs; left out: the whole disk is
+   * copied.
+   */
   bitmap?: string | undefined;
 }
 
-/** How far the copy of one disk is. Bytes that the VM changes meanwhile count again, so `totalBytes` grows. */
+/**
+ * How far the copy of one disk is. Bytes that the VM changes meanwhile count again, so `totalBytes` grows.
+ */
 export interface DiskProgress {
   quorumNode: string;
   copiedBytes: number;
@@ -49,9 +57,10 @@ export function passJobId(disk: Pick<PrimaryDisk, "nbdNode">): string {
 const NBD_MAGIC = "NBDMAGIC";
 
 /**
- * Waits for the NBD server's greeting and closes again, outside QEMU. blockdev-add connects inside QEMU's main loop
- * (block/nbd.c, nbd_open): to a host that is gone it stops the VM for the two minutes of a TCP connect, to a server that
- * hangs for as long as that hangs, and seen with 11.1.2 a yank does not end it while it connects.
+ * Waits for the NBD server's greeting and closes again, outside QEMU. blockdev-add connects inside QEMU's
+ * main loop (block/nbd.c, nbd_open): to a host that is gone it stops the VM for the two minutes of a TCP
+ * connect, to a server that hangs for as long as that hangs, and seen with 11.1.2 a yank does not end it
+ * while it connects.
  */
 export function probeNbdServer(host: string, port: number, timeoutMs: number): Promise<void> {
   return new Promise((resolve, reject) => {
@@ -96,10 +105,16 @@ export async function addNbdNode(
   );
 }
 
-/** With less than this to copy, the VM's writes begin to wait for their copies; with a limit, with less than this time. */
+/**
+ * With less than this to copy, the VM's writes begin to wait for their copies; with a limit, with less than
+ * this time.
+ */
 const NEAR_END_BYTES = 64 * 1024 * 1024;
 const NEAR_END_S = 2;
-/** How long a copy that is ready may take to say that it follows each write; without it the switch-over takes longer. */
+/**
+ * How long a copy that is ready may take to say that it follows each write; without it the switch-over takes
+ * longer.
+ */
 const FOLLOW_MS = 2_000;
 
 /** One disk's copy while it runs. */
@@ -115,10 +130,10 @@ interface Copy {
 }
 
 /**
- * Copies whole disks at the same time while the VM runs, until the copies only follow what the VM writes. Towards the end, and
- * when the VM writes as fast as the link carries, each write waits for its copy: so a copy does end, and little is left to
- * do once the VM stops.
- * @param stallMs a copy that gets no nearer to its end for so long is given up
+ * Copies whole disks at the same time while the VM runs, until the copies only follow what the VM writes.
+ * Towards the end, and when the VM writes as fast as the link carries, each write waits for its copy: so a
+ * copy does end, and little is left to do once the VM stops.
+ * @param stallMs a copy without progress for this time is cancelled
  */
 export async function copyDisks(
   client: QmpClient,

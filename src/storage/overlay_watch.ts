@@ -1,6 +1,6 @@
 /**
- * A replica's overlays grow with what both VMs write between two checkpoints, and a checkpoint empties them. One that runs full
- * costs a checkpoint, and if that does not help, the replica; never the VM.
+ * A replica's overlays grow with what both VMs write between two checkpoints, and a checkpoint empties them.
+ * One that runs full costs a checkpoint, and if that does not help, the replica; never the VM.
  */
 import { statSync } from "node:fs";
 import { dirname } from "node:path";
@@ -8,7 +8,7 @@ import type { QmpClient } from "../qmp/client.ts";
 import { freeBytes as freeBytesAt } from "./room.ts";
 
 export interface OverlayLimits {
-  /** Overlays of all disks may take so much; 0: what the file system has. */
+  /** Limit of the overlays of all disks, in bytes; 0: only the file system limits them. */
   sizeBytes: number;
   /** Parts of the room: a checkpoint is wanted, and the replica is given up. */
   softPart: number;
@@ -27,7 +27,7 @@ export type OverlayVerdict =
   | { want: "checkpoint"; reason: string }
   | { want: "give_up"; reason: string };
 
-/** A checkpoint that was asked for is on its way for so long before it is asked for again. */
+/** A requested checkpoint may take this long before it is requested again. */
 const ASK_AGAIN_MS = 1_000;
 
 export class OverlayWatch {
@@ -65,7 +65,10 @@ interface Node {
   children?: { child: string; "node-name": string }[];
 }
 
-/** The files of the overlays below all replication nodes of a secondary's QEMU (block/replication.c: active, below it hidden). */
+/**
+ * The files of the overlays below all replication nodes of a secondary's QEMU (block/replication.c: active,
+ * below it hidden).
+ */
 export async function overlayFiles(client: QmpClient): Promise<string[]> {
   const nodes = await client.execute<Node[]>("query-named-block-nodes", { flat: true });
   const child = (node: Node | undefined, name: string) => {

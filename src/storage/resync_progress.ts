@@ -12,7 +12,7 @@ export interface ResyncReading {
   disks: { disk: string; copiedBytes: number; totalBytes: number; follows: boolean }[];
 }
 
-/** The rate is that of about so long. */
+/** The rate is the mean of about this time. */
 const RATE_MS = 2_000;
 
 interface Sample {

@@ -71,7 +71,7 @@ make_root() {
   printf '%s\n' "$output"
   [[ $output == *'Release file'*'is expired'* ]] || return 1
   # A mirror that is a frozen copy serves a Release file whose validity has run out. Its signature is still checked.
-  say "  the mirror's copy of Debian $suite is older than its Release file allows: taking it all the same"
+  say "  the mirror's copy of Debian $suite is older than its Release file allows: used anyway"
   rm -rf "$folder"
   "${command[@]}" --aptopt='Acquire::Check-Valid-Until "false"' "$suite" "$folder" "${sources[@]}"
 }

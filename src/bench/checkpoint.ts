@@ -6,6 +6,7 @@
  */
 import { readFileSync } from "node:fs";
 import { requireRoot } from "../host/root.ts";
+import { GUEST_PORTS } from "../lab/guest_ports.ts";
 import { Lab } from "../lab/lab.ts";
 import { GUEST_IPV4, inNamespace, type LabNamespaces } from "../lab/network.ts";
 import { PATIENT_AGENTS, PATIENT_CHECKPOINTS, withLabs } from "./labs.ts";
@@ -26,7 +27,6 @@ const CHECKPOINTS_QUICK = 4;
 /** Left out of the figures after a change of the guest's work. */
 const SETTLE_CHECKPOINTS = 2;
 const TIMEOUT_MS = 60_000;
-const MEMORY_PORT = 7007;
 /** As src/lab/network.ts names it. */
 const REPLICATION_LINK = "repl";
 const RATES_MIB_S = [0, 16, 64] as const;
@@ -187,7 +187,7 @@ function sampleOf(text: string, name: string): number {
 /** Tells the guest how much memory to change from now on; a program of the client's namespace does it. */
 async function setDirtyRate(namespaces: LabNamespaces, mibPerSecond: number): Promise<void> {
   const program = `
-    const socket = require("node:net").connect(${MEMORY_PORT}, "${GUEST_IPV4}");
+    const socket = require("node:net").connect(${GUEST_PORTS.memory}, "${GUEST_IPV4}");
     socket.on("data", (answer) => { process.stdout.write(answer); process.exit(0); });
     socket.on("error", (error) => { process.stderr.write(error.message); process.exit(1); });
     socket.write("DIRTYRATE ${mibPerSecond}\\n");`;

@@ -6,8 +6,8 @@
  */
 import { readFileSync } from "node:fs";
 import { requireRoot } from "../host/root.ts";
-import type { ClientKind, ClientOptions, ClientReport } from "../lab/client.ts";
 import { GUEST_IPV4 } from "../lab/network.ts";
+import type { ClientKind, ClientOptions, ClientReport } from "../lab/traffic/contract.ts";
 import { LabTraffic } from "../lab/traffic.ts";
 import { withLabs } from "./labs.ts";
 import { PauseWatch } from "./pauses.ts";

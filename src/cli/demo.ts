@@ -1,13 +1,15 @@
 /** `colo-agent demo`: a protected VM loses a host, and its client notices a pause. */
-import Table from "cli-table3";
 import { Command, Option } from "commander";
 import { Listr, type ListrTask, PRESET_TIMER } from "listr2";
 import pc from "picocolors";
 import { requireRoot } from "../host/root.ts";
 import { Lab } from "../lab/lab.ts";
 import { LOSSES, type LossName, type LossResult, runLoss } from "../lab/scenario.ts";
+import { isUnharmed, summary, verdict } from "./demo_summary.ts";
 
 const LAB_NAME = "demo";
+/** A client has received wrong bytes or lost its connection. */
+const EXIT_HARMED = 1;
 
 interface DemoOptions {
   only?: LossName[];
@@ -30,6 +32,7 @@ export function demoCommand(): Command {
         const results = await runAll(losses, options.json === true);
         if (options.json) process.stdout.write(`${JSON.stringify({ losses: results }, undefined, 2)}\n`);
         else process.stdout.write(summary(results));
+        if (!results.every(isUnharmed)) process.exitCode = EXIT_HARMED;
       } finally {
         await Lab.down(LAB_NAME);
       }
@@ -75,50 +78,14 @@ function lossTask(loss: LossName, results: LossResult[]): ListrTask {
           },
         });
         results.push(result);
+        const outcome = isUnharmed(result) ? "survived" : "harmed";
         const gap = `longest gap ${Math.round(result.connection.longestGapMs)} ms`;
-        if (onTerminal()) task.title = `${title} ${pc.green(`— survived, ${gap}`)}, ${verdict(result)}`;
-        else task.output = `survived, ${gap}, ${verdict(result)}`;
+        const coloured = (isUnharmed(result) ? pc.green : pc.red)(`— ${outcome}, ${gap}`);
+        if (onTerminal()) task.title = `${title} ${coloured}, ${verdict(result)}`;
+        else task.output = `${outcome}, ${gap}, ${verdict(result)}`;
       } finally {
         await Lab.down(LAB_NAME);
       }
     },
   };
-}
-
-function verdict(result: LossResult): string {
-  const mb = (result.connection.bytesReceived / 1e6).toFixed(1);
-  const blocks = `${result.disk.verifiedBlocks} acknowledged blocks on the survivor's disk`;
-  return `${mb} MB checked each way, ${blocks}`;
-}
-
-function summary(results: readonly LossResult[]): string {
-  const table = new Table({
-    head: [
-      "lost",
-      "survivor",
-      "longest gap",
-      "bytes each way",
-      "wrong bytes",
-      "reconnects",
-      "blocks acked = found",
-      "checkpoints",
-    ],
-    style: { head: [], border: [] },
-  });
-  for (const result of results) {
-    table.push([
-      result.loss,
-      `host ${result.survivor}`,
-      `${Math.round(result.connection.longestGapMs)} ms`,
-      result.connection.bytesReceived,
-      0,
-      0,
-      `${result.disk.acknowledgedBlocks} = ${result.disk.verifiedBlocks}`,
-      Object.values(result.checkpoints).reduce((sum, count) => sum + count, 0),
-    ]);
-  }
-  const line = pc.green(
-    "Every connection survived, every byte was checked, every acknowledged block is on the survivor's disk.",
-  );
-  return `\n${table.toString()}\n${line}\n`;
 }

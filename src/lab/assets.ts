@@ -7,7 +7,10 @@
 import { join } from "node:path";
 import { cacheDirectory, environmentOf, present, systemArgv } from "../host/installed.ts";
 
-/** QEMUs that cannot do COLO, for tests: Debian 12's own and that of its backports (scripts/lib/wrong_qemu.sh). */
+/**
+ * QEMUs that cannot do COLO, for tests: Debian 12's own and that of its backports
+ * (scripts/lib/wrong_qemu.sh).
+ */
 export const WRONG_QEMUS = ["7.2", "10.0"] as const;
 export type WrongQemu = (typeof WRONG_QEMUS)[number];
 
@@ -52,7 +55,9 @@ export function debianGuestToolArgv(tool: DebianGuestTool): string[] {
   return [join(folder, "lib/ld-linux-x86-64.so.2"), "--library-path", join(folder, "lib"), program];
 }
 
-/** Addresses of the guest's one network card, each with its prefix length, and the way out of that network. */
+/**
+ * Addresses of the guest's one network card, each with its prefix length, and the way out of that network.
+ */
 export interface GuestAddresses {
   ip4?: string;
   ip6?: string;
@@ -61,8 +66,8 @@ export interface GuestAddresses {
 }
 
 /**
- * Kernel command line for -append. The console is ttyS0; a panic ends the machine (with -no-reboot, QEMU too).
- * `extra` goes behind, for example "sysctl.net.ipv4.tcp_timestamps=0".
+ * Kernel command line for -append. The console is ttyS0; a panic ends the machine (with -no-reboot, QEMU
+ * too). `extra` goes behind, for example "sysctl.net.ipv4.tcp_timestamps=0".
  */
 export function guestCommandLine(addresses: GuestAddresses, extra = ""): string {
   // The kernel's tests of its own ciphers take a tenth of the boot under emulation.

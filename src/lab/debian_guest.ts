@@ -5,9 +5,6 @@ import { debianGuestDisk, debianGuestInitrd, guestCommandLine } from "./assets.t
 import type { LabOptions } from "./lab.ts";
 import { GUEST_IPV4, GUEST_IPV6 } from "./network.ts";
 
-/** Ports of its servers. */
-export const DEBIAN_GUEST_PORTS = { nginx: 80, redis: 6379, postgresql: 5432 } as const;
-
 const MEMORY_MIB = 512;
 
 export function debianGuestOptions(): Pick<

@@ -1,6 +1,7 @@
 /**
- * The two-host lab on one machine: network, witness, two QEMUs and two agents, kept in a directory so that separate
- * commands (up, status, down) can work on it. Nothing of it is a child of the command that started it.
+ * The two-host lab on one machine: network, witness, two QEMUs and two agents, kept in a directory so that
+ * separate commands (up, status, down) can work on it. Nothing of it is a child of the command that started
+ * it.
  */
 import { randomBytes } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
@@ -55,13 +56,16 @@ export interface LabOptions {
   initrd?: string;
   append?: string;
   /**
-   * A raw image that host a's disk begins as a copy of; the disk of host b is as long. Its length is a multiple of 64 KiB.
-   * Default: 64 MiB of zeros.
+   * A raw image that host a's disk begins as a copy of; the disk of host b is as long. Its length is a
+   * multiple of 64 KiB. Default: 64 MiB of zeros.
    */
   diskImage?: string;
   /** The same for a second disk, "disk1". Default: there is none. */
   secondDiskImage?: string;
-  /** The guest says on its first serial port when it serves (guestReadyPattern) and is waited for, as the lab's own always is. */
+  /**
+   * The guest says on its first serial port when it serves (guestReadyPattern) and is waited for, as the
+   * lab's own always is.
+   */
   ready?: boolean;
   memoryMib: number;
   /** Queues of the agents' VM's network card, and as many processors. Default 1. */
@@ -144,7 +148,10 @@ export class Lab {
     return new Lab(JSON.parse(readFileSync(path, "utf8")) as LabState);
   }
 
-  /** Starts a lab and returns when its VM is protected (or runs, with proxy "none"). On an error all is taken down. */
+  /**
+   * Starts a lab and returns when its VM is protected (or runs, with proxy "none"). On an error all is taken
+   * down.
+   */
   static async up(options: LabOptions, progress: LabProgress = () => undefined): Promise<Lab> {
     if (!/^[a-z0-9][a-z0-9-]{0,15}$/.test(options.name)) {
       throw new Error("a lab's name is 1-16 of a-z, 0-9 and -");
@@ -236,7 +243,10 @@ export class Lab {
     return this.state.hosts[host].socket;
   }
 
-  /** Waits until `condition` holds for what both agents say; throws after `timeoutMs`, or when it cannot come true. */
+  /**
+   * Waits until `condition` holds for what both agents say; throws after `timeoutMs`, or when it cannot come
+   * true.
+   */
   async waitFor(
     what: string,
     condition: (status: Record<HostLetter, VmStatus | undefined>) => boolean,

@@ -1,6 +1,6 @@
 /**
- * The lab's network: four namespaces on one machine, addresses from the benchmarking ranges (RFC 2544 198.18.0.0/15,
- * RFC 5180 2001:2::/48), nothing outside them touched.
+ * The lab's network: four namespaces on one machine, addresses from the benchmarking ranges (RFC 2544
+ * 198.18.0.0/15, RFC 5180 2001:2::/48), nothing outside them touched.
  *
  *   client ── switch ── host a: bridge br0 ── tap0 (VM)
  *               │
@@ -53,7 +53,10 @@ export function namespacePath(name: string): string {
   return `/run/netns/${name}`;
 }
 
-/** argv prefix that runs a program with only its network changed; /sys/fs/bpf stays shared, unlike `ip netns exec`. */
+/**
+ * argv prefix that runs a program with only its network changed; /sys/fs/bpf stays shared, unlike `ip netns
+ * exec`.
+ */
 export function inNamespace(name: string): string[] {
   return ["nsenter", `--net=${namespacePath(name)}`];
 }

@@ -1,4 +1,7 @@
-/** The lab's checkable byte stream: 8-byte big-endian counters 0, 1, 2, …, so each byte follows from its position. */
+/**
+ * The lab's checkable byte stream: 8-byte big-endian counters 0, 1, 2, …, so each byte follows from its
+ * position.
+ */
 
 const WORD_BYTES = 8;
 
@@ -16,7 +19,10 @@ export function patternBytes(start: number, length: number): Buffer {
   return buffer.subarray(skip, skip + length);
 }
 
-/** Position of the first byte of `chunk` that is not the pattern's, if `chunk` begins at `start`; -1 if all are. */
+/**
+ * Position of the first byte of `chunk` that is not the pattern's, if `chunk` begins at `start`; -1 if all
+ * are.
+ */
 export function firstWrongByte(start: number, chunk: Uint8Array): number {
   const expected = patternBytes(start, chunk.length);
   if (Buffer.compare(expected, chunk) === 0) return -1;

@@ -1,4 +1,7 @@
-/** The lab's machine: what a user would write into vm.qemu.arguments. The rest of its QEMUs' command lines comes from src/qemu/. */
+/**
+ * The lab's machine: what a user would write into vm.qemu.arguments. The rest of its QEMUs' command lines
+ * comes from src/qemu/.
+ */
 import { join } from "node:path";
 import { startQemu } from "../qemu/instance.ts";
 import { endProcess, identify } from "../qemu/process.ts";

@@ -1,4 +1,7 @@
-/** Builds tcg_checkpoint.c, without which a secondary under TCG runs stale code with a fast clock on incomplete memory; see there. */
+/**
+ * Builds tcg_checkpoint.c, without which a secondary under TCG runs stale code with a fast clock on
+ * incomplete memory; see there.
+ */
 import { existsSync, mkdirSync, readFileSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { cacheDirectory } from "../host/installed.ts";

@@ -1,9 +1,12 @@
-/** Starts the lab's client (client.ts) in the client's namespace and follows what it reports. */
+/** Starts the lab's client (traffic/client.ts) in the client's namespace and follows what it reports. */
 import { join } from "node:path";
-import type { ClientKind, ClientOptions, ClientReport } from "./client.ts";
+import { LineSplitter } from "../qmp/lines.ts";
 import type { Lab } from "./lab.ts";
 import { inNamespace } from "./network.ts";
+import type { ClientKind, ClientOptions, ClientReport } from "./traffic/contract.ts";
 
+/** Of one report, a JSON object on a line. */
+const REPORT_BYTES_MAX = 65_536;
 const MARK_TIMEOUT_MS = 10_000;
 
 export class LabTraffic {
@@ -19,7 +22,7 @@ export class LabTraffic {
     options: ClientOptions,
     onReport?: (report: ClientReport) => void,
   ) {
-    const program = join(import.meta.dir, "client.ts");
+    const program = join(import.meta.dir, "traffic/client.ts");
     this.#child = Bun.spawn(
       [...inNamespace(lab.namespaces.client), process.execPath, program, kind, JSON.stringify(options)],
       { stdin: "pipe", stdout: "pipe", stderr: "inherit" },
@@ -74,13 +77,9 @@ export class LabTraffic {
   }
 
   async #follow(kind: ClientKind, onReport?: (report: ClientReport) => void): Promise<ClientReport> {
-    const decoder = new TextDecoder();
-    let rest = "";
+    const lines = new LineSplitter(REPORT_BYTES_MAX);
     for await (const chunk of this.#child.stdout) {
-      rest += decoder.decode(chunk, { stream: true });
-      const lines = rest.split("\n");
-      rest = lines.pop() ?? "";
-      for (const line of lines) {
+      for (const line of lines.push(Buffer.from(chunk))) {
         this.#last = JSON.parse(line) as ClientReport;
         onReport?.(this.#last);
       }

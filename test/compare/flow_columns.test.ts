@@ -1,4 +1,7 @@
-/** The table in src/compare/flow_table.ts says which file changes which column of a flow; the code keeps to it. */
+/**
+ * The table in src/compare/flow_table.ts says which file changes which column of a flow; the code keeps to
+ * it.
+ */
 import { expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -12,6 +12,7 @@ for (const loss of Object.keys(LOSSES) as LossName[]) {
     test("one connection goes on, with every byte right, and every acknowledged block is on the survivor's disk", async () => {
       const result = await runLoss(lab(), loss, quiet);
       expect(result.survivor).toBe(LOSSES[loss].host === "a" ? "b" : "a");
+      expect(result.connection).toMatchObject({ wrongBytes: 0, reconnects: 0 });
       expect(result.connection.bytesReceived).toBe(result.connection.bytesSent);
       expect(result.connection.bytesReceived).toBeGreaterThan(1_000_000);
       expect(result.disk.acknowledgedBlocks).toBeGreaterThan(20);

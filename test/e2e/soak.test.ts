@@ -4,8 +4,8 @@
  */
 import { describe, expect, test } from "bun:test";
 import { promtool } from "../../src/lab/assets.ts";
-import type { ClientKind, ClientOptions } from "../../src/lab/client.ts";
 import { GUEST_IPV4, GUEST_IPV6, inNamespace } from "../../src/lab/network.ts";
+import type { ClientKind, ClientOptions } from "../../src/lab/traffic/contract.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { total } from "../metrics_text.ts";
 import { count } from "../variables.ts";

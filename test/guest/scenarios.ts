@@ -8,6 +8,7 @@
 import { strict as assert } from "node:assert";
 import { createHash } from "node:crypto";
 import { createSocket } from "node:dgram";
+import { GUEST_PORTS } from "../../src/lab/guest_ports.ts";
 import { firstWrongByte, patternBytes as pattern } from "../../src/lab/pattern.ts";
 import { Stream } from "./stream.ts";
 
@@ -22,16 +23,7 @@ export const guestIp6 = "2001:2::10";
 const hosts = [guestIp4, guestIp6];
 const mib = 1024 * 1024;
 
-const port = {
-  duplex: 7001,
-  source: 7002,
-  sink: 7003,
-  random: 7004,
-  disk: 7005,
-  echo: 7006,
-  memory: 7007,
-  http: 80,
-};
+const port = GUEST_PORTS;
 
 function md5(data: string | Buffer): string {
   return createHash("md5").update(data).digest("hex");

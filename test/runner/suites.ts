@@ -51,6 +51,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
       "test/e2e/single_sender.test.ts",
       "test/failover",
       "test/host",
+      "test/lab",
       "test/layers.test.ts",
       "test/qemu/arguments.test.ts",
       "test/qmp/lines.test.ts",

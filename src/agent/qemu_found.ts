@@ -3,6 +3,7 @@
 import type { QemuFacts } from "../colo/check.ts";
 import type { QemuHas } from "../failover/state.ts";
 import type { QmpClient } from "../qmp/client.ts";
+import { coloMode } from "../qmp/vm.ts";
 
 /**
  * A QEMU that has loaded a replica, or part of one, can become nothing else any more: it is told from one that waits untouched, and
@@ -12,7 +13,7 @@ import type { QmpClient } from "../qmp/client.ts";
  */
 export async function whatQemuHas(qmp: QmpClient, facts: QemuFacts, leftInOrder: boolean): Promise<QemuHas> {
   if (facts.runState === "inmigrate") return facts.migrationStatus === "none" ? "incoming" : "replica";
-  const { mode } = await qmp.execute<{ mode: "none" | "primary" | "secondary" }>("query-colo-status");
+  const mode = await coloMode(qmp);
   if (mode === "secondary") return leftInOrder && facts.runState === "running" ? "following" : "replica";
   return mode === "primary" && facts.migrationStatus === "colo" ? "protected" : "running";
 }

@@ -23,6 +23,7 @@ import {
 import { LAB_NODES, type LabQemu, labDisk, startLabQemu } from "../lab/qemu.ts";
 import { endProcess, identify, isAlive, type ProcessIdentity } from "../qemu/process.ts";
 import { QmpClient } from "../qmp/client.ts";
+import { chardevInfo, query } from "../qmp/query.ts";
 import { COLO_CAPABILITIES, MIGRATION_ENDED, migrationStatus, setCapabilities } from "../qmp/vm.ts";
 import { addNbdNode, attachReplication, type PrimaryDisk } from "../storage/mirror.ts";
 import { primaryProxyArguments, secondaryProxyArguments } from "./qemu_proxy.ts";
@@ -227,7 +228,7 @@ function directoryOf(name: string): string {
 async function proxyConnected(primary: QmpClient): Promise<void> {
   const deadline = performance.now() + CONNECT_TIMEOUT_MS;
   for (;;) {
-    const chardevs = await primary.execute<{ label: string; filename: string }[]>("query-chardev");
+    const chardevs = await query(primary, chardevInfo, "query-chardev");
     const waiting = chardevs.filter(
       ({ label, filename }) =>
         ["mirror0", "compare1", "compare0-0", "compare_out0"].includes(label) &&

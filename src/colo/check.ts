@@ -4,8 +4,10 @@
  * Asking QEMU is not enough: 10.0 offers x-colo and then silently completes the migration, 7.2 and 10.0.13 enter COLO and
  * lock up at a checkpoint under TCG. So the version is judged too, by what has been tried (docs and judgeVersion below).
  */
+import { z } from "zod";
 import type { QmpClient, QmpVersion } from "../qmp/client.ts";
 import { QmpCommandError, QmpError } from "../qmp/errors.ts";
+import { migrateInfo, qomEntries, query, runState } from "../qmp/query.ts";
 
 /** This QEMU cannot protect a VM; the message says why and what works. */
 export class QemuUnsuitableError extends QmpError {
@@ -71,6 +73,18 @@ const CAPABILITIES_NEEDED = ["x-colo", "return-path", "events", "pause-before-sw
 const COMMANDS_NEEDED = ["x-colo-lost-heartbeat", "yank", "query-yank", "announce-self"] as const;
 const DISK_DRIVERS_NEEDED = ["nbd", "quorum", "replication"] as const;
 
+const capabilityList = z.array(z.object({ capability: z.string() }));
+const commandList = z.array(z.object({ name: z.string() }));
+const kvmInfo = z.object({ enabled: z.boolean() });
+/** Of query-qmp-schema: what finds the branches of a command's argument. */
+const schemaEntries = z.array(
+  z.object({
+    name: z.string(),
+    "arg-type": z.string().optional(),
+    variants: z.array(z.object({ case: z.string() })).optional(),
+  }),
+);
+
 const TCG_WARNING =
   "This QEMU runs without KVM: after a checkpoint its secondary would run stale code with a fast clock. " +
   "Use KVM, or for tests the QEMU of `colo-agent lab`, which load a plugin against it (src/lab/tcg_checkpoint.c).";
@@ -91,12 +105,12 @@ export async function checkQemu(client: QmpClient): Promise<QemuFacts> {
 export async function inspectQemu(client: QmpClient): Promise<QemuFacts> {
   const verdict = judgeVersion(client.version);
   const [capabilities, commands, kvm, status, migration, schema] = await Promise.all([
-    client.execute<{ capability: string }[]>("query-migrate-capabilities"),
-    client.execute<{ name: string }[]>("query-commands"),
-    client.execute<{ enabled: boolean }>("query-kvm"),
-    client.execute<{ status: string }>("query-status"),
-    client.execute<{ status?: string }>("query-migrate"),
-    client.execute<SchemaEntry[]>("query-qmp-schema"),
+    query(client, capabilityList, "query-migrate-capabilities"),
+    query(client, commandList, "query-commands"),
+    query(client, kvmInfo, "query-kvm"),
+    query(client, runState, "query-status"),
+    query(client, migrateInfo, "query-migrate"),
+    query(client, schemaEntries, "query-qmp-schema"),
   ]);
   const missing = [
     ...CAPABILITIES_NEEDED.filter((name) => !capabilities.some((entry) => entry.capability === name)).map(
@@ -129,7 +143,7 @@ export async function inspectQemu(client: QmpClient): Promise<QemuFacts> {
       ),
     ],
     runState: status.status,
-    migrationStatus: migration.status ?? "none",
+    migrationStatus: migration.status,
   };
 }
 
@@ -140,9 +154,9 @@ export async function inspectQemu(client: QmpClient): Promise<QemuFacts> {
 async function cardsThatAnnounce(client: QmpClient): Promise<string[]> {
   const cards: string[] = [];
   for (const container of ["/machine/peripheral", "/machine/peripheral-anon"]) {
-    let devices: { name: string; type: string }[];
+    let devices: z.output<typeof qomEntries>;
     try {
-      devices = await client.execute("qom-list", { path: container });
+      devices = await query(client, qomEntries, "qom-list", { path: container });
     } catch (error) {
       if (error instanceof QmpCommandError) continue; // -machine none has neither
       throw error;
@@ -156,16 +170,8 @@ async function cardsThatAnnounce(client: QmpClient): Promise<string[]> {
   return cards;
 }
 
-interface SchemaEntry {
-  name: string;
-  "meta-type": string;
-  "arg-type"?: string;
-  tag?: string;
-  variants?: { case: string }[];
-}
-
 /** The drivers blockdev-add takes: the branches of its argument, a union (docs/devel/qapi-code-gen, introspection). */
-function blockDrivers(schema: readonly SchemaEntry[]): Set<string> {
+function blockDrivers(schema: z.output<typeof schemaEntries>): Set<string> {
   const command = schema.find((entry) => entry.name === "blockdev-add");
   const argument = schema.find((entry) => entry.name === command?.["arg-type"]);
   return new Set(argument?.variants?.map((variant) => variant.case) ?? []);

@@ -14,6 +14,7 @@
 import { bracketed, type Endpoint } from "../host/endpoint.ts";
 import type { QmpClient, QmpEvent } from "../qmp/client.ts";
 import { QmpAbortedError, QmpCommandError } from "../qmp/errors.ts";
+import type { YankInstance } from "../qmp/query.ts";
 import { explainTls, removeTls, type StreamTls, setTls } from "../qmp/tls.ts";
 import {
   CHECKPOINT_DELAY_NEVER_MS,
@@ -26,7 +27,6 @@ import {
   orAborted,
   runStatus,
   setCapabilities,
-  type YankInstance,
   yank,
 } from "../qmp/vm.ts";
 import { DiskCopies } from "../storage/disk_copies.ts";

@@ -3,6 +3,7 @@
  * (docs/divergences.md).
  */
 import { z } from "zod";
+import { checkedAs } from "../host/json.ts";
 import { type DivergenceRecord, RECORD_CLASSES, type TopEntry } from "./record.ts";
 
 export type DivergenceJson = Omit<DivergenceRecord, "primaryFrame" | "secondaryFrame"> & {
@@ -24,7 +25,7 @@ export function recordToJson(record: DivergenceRecord, options: { frames: boolea
 
 const natural = z.number().int().nonnegative();
 const bytes = z.base64().transform((text) => new Uint8Array(Buffer.from(text, "base64")));
-const cut = z.object({ frameBytes: natural, gapOffset: natural, gapBytes: natural });
+export const frameCut = z.object({ frameBytes: natural, gapOffset: natural, gapBytes: natural });
 
 const record = z.object({
   id: natural,
@@ -43,9 +44,9 @@ const record = z.object({
   streamOffset: natural.optional(),
   difference: z.object({ primaryFrameOffset: natural, secondaryFrameOffset: natural }).optional(),
   primaryFrame: bytes.optional(),
-  primaryCut: cut.optional(),
+  primaryCut: frameCut.optional(),
   secondaryFrame: bytes.optional(),
-  secondaryCut: cut.optional(),
+  secondaryCut: frameCut.optional(),
   waitedMs: z.number(),
   action: z.string(),
   checkpoint: z.object({ epoch: natural, pauseMs: z.number(), totalMs: z.number() }).optional(),
@@ -63,18 +64,21 @@ const entry = z.object({
   lastTimeMs: z.number(),
 });
 
+const recordList = z.object({ divergences: z.array(record) });
+const topList = z.object({ top: z.array(entry) });
+
 // The schemas say "or undefined" where the types say "may be absent": the same in JSON, which has no
 // undefined.
 
-/** Throws zod's error for what is no record. */
+/** Throws MalformedError for what is no record; so do the following two. */
 export function recordFromJson(json: unknown): DivergenceRecord {
-  return record.parse(json) as DivergenceRecord;
+  return checkedAs(record, json, "a divergence of the agent's") as DivergenceRecord;
 }
 
 export function recordsFromJson(json: unknown): DivergenceRecord[] {
-  return z.object({ divergences: z.array(record) }).parse(json).divergences as DivergenceRecord[];
+  return checkedAs(recordList, json, "the agent's divergences").divergences as DivergenceRecord[];
 }
 
 export function topFromJson(json: unknown): TopEntry[] {
-  return z.object({ top: z.array(entry) }).parse(json).top;
+  return checkedAs(topList, json, "the agent's divergences").top;
 }

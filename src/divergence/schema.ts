@@ -1,9 +1,11 @@
 /** The database of divergences: its table, and rows from and to records. */
 
 import type { Database } from "bun:sqlite";
-import type { DivergenceClass } from "../compare/divergence.ts";
+import { z } from "zod";
+import { checkedAs, jsonAs } from "../host/json.ts";
 import { portKey } from "./flow.ts";
-import type { DivergenceRecord, FrameCut } from "./record.ts";
+import { frameCut } from "./json.ts";
+import { type DivergenceRecord, RECORD_CLASSES } from "./record.ts";
 
 /**
  * PRAGMA user_version. Another version is moved aside, not converted: what is kept is for the search of
@@ -171,14 +173,18 @@ export function toRow(record: DivergenceRecord): Row {
   };
 }
 
+const recordClass = z.enum(RECORD_CLASSES);
+
+/** Throws MalformedError if another program has written what this one cannot read. */
 export function fromRow(row: Row): DivergenceRecord {
+  const where = `divergence ${row.id} of the database`;
   const record: DivergenceRecord = {
     id: row.id,
     vm: row.vm,
     timeMs: row.time_ms,
     epoch: row.epoch,
     flow: { text: row.flow, protocol: row.protocol, source: row.source, destination: row.destination },
-    class: row.class as DivergenceClass,
+    class: checkedAs(recordClass, row.class, `${where}: class`),
     waitedMs: row.waited_ms,
     action: row.action,
     detail: row.detail,
@@ -195,9 +201,11 @@ export function fromRow(row: Row): DivergenceRecord {
     };
   }
   if (row.primary_frame !== null) record.primaryFrame = row.primary_frame;
-  if (row.primary_cut !== null) record.primaryCut = JSON.parse(row.primary_cut) as FrameCut;
+  if (row.primary_cut !== null)
+    record.primaryCut = jsonAs(frameCut, row.primary_cut, `${where}: primary_cut`);
   if (row.secondary_frame !== null) record.secondaryFrame = row.secondary_frame;
-  if (row.secondary_cut !== null) record.secondaryCut = JSON.parse(row.secondary_cut) as FrameCut;
+  if (row.secondary_cut !== null)
+    record.secondaryCut = jsonAs(frameCut, row.secondary_cut, `${where}: secondary_cut`);
   if (row.checkpoint_epoch !== null) {
     record.checkpoint = {
       epoch: row.checkpoint_epoch,

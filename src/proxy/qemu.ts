@@ -10,7 +10,8 @@
 
 import type { Logger } from "../host/log.ts";
 import type { QmpClient } from "../qmp/client.ts";
-import { type YankInstance, yank } from "../qmp/vm.ts";
+import { query, yankInstances } from "../qmp/query.ts";
+import { yank } from "../qmp/vm.ts";
 import { CompareNotices } from "./compare_notices.ts";
 import { tapFramesGiven } from "./devices.ts";
 import { checkInterfaces, type PacketProxy, type ProxyEntry, type ProxyEvents } from "./proxy.ts";
@@ -223,17 +224,15 @@ export class QemuProxy implements PacketProxy {
    * (net/filter-mirror.c).
    */
   async #cutPeer(): Promise<void> {
-    const open = await this.#qmp.execute<Record<string, string>[]>("query-yank", undefined, { oob: true });
+    const open = await query(this.#qmp, yankInstances, "query-yank", undefined, { oob: true });
     const labels = new Set(peerChardevs(this.options.nics));
     await yank(
       this.#qmp,
-      open.flatMap((one): YankInstance[] => {
-        const { type, id = "", "node-name": node = "" } = one;
-        if (type === "migration") return [{ type }];
-        if (type === "chardev" && labels.has(id)) return [{ type, id }];
-        if (type === "block-node" && REPLICATION_NODES.test(node)) return [{ type, "node-name": node }];
-        return [];
-      }),
+      open.filter(
+        (one) =>
+          one.type === "migration" ||
+          (one.type === "chardev" ? labels.has(one.id) : REPLICATION_NODES.test(one["node-name"])),
+      ),
     );
   }
 

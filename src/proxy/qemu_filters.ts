@@ -13,7 +13,9 @@
  */
 import { rmSync } from "node:fs";
 import { join } from "node:path";
+import { z } from "zod";
 import type { QmpClient } from "../qmp/client.ts";
+import { chardevInfo, qomEntries, query } from "../qmp/query.ts";
 
 export interface FilterNic {
   /** Distinguishes the interfaces of a VM. */
@@ -56,7 +58,7 @@ export function noticesPath(directory: string, nic: FilterNic): string {
 async function netdevOf(qmp: QmpClient, { tap, netdev }: FilterNic): Promise<string> {
   if (netdev !== undefined) return netdev;
   // QMP has no command that tells it.
-  const text = await qmp.execute<string>("human-monitor-command", { "command-line": "info network" });
+  const text = await query(qmp, z.string(), "human-monitor-command", { "command-line": "info network" });
   for (const line of text.split("\n")) {
     const found = /^\s*(?:\\\s*)?([^\s:]+): .*\btype=tap\b.*\bifname=([^,\s]+)/.exec(line);
     const [, netdevFound, tapFound] = found ?? [];
@@ -237,13 +239,13 @@ function socketPath(directory: string, what: string, nic: FilterNic): string {
 }
 
 async function objects(qmp: QmpClient): Promise<Set<string>> {
-  const list = await qmp.execute<{ name: string }[]>("qom-list", { path: "/objects" });
+  const list = await query(qmp, qomEntries, "qom-list", { path: "/objects" });
   return new Set(list.map(({ name }) => name));
 }
 
 /** Labels and what they are connected to. */
 async function chardevs(qmp: QmpClient): Promise<Map<string, string>> {
-  const list = await qmp.execute<{ label: string; filename: string }[]>("query-chardev");
+  const list = await query(qmp, chardevInfo, "query-chardev");
   return new Map(list.map(({ label, filename }) => [label, filename]));
 }
 

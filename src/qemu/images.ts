@@ -1,5 +1,7 @@
 /** Disk images and a secondary's overlays over them, by qemu-img. */
 import { existsSync, mkdirSync, rmSync, statSync } from "node:fs";
+import { z } from "zod";
+import { jsonAs } from "../host/json.ts";
 import { runToEnd } from "../host/run_to_end.ts";
 import { type Disk, overlayPaths } from "../storage/disk_graph.ts";
 import { freeBytes } from "../storage/room.ts";
@@ -18,11 +20,13 @@ async function qemuImg({ imgCommand, environment }: QemuSettings, ...words: stri
   return output;
 }
 
+const imageInfo = z.object({ "virtual-size": z.number().int().min(0) });
+
 /** The disk's length as the VM sees it. The image must not be in use by a QEMU that writes it. */
 async function virtualBytes(settings: QemuSettings, { path, format }: Disk): Promise<number> {
   if (format === "raw" && statSync(path).isFile()) return statSync(path).size;
   const info = await qemuImg(settings, "info", "-f", format, "--output=json", path);
-  return (JSON.parse(info) as { "virtual-size": number })["virtual-size"];
+  return jsonAs(imageInfo, info, `qemu-img info ${path}`)["virtual-size"];
 }
 
 /** So much room has to be there for a secondary's overlays. */

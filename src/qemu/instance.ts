@@ -1,6 +1,6 @@
 /**
- * One VM's QEMU as a process that outlives the agent: started in a scope or session of its own, found again by a later agent, and ended
- * only if it is still the same process.
+ * One VM's QEMU as a process that outlives the agent: started in a scope or session of its own, found again
+ * by a later agent, and ended only if it is still the same process.
  */
 import { spawn } from "node:child_process";
 import {
@@ -13,6 +13,8 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
+import { z } from "zod";
+import { jsonAs } from "../host/json.ts";
 import { QmpClient } from "../qmp/client.ts";
 import { qemuArguments } from "./arguments.ts";
 import { createOverlays, diskBytes } from "./images.ts";
@@ -59,7 +61,9 @@ export function findQemu(settings: Pick<QemuSettings, "directory">): ProcessIden
   }
 }
 
-/** Ends the VM's QEMU with SIGKILL, waits until nothing of it is left, and removes its sockets and pid file. */
+/**
+ * Ends the VM's QEMU with SIGKILL, waits until nothing of it is left, and removes its sockets and pid file.
+ */
 export async function endQemu(settings: Pick<QemuSettings, "directory">): Promise<void> {
   const found = findQemu(settings);
   if (found !== undefined) await endProcess(found);
@@ -68,8 +72,10 @@ export async function endQemu(settings: Pick<QemuSettings, "directory">): Promis
 }
 
 /**
- * Starts QEMU and returns once QMP answers. A primary runs at once, from its disks; a secondary gets fresh overlays and waits.
- * @throws QemuStartError if it ends, or does not answer within `timeoutMs`; other Errors if its disks are not as they have to be
+ * Starts QEMU and returns once QMP answers. A primary runs at once, from its disks; a secondary gets fresh
+ * overlays and waits.
+ * @throws QemuStartError if it ends, or does not answer within `timeoutMs`; other Errors if its disks are not
+ * as they have to be
  */
 export async function startQemu(
   settings: QemuSettings,
@@ -137,9 +143,15 @@ export async function startQemu(
   }
 }
 
+const processIdentity: z.ZodType<ProcessIdentity> = z.object({
+  pid: z.number().int().min(1),
+  startTicks: z.number().int().min(0),
+});
+
+/** undefined: there is no file, or it is not what an agent writes; then QEMU's own pid file is looked at. */
 function parsed(path: string): ProcessIdentity | undefined {
   try {
-    return JSON.parse(readFileSync(path, "utf8")) as ProcessIdentity;
+    return jsonAs(processIdentity, readFileSync(path, "utf8"), path);
   } catch {
     return undefined;
   }

@@ -167,7 +167,7 @@ export class QmpClient {
   }
 
   /**
-   * Sends a command and returns what QEMU returned.
+   * Sends a command and returns what QEMU returned, unchecked: query() of query.ts is for answers that are used.
    * @throws QmpCommandError, QmpTimeoutError, QmpClosedError
    */
   execute<Result = unknown>(

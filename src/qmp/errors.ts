@@ -61,6 +61,20 @@ export class QmpProtocolError extends QmpError {
   override name = "QmpProtocolError";
 }
 
+/** QEMU's answer to a command is not what QEMU's schema says; the command may have been carried out. */
+export class QmpAnswerError extends QmpError {
+  override name = "QmpAnswerError";
+
+  constructor(
+    readonly command: string,
+    /** What is wrong with the answer. */
+    readonly mistakes: string,
+    options?: ErrorOptions,
+  ) {
+    super(`QEMU answered ${command} with something else than its schema says: ${mistakes}`, options);
+  }
+}
+
 /** The caller's AbortSignal ended a wait. */
 export class QmpAbortedError extends QmpError {
   override name = "QmpAbortedError";

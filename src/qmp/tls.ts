@@ -7,6 +7,7 @@
  */
 import type { QmpClient } from "./client.ts";
 import { QmpError } from "./errors.ts";
+import { qomEntries, query } from "./query.ts";
 import { messageOf } from "./vm.ts";
 
 export interface StreamTls {
@@ -76,7 +77,7 @@ export function explainTls(error: unknown): unknown {
 /** Removes what {@link setTls} has made, if it is there. Connections that are open keep what they have. */
 export async function removeTls(client: QmpClient, timeoutMs?: number): Promise<void> {
   const options = timeoutMs === undefined ? {} : { timeoutMs };
-  const objects = await client.execute<{ name: string }[]>("qom-list", { path: "/objects" }, options);
+  const objects = await query(client, qomEntries, "qom-list", { path: "/objects" }, options);
   const present = [TLS_PEER, TLS_CREDENTIALS].filter((id) => objects.some(({ name }) => name === id));
   if (present.length === 0) return;
   const off = { "tls-creds": "", "tls-hostname": "", "tls-authz": "" };

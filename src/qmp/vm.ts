@@ -1,6 +1,18 @@
 /** Small questions and steps on one QEMU that several COLO procedures share. */
+import { isDeepStrictEqual } from "node:util";
+import type { z } from "zod";
 import type { QmpClient } from "./client.ts";
 import { QmpCommandError, QmpError } from "./errors.ts";
+import {
+  coloStatus,
+  migrateInfo,
+  type NamedBlockNode,
+  namedBlockNodes,
+  query,
+  runState,
+  type YankInstance,
+  yankInstances,
+} from "./query.ts";
 
 /** A COLO procedure failed; `step` says where, `cause` why, `leftovers` what could not be undone. */
 export class ColoProcedureError extends QmpError {
@@ -26,14 +38,10 @@ export const COLO_CAPABILITIES = ["x-colo", "return-path", "events"] as const;
 /** query-migrate's status in which no migration runs and a new one may be started. */
 export const MIGRATION_ENDED: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);
 
-export interface RunStatus {
-  running: boolean;
-  /** RunState of qapi/run-state.json. */
-  status: string;
-}
+export type RunStatus = z.output<typeof runState>;
 
 export function runStatus(client: QmpClient): Promise<RunStatus> {
-  return client.execute<RunStatus>("query-status");
+  return query(client, runState, "query-status");
 }
 
 export interface MigrationStatus {
@@ -44,13 +52,9 @@ export interface MigrationStatus {
 }
 
 export async function migrationStatus(client: QmpClient): Promise<MigrationStatus> {
-  const reply = await client.execute<{
-    status?: string;
-    "error-desc"?: string;
-    ram?: { transferred: number; remaining: number };
-  }>("query-migrate");
+  const reply = await query(client, migrateInfo, "query-migrate");
   return {
-    status: reply.status ?? "none",
+    status: reply.status,
     errorDescription: reply["error-desc"],
     transferredBytes: reply.ram?.transferred ?? 0,
     remainingBytes: reply.ram?.remaining ?? 0,
@@ -59,7 +63,7 @@ export async function migrationStatus(client: QmpClient): Promise<MigrationStatu
 
 /** This QEMU's side of a COLO pair; also "secondary" while it waits for a failover after the primary is gone. */
 export async function coloMode(client: QmpClient): Promise<"none" | "primary" | "secondary"> {
-  return (await client.execute<{ mode: "none" | "primary" | "secondary" }>("query-colo-status")).mode;
+  return (await query(client, coloStatus, "query-colo-status")).mode;
 }
 
 export async function setCapabilities(
@@ -71,21 +75,9 @@ export async function setCapabilities(
   await client.execute("migrate-set-capabilities", { capabilities });
 }
 
-export interface BlockNode {
-  "node-name": string;
-  /** Since QEMU 10.1. */
-  children?: { child: string; "node-name": string }[];
+export function blockNodes(client: QmpClient): Promise<NamedBlockNode[]> {
+  return query(client, namedBlockNodes, "query-named-block-nodes", { flat: true });
 }
-
-export function blockNodes(client: QmpClient): Promise<BlockNode[]> {
-  return client.execute<BlockNode[]>("query-named-block-nodes", { flat: true });
-}
-
-/** query-yank's and yank's way to name a connection (qapi/yank.json). */
-export type YankInstance =
-  | { type: "migration" }
-  | { type: "block-node"; "node-name": string }
-  | { type: "chardev"; id: string };
 
 /**
  * Cuts the connections among `wanted` that QEMU has open, out of band: this works while the main loop hangs on one of them.
@@ -97,15 +89,8 @@ export async function yank(
   timeoutMs = 2_000,
 ): Promise<YankInstance[]> {
   const options = { oob: true, timeoutMs };
-  const present = await client.execute<Record<string, unknown>[]>("query-yank", undefined, options);
-  const instances = wanted.filter((one) =>
-    present.some(
-      (other) =>
-        other.type === one.type &&
-        (one.type !== "block-node" || other["node-name"] === one["node-name"]) &&
-        (one.type !== "chardev" || other.id === one.id),
-    ),
-  );
+  const present = await query(client, yankInstances, "query-yank", undefined, options);
+  const instances = wanted.filter((one) => present.some((other) => isDeepStrictEqual(one, other)));
   for (const instance of instances) {
     try {
       await client.execute("yank", { instances: [instance] }, options);

@@ -6,6 +6,7 @@
  * The bitmap that covers the difference is only read: if this fails, or the agent dies, it still covers it.
  */
 import type { QmpClient } from "../qmp/client.ts";
+import { jobs, query } from "../qmp/query.ts";
 import { addBitmap, dirtyBytes, PASS_BITMAP, removeBitmap } from "./dirty_bitmaps.ts";
 import { type PrimaryDisk, passJobId } from "./mirror.ts";
 
@@ -14,14 +15,6 @@ const FEW_BYTES = 4 << 20;
 /** A VM that writes as fast as the link carries gets a mirror instead, which makes its writes wait. */
 const PASSES_MAX = 10;
 const KEEP_UP_MS = 200;
-
-interface Job {
-  id: string;
-  status: string;
-  "current-progress": number;
-  "total-progress": number;
-  error?: string;
-}
 
 export interface PassOptions {
   stallMs: number;
@@ -119,7 +112,7 @@ export class ChangesCopy {
     let progressMs = performance.now();
     for (;;) {
       signal.throwIfAborted();
-      const job = (await client.execute<Job[]>("query-jobs")).find((one) => one.id === id);
+      const job = (await query(client, jobs, "query-jobs")).find((one) => one.id === id);
       if (job === undefined) throw new Error(`the copy of ${disk.quorumNode} was ended by another program`);
       onProgress?.(this.#copiedBytes + job["current-progress"], this.#copiedBytes + job["total-progress"]);
       if (job.status === "concluded") {

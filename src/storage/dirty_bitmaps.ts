@@ -12,7 +12,8 @@
  * restarted knows too.
  */
 import type { QmpClient } from "../qmp/client.ts";
-import { messageOf } from "../qmp/vm.ts";
+import type { NamedBlockNode } from "../qmp/query.ts";
+import { blockNodes, messageOf } from "../qmp/vm.ts";
 
 /** Records what is written since the first pass of a copy of changes began (changes_copy.ts). */
 export const PASS_BITMAP = "colo-pass";
@@ -24,11 +25,6 @@ const ROTATE_MS = 5_000;
  * after that is later.
  */
 const CHECKPOINTS_TO_COVER = 2;
-
-interface BlockNodeWithBitmaps {
-  "node-name": string;
-  "dirty-bitmaps"?: { name?: string; count: number; busy: boolean; recording: boolean }[];
-}
 
 export interface DirtyBitmap {
   name: string;
@@ -59,8 +55,8 @@ export async function dirtyBytes(
 async function rawBitmaps(
   client: QmpClient,
   node: string,
-): Promise<NonNullable<BlockNodeWithBitmaps["dirty-bitmaps"]>> {
-  const nodes = await client.execute<BlockNodeWithBitmaps[]>("query-named-block-nodes", { flat: true });
+): Promise<NonNullable<NamedBlockNode["dirty-bitmaps"]>> {
+  const nodes = await blockNodes(client);
   return nodes.find((one) => one["node-name"] === node)?.["dirty-bitmaps"] ?? [];
 }
 

@@ -10,10 +10,12 @@
  * what QEMU has.
  */
 import { connect } from "node:net";
+import { z } from "zod";
 import type { QmpClient } from "../qmp/client.ts";
 import { QmpCommandError } from "../qmp/errors.ts";
+import { jobs as jobList, type NamedBlockNode, query } from "../qmp/query.ts";
 import { type StreamTls, TLS_CREDENTIALS } from "../qmp/tls.ts";
-import { type BlockNode, blockNodes, messageOf } from "../qmp/vm.ts";
+import { blockNodes, messageOf } from "../qmp/vm.ts";
 import { dirtyBytes, PASS_BITMAP, removeBitmap } from "./dirty_bitmaps.ts";
 
 export interface PrimaryDisk {
@@ -173,7 +175,7 @@ export async function copyDisks(
   }
   for (;;) {
     signal.throwIfAborted();
-    const jobs = await client.execute<MirrorJob[]>("query-block-jobs");
+    const jobs = await query(client, blockJobs, "query-block-jobs");
     const share = shareOf(bytesPerSecond(), copies.filter((copy) => copy.readyMs === undefined).length);
     for (const copy of copies) await advance(client, copy, jobs, stallMs, share);
     const progress = copies.map((copy) => copy.progress);
@@ -306,8 +308,7 @@ export async function removeDiskNodes(
 ): Promise<string[]> {
   const leftovers: string[] = [];
   const ids = new Set(disks.flatMap((disk) => [mirrorJobId(disk), passJobId(disk)]));
-  const present = async () =>
-    (await client.execute<{ id: string; status: string }[]>("query-jobs")).filter(({ id }) => ids.has(id));
+  const present = async () => (await query(client, jobList, "query-jobs")).filter(({ id }) => ids.has(id));
   // A job may end by itself between two commands.
   const attempt = (command: string, arguments_: object) =>
     client.execute(command, { ...arguments_ }, { timeoutMs }).catch((error) => {
@@ -343,16 +344,20 @@ export async function removeDiskNodes(
   return leftovers;
 }
 
-interface MirrorJob {
-  device: string;
-  offset: number;
-  len: number;
-  ready: boolean;
-  "actively-synced"?: boolean;
-}
+/** query-block-jobs: the parts that are used here. Offset and length are in bytes. */
+const blockJobs = z.array(
+  z.object({
+    device: z.string(),
+    offset: z.number(),
+    len: z.number(),
+    ready: z.boolean(),
+    "actively-synced": z.boolean().optional(),
+  }),
+);
+type MirrorJob = z.output<typeof blockJobs>[number];
 
 /** "children.N": the number grows with each protection, so it has to be looked up. */
-function childName(nodes: readonly BlockNode[], disk: PrimaryDisk): string | undefined {
+function childName(nodes: readonly NamedBlockNode[], disk: PrimaryDisk): string | undefined {
   const quorum = nodes.find((node) => node["node-name"] === disk.quorumNode);
   return quorum?.children?.find((child) => child["node-name"] === disk.replicationNode)?.child;
 }

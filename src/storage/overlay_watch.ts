@@ -5,6 +5,8 @@
 import { statSync } from "node:fs";
 import { dirname } from "node:path";
 import type { QmpClient } from "../qmp/client.ts";
+import type { NamedBlockNode } from "../qmp/query.ts";
+import { blockNodes } from "../qmp/vm.ts";
 import { freeBytes as freeBytesAt } from "./room.ts";
 
 export interface OverlayLimits {
@@ -58,20 +60,13 @@ export class OverlayWatch {
   }
 }
 
-interface Node {
-  "node-name": string;
-  drv: string;
-  file: string;
-  children?: { child: string; "node-name": string }[];
-}
-
 /**
  * The files of the overlays below all replication nodes of a secondary's QEMU (block/replication.c: active,
  * below it hidden).
  */
 export async function overlayFiles(client: QmpClient): Promise<string[]> {
-  const nodes = await client.execute<Node[]>("query-named-block-nodes", { flat: true });
-  const child = (node: Node | undefined, name: string) => {
+  const nodes = await blockNodes(client);
+  const child = (node: NamedBlockNode | undefined, name: string) => {
     const found = node?.children?.find((one) => one.child === name)?.["node-name"];
     return nodes.find((one) => one["node-name"] === found);
   };

@@ -10,8 +10,8 @@ import { PROTOCOL } from "../../src/agent/control_channel.ts";
 import type { HeartbeatRequest } from "../../src/agent/peer_api.ts";
 import { createLogger } from "../../src/host/log.ts";
 
-const HERE = { host: "127.0.0.1", port: 17_422 };
-const THERE = { host: "127.0.0.2", port: 17_422 };
+const HERE = { host: "127.0.0.1", port: 0 };
+const THERE = { host: "127.0.0.2", port: 0 };
 const KEY = Buffer.alloc(32, 7);
 const SESSION = "5e4f2f3a-1f0c-4b7e-9d51-3a1c6f0b8e11";
 const ASK: HeartbeatRequest = { vms: { vm1: { ready: true, uplink: true, generation: 3 } } };
@@ -31,6 +31,9 @@ beforeEach(async () => {
   asked = [];
   answered = [];
   wake = () => undefined;
+  peer = createSocket("udp4");
+  await new Promise<void>((resolve) => peer.bind(0, THERE.host, resolve));
+  HERE.port = THERE.port = peer.address().port;
   path = await ClientPath.open(
     { local: HERE, peer: THERE, key_file: keyFile },
     {
@@ -45,8 +48,6 @@ beforeEach(async () => {
     },
     createLogger("error"),
   );
-  peer = createSocket("udp4");
-  await new Promise<void>((resolve) => peer.bind(THERE.port, THERE.host, resolve));
 });
 afterEach(() => {
   path.close();

@@ -11,9 +11,10 @@ import { greet, PeerClient, type PeerClientEvents } from "../../src/agent/peer_c
 import { PeerServer } from "../../src/agent/peer_server.ts";
 import { createLogger, type Logger } from "../../src/host/log.ts";
 import { VERSION } from "../../src/host/version.ts";
+import { freePort } from "../arbiter/servers.ts";
 
 const HOST = "127.0.0.1";
-const ENDPOINT = { host: HOST, port: 17_412 };
+const ENDPOINT = { host: HOST, port: await freePort() };
 const quiet: Logger = {
   ...createLogger("error"),
   warn: () => undefined,
@@ -197,7 +198,9 @@ describe("who counts", () => {
   });
 
   test("nobody there: a greeting ends in time", async () => {
-    await expect(greet(ENDPOINT, HOST, quiet, 300)).rejects.toThrow(/no agent answers at 127\.0\.0\.1:17412/);
+    await expect(greet(ENDPOINT, HOST, quiet, 300)).rejects.toThrow(
+      `no agent answers at ${HOST}:${ENDPOINT.port}`,
+    );
   });
 });
 

@@ -21,21 +21,15 @@ export function commandLine(): Command {
     .version(VERSION)
     .showHelpAfterError("(colo-agent --help lists the commands)");
 
-  for (const command of [
-    runCommand(),
-    doctorCommand(),
-    statusCommand(),
-    ...operatorCommands(),
-    divergencesCommand(),
-    explainCommand(),
-    compareCommand(),
-    witnessCommand(),
-    certificatesCommand(),
-    labCommand(),
-    demoCommand(),
-    benchCommand(),
-  ]) {
-    program.addCommand(command);
+  const groups: [heading: string, commands: Command[]][] = [
+    ["The agent:", [runCommand(), doctorCommand(), statusCommand()]],
+    ["A VM's protection:", operatorCommands()],
+    ["Divergences:", [divergencesCommand(), explainCommand(), compareCommand()]],
+    ["The arbiter:", [witnessCommand(), certificatesCommand()]],
+    ["On one machine:", [labCommand(), demoCommand(), benchCommand()]],
+  ];
+  for (const [heading, commands] of groups) {
+    for (const command of commands) program.addCommand(command.helpGroup(heading));
   }
 
   return program;

@@ -24,7 +24,7 @@ export function labCommand(): Command {
     .option("--name <name>", "name of the lab; several labs can run at the same time", "lab")
     .option("--kernel <file>", "kernel of another guest")
     .option("--initrd <file>", "initramfs of that guest")
-    .option("--append <args>", "kernel command line of that guest; added to the lab's own guest's")
+    .option("--append <args>", "kernel command line; the lab's own guest gets it in addition")
     .option("--memory <MiB>", "memory of the guest, in MiB", wholeNumber(64, 65_536, "MiB"), 256)
     .addOption(
       new Option("--proxy <kind>", "agent: a protected VM; none: one unprotected VM")

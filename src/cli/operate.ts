@@ -54,7 +54,7 @@ function tune(): Command {
   return new Command("tune")
     .description("change settings of a running VM until the agent ends")
     .argument("<vm>", VM_HELP)
-    .option("--period-ms <n>", "longest time between two checkpoints, in ms", anyNumber)
+    .option("--period-ms <n>", "longest time between two checkpoints, 100 to 3600000 ms", anyNumber)
     .option(
       "--resync-bytes-per-second <n>",
       "limit of the copy of the disks to a replica, in bytes/s; 0: no limit",

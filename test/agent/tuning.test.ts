@@ -28,7 +28,7 @@ test("begins as configured, tells listeners of a change until they end", () => {
 });
 
 test.each([
-  [{}, /nothing to change/],
+  [{}, /no setting to change/],
   [{ periodMs: 99 }, /the period must be a whole number from 100 to 3600000 ms/],
   [{ periodMs: 1000.5 }, /whole number/],
   [{ periodMs: Number.NaN }, /whole number/],

@@ -1,7 +1,8 @@
 /**
- * Runs the tests in stages: the checks of the code, then the suites that may run beside each other, then those that
- * need the kernel, QEMU or a lab, one file at a time. Each file has a process of its own, so that neither a crash nor
- * what it leaves in its memory reaches another. scripts/test is the way to call it.
+ * Runs the tests in stages: the checks of the code, then the suites. Those that need the kernel, QEMU or a lab run one
+ * file at a time: they mostly wait for a VM. The others run beside them at a lower priority, on the processors that
+ * are left, or on all of them if nothing else is to run. Each file has a process of its own, so that neither a crash
+ * nor what it leaves in its memory reaches another. scripts/test is the way to call it.
  */
 import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { availableParallelism } from "node:os";
@@ -18,7 +19,9 @@ const RESULTS = join(REPOSITORY, "build/test-results");
 const MINUTE_MS = 60_000;
 /** Of one test that sets none itself, and of one file, whose tests set more. */
 const TEST_LIMIT_MS = { usual: 120_000, long: 6 * 60 * MINUTE_MS };
-const FILE_LIMIT_MS = { usual: 15 * MINUTE_MS, long: 12 * 60 * MINUTE_MS };
+const FILE_LIMIT_MS = { usual: 20 * MINUTE_MS, long: 12 * 60 * MINUTE_MS };
+
+const LOW_PRIORITY = ["nice", "-n", "10"];
 
 const { values: options, positionals: paths } = parseArgs({
   options: { quick: { type: "boolean", default: false }, long: { type: "boolean", default: false } },
@@ -65,11 +68,13 @@ async function runCheck([name, command]: (typeof CHECKS)[number]): Promise<void>
   report(name, seconds, { passed: 1 - failed, failed, skipped: 0 }, output);
 }
 
-async function runFile(file: string): Promise<void> {
+/** @param beside whether another file runs at the same time that must not be disturbed */
+async function runFile(file: string, beside = false): Promise<void> {
   const name = relative("test", file).replaceAll("/", ".");
   const xml = join(RESULTS, `${name}.xml`);
   const { status, output, seconds, timedOut } = await run(
     [
+      ...(beside ? LOW_PRIORITY : []),
       process.execPath,
       "test",
       "--timeout",
@@ -88,7 +93,7 @@ async function runFile(file: string): Promise<void> {
     output,
     timedOut ? `; killed after ${FILE_LIMIT_MS[limits] / MINUTE_MS} minutes` : "",
   );
-  if (counts.failed > 0 && !options.quick) await cleanUp();
+  if (counts.failed > 0 && !SUITES[classesOf(file)[0] ?? "lab"].together) await cleanUp();
 }
 
 async function cleanUp(): Promise<void> {
@@ -140,14 +145,17 @@ await inLanes(
   lanes,
   checks.map((check) => () => runCheck(check)),
 );
-await inLanes(
-  lanes,
-  together.map((file) => () => runFile(file)),
-);
-await inLanes(
-  1,
-  alone.map((file) => () => runFile(file)),
-);
+const beside = alone.length > 0;
+await Promise.all([
+  inLanes(
+    1,
+    alone.map((file) => () => runFile(file)),
+  ),
+  inLanes(
+    beside ? Math.max(1, lanes - 1) : lanes,
+    together.map((file) => () => runFile(file, beside)),
+  ),
+]);
 if (together.length + alone.length === 0) failures.push("no test file was run");
 
 const minutes = (performance.now() - begin) / MINUTE_MS;

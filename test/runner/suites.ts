@@ -8,7 +8,7 @@ export type SuiteClass = "pure" | "tools" | "kernel" | "qemu" | "lab";
 interface Suites {
   /** One phrase for CONTRIBUTING.md. */
   needs: string;
-  /** Files run beside each other, as many as there are processors; without it one at a time with nothing beside. */
+  /** These files run beside any others, at a lower priority. Of the rest one runs at a time. */
   together?: true;
   entries: readonly string[];
 }
@@ -160,7 +160,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
   },
 };
 
-/** The files that take longest among those that run beside others. */
+/** The files that take longest among those that run beside others: they begin first. */
 export const LONGEST: readonly string[] = [
   "test/simulation",
   "test/model",

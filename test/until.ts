@@ -1,10 +1,10 @@
 /** How tests wait: for a condition, with a limit; or to see that something does not happen. */
 
-/** Long enough for a machine that does something else too: reached only if what is waited for does not come. */
+/** Enough for a busy machine: reached only if the condition never comes true. */
 const LIMIT_MS = 30_000;
 const POLL_MS = 1;
 
-export interface UntilOptions {
+interface UntilOptions {
   limitMs?: number;
   /** Pause between two looks. Default 1 ms. */
   pollMs?: number;
@@ -35,7 +35,7 @@ export async function until<T>(
   }
 }
 
-/** Lets `promise` come to its end, at most `limitMs`. Throws Error with `what`, the statement that did not come true. */
+/** Awaits `promise` for at most `limitMs`. Throws Error with `what`, the statement that did not come true. */
 export async function within<T>(what: string, promise: Promise<T>, limitMs = LIMIT_MS): Promise<T> {
   let timer: Timer | undefined;
   const late = new Promise<never>((_resolve, reject) => {
@@ -49,8 +49,8 @@ export async function within<T>(what: string, promise: Promise<T>, limitMs = LIM
 }
 
 /**
- * Waits for `ms` in which something must not happen; the test looks afterwards. On a slow machine a fault may need longer to
- * show, so such a test can miss it; it never fails without a fault.
+ * Waits for `ms`, in which something must not happen; the test looks afterwards. On a slow machine a fault
+ * may need longer to show, so such a test can miss a fault there. It never fails without one.
  */
 export function quiet(ms: number): Promise<void> {
   return Bun.sleep(ms);

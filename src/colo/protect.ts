@@ -15,7 +15,7 @@ import { bracketed, type Endpoint } from "../host/endpoint.ts";
 import type { QmpClient, QmpEvent } from "../qmp/client.ts";
 import { QmpAbortedError, QmpCommandError } from "../qmp/errors.ts";
 import type { YankInstance } from "../qmp/query.ts";
-import { explainTls, removeTls, type StreamTls, setTls } from "../qmp/tls.ts";
+import { explainClosed, removeTls, type StreamTls, setTls } from "../qmp/tls.ts";
 import {
   CHECKPOINT_DELAY_NEVER_MS,
   COLO_CAPABILITIES,
@@ -220,7 +220,7 @@ export async function startProtection(
       ],
       beforeResume: stoppedHookRan ? hooks.onUndo : undefined,
     });
-    const cause = tls === undefined ? error : explainTls(error);
+    const cause = explainClosed(error, tls !== undefined);
     throw new ColoProcedureError(step, signal.aborted ? abortReason(signal) : cause, leftovers);
   } finally {
     abort.abort();

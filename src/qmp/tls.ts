@@ -60,18 +60,34 @@ export async function setTls(
 }
 
 /**
- * A server that refuses a client's certificate, or that speaks no TLS, only closes the connection: this is
- * said with the error.
+ * QEMU's errors for a connection that the peer has closed. Which one it reports depends on what it was doing: it
+ * waited, it wrote, it had begun to save RAM, or it was in GnuTLS.
  */
-export function explainTls(error: unknown): unknown {
+const CLOSED = new RegExp(
+  [
+    "non-properly terminated",
+    "handshake failed",
+    String.raw`\(starttls\)`,
+    "reset by peer",
+    "Broken pipe",
+    "(Channel error|failed): Input/output error",
+  ].join("|"),
+  "i",
+);
+
+/**
+ * A server that refuses a client's certificate or its lack of TLS, or that has no TLS itself, only closes the
+ * connection. Adds these reasons to such an error; others are returned as they are.
+ */
+export function explainClosed(error: unknown, withTls: boolean): unknown {
   const message = messageOf(error);
-  if (!/non-properly terminated|handshake failed|reset by peer|\(starttls\)|Broken pipe/i.test(message))
-    return error;
-  return new QmpError(
-    `${message}. With TLS this may mean that the secondary does not accept this host's client certificate (its QEMU's log says why), ` +
-      "or has no TLS",
-    { cause: error },
-  );
+  if (!CLOSED.test(message)) return error;
+  const reason = withTls
+    ? "With TLS this may mean that the secondary does not accept this host's client certificate, or has no TLS"
+    : "Without TLS this may mean that the secondary expects TLS";
+  return new QmpError(`${message}. The secondary closed the connection; its QEMU's log says why. ${reason}`, {
+    cause: error,
+  });
 }
 
 /** Removes what {@link setTls} has made, if it is there. Connections that are open keep what they have. */

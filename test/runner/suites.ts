@@ -56,6 +56,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
       "test/layers.test.ts",
       "test/qemu/arguments.test.ts",
       "test/qemu/identity.test.ts",
+      "test/qmp/closed_connection.test.ts",
       "test/qmp/lines.test.ts",
       "test/qmp/query.test.ts",
       "test/simulation",

@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2034 # the scripts that source this use the variables
 # What every script here shares: where things are, how a step is announced, how a failure reads.
 #
-# A step that has nothing to do prints nothing. What a step's commands print goes to the log; the terminal gets one line
-# a step, and the tail of the log when one fails.
+# A step that has nothing to do prints nothing. What a step's commands print goes to the log; the terminal
+# gets one line a step, and the tail of the log when one fails.
 
 repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/colo-agent

@@ -6,7 +6,8 @@
 apt_lock_wait_s=300
 
 apt_quiet() {
-  DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o Dpkg::Use-Pty=0 -o "DPkg::Lock::Timeout=$apt_lock_wait_s" "$@"
+  DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes \
+    -o Dpkg::Use-Pty=0 -o "DPkg::Lock::Timeout=$apt_lock_wait_s" "$@"
 }
 
 # Those of the packages that are not installed, one a line.
@@ -15,7 +16,8 @@ missing_packages() {
   # shellcheck disable=SC2016 # the format is dpkg-query's, not the shell's
   installed=$(dpkg-query --show --showformat='${Package} ${db:Status-Status}\n' "$@" 2>/dev/null |
     sed -n 's/ installed$//p' || true)
-  printf '%s\n' "$@" | grep --line-regexp --fixed-strings --invert-match --file=<(printf '%s\n' "$installed") || true
+  printf '%s\n' "$@" |
+    grep --line-regexp --fixed-strings --invert-match --file=<(printf '%s\n' "$installed") || true
 }
 
 install_packages() {
@@ -23,15 +25,16 @@ install_packages() {
   apt_quiet install --no-install-recommends "$@"
 }
 
-# The address of the Debian archive in the machine's own apt configuration. apt knows it only once its lists are there.
+# The address of the Debian archive in the machine's own apt configuration. apt knows it only once its lists
+# are there.
 debian_mirror() {
   # shellcheck disable=SC2016 # the format is apt's, not the shell's
   apt-get indextargets --format '$(ORIGIN)|$(REPO_URI)|$(RELEASE)' 'Created-By: Packages' 2>/dev/null |
     awk -F '|' '$1 == "Debian" && $3 !~ /security|backports|updates/ { print $2; exit }'
 }
 
-# unpack_suite SUITE[,PREFERRED] FOLDER PACKAGE...: unpacks the packages and what they depend on, without installing
-# anything. With a second suite, such as backports, that has a package its version is taken.
+# unpack_suite SUITE[,PREFERRED] FOLDER PACKAGE...: unpacks the packages and what they depend on, without
+# installing anything. With a second suite, such as backports, that has a package its version is taken.
 unpack_suite() {
   make_root extract "$@"
 }
@@ -70,14 +73,15 @@ make_root() {
   fi
   printf '%s\n' "$output"
   [[ $output == *'Release file'*'is expired'* ]] || return 1
-  # A mirror that is a frozen copy serves a Release file whose validity has run out. Its signature is still checked.
+  # A mirror that is a frozen copy serves a Release file whose validity has run out. Its signature is still
+  # checked.
   say "  the mirror's copy of Debian $suite is older than its Release file allows: used anyway"
   rm -rf "$folder"
   "${command[@]}" --aptopt='Acquire::Check-Valid-Until "false"' "$suite" "$folder" "${sources[@]}"
 }
 
-# unpack_program FOLDER PACKAGE PATH: unpacks one program of a package into a folder of the cache and asks for its
-# version; for packages that would also install and start a server.
+# unpack_program FOLDER PACKAGE PATH: unpacks one program of a package into a folder of the cache and asks
+# for its version; for packages that would also install and start a server.
 unpack_program() {
   local folder=$1 package=$2 path=$3 new
   rm -rf "$folder".new.*

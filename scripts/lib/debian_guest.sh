@@ -1,10 +1,10 @@
 # shellcheck shell=bash disable=SC2154 # variables of common.sh and guest.sh
-# A guest with real servers: Debian's nginx, Redis and PostgreSQL on an ext4 disk, started by guest/debian/init under the
-# kernel of guest.sh. src/lab/assets.ts knows where it is.
+# A guest with real servers: Debian's nginx, Redis and PostgreSQL on an ext4 disk, started by
+# guest/debian/init under the kernel of guest.sh. src/lab/assets.ts knows where it is.
 #
 #   debian-guest/base/   what comes out of the packages: root/
-#   debian-guest/tools/  the clients wrk, curl, redis-cli, psql, pgbench with their libraries; nothing of them is installed
-#   debian-guest/image/  initrd.img, disk.raw (sparse); sources.sha256 says from which guest/debian/ they were made
+#   debian-guest/tools/  the clients wrk, curl, redis-cli, psql, pgbench with their libraries, not installed
+#   debian-guest/image/  initrd.img, disk.raw (sparse); sources.sha256 names their sources in guest/debian/
 # Needs common.sh, debian.sh and guest.sh.
 
 debian_guest_folder=$cache/debian-guest
@@ -80,7 +80,8 @@ build_debian_guest_image() {
   build_debian_guest_initrd "$new"
   cp --archive --reflink=auto "$debian_guest_folder/base/root" "$new/root"
   cp -r "$repository/guest/debian" "$new/root/tmp/colo"
-  # The server that fills the database sees no network and no process of this machine, and nothing of it stays.
+  # The server that fills the database sees no network and no process of this machine, and nothing of it
+  # stays.
   # shellcheck disable=SC2016 # expanded inside
   unshare --mount --net --pid --ipc --fork --kill-child bash -euc '
     mount --bind "$1" "$1"
@@ -97,7 +98,8 @@ build_debian_guest_image() {
   truncate --size="${debian_guest_disk_mib}M" "$file"
   # A fixed name, so that one build is like another; no space kept back for root.
   mkfs.ext4 -q -d "$new/root" -m 0 -U 636f6c6f-0000-4000-8000-000000000001 \
-    -E hash_seed=636f6c6f-0000-4000-8000-000000000002,lazy_itable_init=1,nodiscard -J size=16 -L colo-guest "$file"
+    -E hash_seed=636f6c6f-0000-4000-8000-000000000002,lazy_itable_init=1,nodiscard \
+    -J size=16 -L colo-guest "$file"
   rm -rf "$new/root"
 
   debian_guest_sources_sum >"$new/sources.sha256"

@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2154 # variables of common.sh
-# The lab's guest: a Debian kernel and an initramfs of busybox, Perl and guest/. Nothing in it is taken from this
-# machine's own system, so it is the same everywhere. src/lab/assets.ts knows where it is.
+# The lab's guest: a Debian kernel and an initramfs of busybox, Perl and guest/. Nothing in it is taken from
+# this machine's own system, so it is the same everywhere. src/lab/assets.ts knows where it is.
 #
 #   guest/base/   what comes out of the packages: vmlinuz, root/
-#   guest/image/  vmlinuz and initrd.img as QEMU takes them; sources.sha256 says from which guest/ they were made
+#   guest/image/  vmlinuz and initrd.img for QEMU; sources.sha256 names their sources in guest/
 # Needs common.sh and debian.sh.
 
 guest_suite=bookworm
@@ -95,15 +95,17 @@ unpack_guest_base() {
 }
 
 guest_sources_sum() {
-  cat "$repository/guest/init" "$repository/guest/services.pl" "$guest_folder/base/.version" | sha256sum | cut -d ' ' -f 1
+  cat "$repository/guest/init" "$repository/guest/services.pl" "$guest_folder/base/.version" |
+    sha256sum | cut -d ' ' -f 1
 }
 
 guest_image_is_current() {
   [[ $(cat "$guest_folder/image/sources.sha256" 2>/dev/null) == "$(guest_sources_sum)" ]]
 }
 
-# pack_initrd FOLDER: prints the folder as an initramfs. Not compressed: emulated machines unpack slowly, and loading the
-# bytes costs next to nothing. Sorted and with fixed times and owners, so that the same sources give the same image.
+# pack_initrd FOLDER: prints the folder as an initramfs. Not compressed: emulated machines unpack slowly,
+# and loading the bytes costs next to nothing. Sorted and with fixed times and owners, so that the same
+# sources give the same image.
 pack_initrd() {
   find "$1" -exec touch --no-dereference --date=@0 {} +
   (

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154 # variables of common.sh
-# promtool checks the alert rules. Its package would also install and start a Prometheus server, so only the one
-# program is unpacked. Needs common.sh and debian.sh.
+# promtool checks the alert rules. Its package would also install and start a Prometheus server, so only the
+# one program is unpacked. Needs common.sh and debian.sh.
 
 promtool_folder=$cache/promtool
 

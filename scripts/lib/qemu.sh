@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154 # variables of common.sh
 # A QEMU that can do COLO, unpacked into the cache: Debian 12 and 13 ship versions whose COLO does not work.
-# It starts through its own dynamic loader, so nothing of it is installed. src/lab/assets.ts knows the same layout.
-# Needs common.sh and debian.sh.
+# It starts through its own dynamic loader, so nothing of it is installed. src/lab/assets.ts knows the same
+# layout. Needs common.sh and debian.sh.
 
 qemu_suite=testing
 qemu_version_min=11.1
@@ -32,10 +32,11 @@ unpack_qemu() {
   unpack_suite "$qemu_suite" "$new" qemu-system-x86 qemu-system-data qemu-utils
   rm -rf "$new"/usr/share/{doc,man,locale,info} "${new:?}/var"
 
-  version=$(run_qemu "$new" qemu-system-x86_64 --version | sed -n 's/^QEMU emulator version \([0-9.]*\).*/\1/p')
+  version=$(run_qemu "$new" qemu-system-x86_64 --version |
+    sed -n 's/^QEMU emulator version \([0-9.]*\).*/\1/p')
   if ! qemu_version_is_enough "$version"; then
-    echo "Debian $qemu_suite has QEMU ${version:-(none that starts)} here, but COLO needs $qemu_version_min or later:" \
-      "point apt at a mirror that is more recent."
+    echo "Debian $qemu_suite has QEMU ${version:-(none that starts)} here," \
+      "but COLO needs $qemu_version_min or later: point apt at a mirror that is more recent."
     return 1
   fi
   run_qemu "$new" qemu-img --version

@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2154 # variables of common.sh and guest.sh
-# A kernel with a software watchdog, for the test of src/agent/watchdog.ts in a virtual machine: this machine must not be
-# reset by a test, and its kernel may have no watchdog. Needs common.sh, debian.sh and guest.sh.
+# A kernel with a software watchdog, for the test of src/agent/watchdog.ts in a virtual machine: this
+# machine must not be reset by a test, and its kernel may have no watchdog. Needs common.sh, debian.sh and
+# guest.sh.
 
 watchdog_folder=$cache/watchdog
 

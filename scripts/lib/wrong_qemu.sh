@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154 # variables of common.sh
-# QEMUs that cannot do COLO, unpacked into the cache: the tests run the agent on them. Debian 12's own and that of its
-# backports; src/lab/assets.ts knows the same layout. Needs common.sh, debian.sh and qemu.sh.
+# QEMUs that cannot do COLO, unpacked into the cache: the tests run the agent on them. Debian 12's own and
+# that of its backports; src/lab/assets.ts knows the same layout. Needs common.sh, debian.sh and qemu.sh.
 #
 #   NAME  what Debian calls the suite; a second one after a comma is preferred
 
@@ -24,7 +24,8 @@ unpack_wrong_qemu() {
   # Debian 12's own loader and C library lie in /lib, those of later ones in /usr/lib.
   [[ -L $new/lib ]] || cp -a -n "$new/lib/." "$new/usr/lib/"
   rm -rf "$new"/usr/share/{doc,man,locale,info} "${new:?}/var"
-  version=$(run_qemu "$new" qemu-system-x86_64 --version | sed -n 's/^QEMU emulator version \([0-9.]*\).*/\1/p')
+  version=$(run_qemu "$new" qemu-system-x86_64 --version |
+    sed -n 's/^QEMU emulator version \([0-9.]*\).*/\1/p')
   if [[ $version != "$name".* ]]; then
     echo "Debian ${wrong_qemu_suites[$name]} has QEMU ${version:-(none that starts)} here, not $name:" \
       "the tests on QEMUs that do not work need that one."

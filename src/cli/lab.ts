@@ -3,7 +3,8 @@ import Table from "cli-table3";
 import { Command, Option } from "commander";
 import pc from "picocolors";
 import { requireRoot } from "../host/root.ts";
-import { Lab, type LabReport } from "../lab/lab.ts";
+import { Lab } from "../lab/lab.ts";
+import type { LabReport } from "../lab/report.ts";
 import { JSON_HELP, wholeNumber } from "./arguments.ts";
 
 interface UpOptions {

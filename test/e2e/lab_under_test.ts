@@ -1,8 +1,9 @@
 /** A lab of the tests' own: a name of its own (test-...), taken down before (what a crash left behind) and after. */
 import { afterAll, beforeAll } from "bun:test";
 import { join } from "node:path";
-import { Lab, type LabOptions } from "../../src/lab/lab.ts";
+import { Lab } from "../../src/lab/lab.ts";
 import type { HostLetter } from "../../src/lab/network.ts";
+import type { LabOptions } from "../../src/lab/options.ts";
 
 const LAB_TIMEOUT_MS = 240_000;
 

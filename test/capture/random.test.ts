@@ -5,6 +5,7 @@
  */
 import { afterAll, expect, test } from "bun:test";
 import { udp } from "../compare/frames.ts";
+import { Random } from "../random.ts";
 import { count, given } from "../variables.ts";
 import { CaptureFolder } from "./capture_files.ts";
 import { comparer } from "./comparison.ts";
@@ -20,23 +21,6 @@ const seeds =
     ? Array.from({ length: SEEDS }, (_, i) => i + 1)
     : [count("COLO_CAPTURE_SEED")];
 
-class Random {
-  constructor(private state: number) {
-    this.state = Math.imul(state, 0x9e3779b1) | 1;
-  }
-
-  below(n: number): number {
-    this.state ^= this.state << 13;
-    this.state ^= this.state >>> 17;
-    this.state ^= this.state << 5;
-    return (this.state >>> 0) % n;
-  }
-
-  chance(percent: number): boolean {
-    return this.below(100) < percent;
-  }
-}
-
 /** What is said on one connection, whoever sends it how. */
 interface Talk {
   guestPort: number;
@@ -51,12 +35,12 @@ function randomTalks(random: Random): Talk[] {
     guestPort: 80 + random.below(2),
     // Few ports, so that some are used again.
     clientPort: 40_000 + random.below(4),
-    version: random.chance(30) ? 6 : 4,
+    version: random.chance(0.3) ? 6 : 4,
     turns: Array.from({ length: 1 + random.below(5) }, () => ({
-      byGuest: random.chance(60),
+      byGuest: random.chance(0.6),
       data: pattern(1 + random.below(6_000), random.below(1e9)),
     })),
-    closes: random.chance(70),
+    closes: random.chance(0.7),
   }));
 }
 
@@ -69,15 +53,15 @@ function framesOf(talk: Talk, random: Random): Uint8Array[] {
   for (const { byGuest, data } of talk.turns) {
     const segments: [number, number][] = [];
     for (let at = 0; at < data.length; ) {
-      const to = Math.min(data.length, at + 1 + random.below(random.chance(20) ? 5_000 : 700));
+      const to = Math.min(data.length, at + 1 + random.below(random.chance(0.2) ? 5_000 : 700));
       segments.push([at, to]);
       // Sent again, perhaps cut differently.
-      if (random.chance(15)) segments.push([Math.max(0, at - random.below(300)), to]);
+      if (random.chance(0.15)) segments.push([Math.max(0, at - random.below(300)), to]);
       at = to;
     }
     // Neighbours change places.
     for (let i = 1; i < segments.length; i++) {
-      if (random.chance(15)) segments.splice(i - 1, 2, segments[i]!, segments[i - 1]!);
+      if (random.chance(0.15)) segments.splice(i - 1, 2, segments[i]!, segments[i - 1]!);
     }
     for (const [from, to] of segments) {
       const payload = data.subarray(from, to);

@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
 import { KEY_WORDS } from "../../src/compare/flow_key.ts";
 import { FlowTable } from "../../src/compare/flow_table.ts";
-import { Random } from "./simulation.ts";
+import { Random } from "../random.ts";
 
 test("adding, finding and removing agree with a Map, in a table that is nearly full", () => {
   const random = new Random(7);

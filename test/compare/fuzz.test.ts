@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
+import { Random } from "../random.ts";
 import { count, given, seedOf } from "../variables.ts";
 import { episode, FrameMaker, mutate } from "./fuzz.ts";
 import { parseAtEnd } from "./harness.ts";
-import { Random } from "./simulation.ts";
 
 /** COLO_FUZZ_SEED=n starts there and runs that seed alone, unless COLO_FUZZ_SECONDS gives a time. */
 const seconds = count("COLO_FUZZ_SECONDS");

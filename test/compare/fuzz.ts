@@ -6,9 +6,9 @@
  * once.
  */
 import { parseRules } from "../../src/compare/rules.ts";
+import { Random } from "../random.ts";
 import * as frames from "./frames.ts";
 import { Bench, MS } from "./harness.ts";
-import { Random } from "./simulation.ts";
 
 const FLAGS = [0, frames.SYN, frames.FIN, frames.RST, frames.PSH, frames.SYN | frames.FIN, 0x20, 0xff];
 

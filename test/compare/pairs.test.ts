@@ -4,11 +4,11 @@
  * same, and all that their tables say of each flow.
  */
 import { expect, test } from "bun:test";
+import { Random } from "../random.ts";
 import { count, given, seedOf } from "../variables.ts";
 import { CLIENT6, PSH, RST, SYN, tcp, timestamps } from "./frames.ts";
 import { mutate } from "./fuzz.ts";
 import { Bench, MS } from "./harness.ts";
-import { Random } from "./simulation.ts";
 
 const SEEDS = count("COLO_PAIRS_SEEDS");
 const STEPS = 120;

@@ -7,6 +7,7 @@
  * has handed to the comparer in the current epoch, position by position, and the state that the primary had
  * at the last checkpoint.
  */
+import { Random } from "../random.ts";
 import { FIN, fragmentsOf, RST, SYN, tcp, udp } from "./frames.ts";
 import { Bench, type Departure } from "./harness.ts";
 
@@ -20,31 +21,6 @@ export interface SimulationOptions {
   hostile: boolean;
   /** Segments may be sent in parts. */
   parts: boolean;
-}
-
-export class Random {
-  private state: number;
-
-  constructor(seed: number) {
-    this.state = seed | 0;
-  }
-
-  /** mulberry32, public domain. [0, 1) */
-  next(): number {
-    this.state = (this.state + 0x6d2b79f5) | 0;
-    let t = Math.imul(this.state ^ (this.state >>> 15), 1 | this.state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  }
-
-  /** An integer in [0, n). */
-  below(n: number): number {
-    return Math.floor(this.next() * n);
-  }
-
-  chance(probability: number): boolean {
-    return this.next() < probability;
-  }
 }
 
 const MAX_SEGMENT = 40;
@@ -290,7 +266,7 @@ export class Simulation {
 
   private step(): void {
     const { random, options } = this;
-    const what = random.next();
+    const what = random.fraction();
     if (what < 0.22) this.speak(true);
     else if (what < 0.44) this.speak(false);
     else if (what < 0.71) this.deliverPrimary();
@@ -344,7 +320,7 @@ export class Simulation {
       this.segment(index, primary, 0, 1, false);
       return;
     }
-    const what = random.next();
+    const what = random.fraction();
     if (progress.resetSent) {
       if (what < 0.2) this.sendReset(index, primary);
     } else if (connection.reset && progress.sent === last) {

@@ -18,7 +18,7 @@ import {
   udp,
   udpDatagram,
 } from "../compare/frames.ts";
-import { Random } from "../compare/simulation.ts";
+import { Random } from "../random.ts";
 import { type Content, FIN_VALUE, type FrameStep, type Side, type Step, SYN_VALUE } from "./sequence.ts";
 
 /** What may happen in a sequence, and how often it does. */
@@ -179,7 +179,7 @@ export class Generator {
       destinationPort: 1024 + (this.number % 60_000),
       identification: 1,
     };
-    const kind = random.next();
+    const kind = random.fraction();
     if (kind < 0.74) return this.makeTcp(network);
     if (kind < 0.79) return this.makeTcp({ ...network, version: 6 });
     if (kind < 0.82) return this.makeTcp({ ...network, vlans: [5] });

@@ -10,7 +10,7 @@ import { Lab } from "../../src/lab/lab.ts";
 import { GUEST_IPV4, GUEST_MAC, type HostLetter, inNamespace, run } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
-import { Random } from "../stacks/random.ts";
+import { Random } from "../random.ts";
 import type { FaultCase, FaultScene } from "./fault_cases.ts";
 import { judgeSenders, mergeCaptures } from "./single_sender.ts";
 import { SwitchCapture } from "./switch_capture.ts";
@@ -146,7 +146,7 @@ class Clients {
   async readBlocks(random: Random): Promise<void> {
     const acknowledged = this.blocks;
     const old = Array.from({ length: Math.min(OLD_BLOCKS_READ, this.#blocksSeen) }, () =>
-      random.between(0, this.#blocksSeen - 1),
+      random.integer(0, this.#blocksSeen - 1),
     );
     const fresh = Array.from({ length: acknowledged - this.#blocksSeen }, (_, i) => this.#blocksSeen + i);
     using reader = new LabTraffic(this.lab, "blocks", { host: GUEST_IPV4, blocks: [...fresh, ...old] });
@@ -258,7 +258,7 @@ export class FaultRig {
       nextEvent: (letter, name) => nextEvent(lab, letter, name),
     };
     if (fault.whileProtecting) await protectAnew(lab, watch, scene);
-    await Bun.sleep(random.between(0, fault.whileProtecting ? 1_500 : 600));
+    await Bun.sleep(random.integer(0, fault.whileProtecting ? 1_500 : 600));
 
     await clients.connection.mark();
     await fault.inject(scene);

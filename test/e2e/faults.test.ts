@@ -10,7 +10,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Random } from "../stacks/random.ts";
+import { Random } from "../random.ts";
 import { count, text } from "../variables.ts";
 import { FAULT_CASES } from "./fault_cases.ts";
 import { faultTable } from "./fault_figures.ts";
@@ -32,7 +32,7 @@ function plan() {
   const order = [];
   while (order.length < cycles) {
     if (deck.length === 0) deck.push(...cases);
-    order.push(...deck.splice(random.between(0, deck.length - 1), 1));
+    order.push(...deck.splice(random.integer(0, deck.length - 1), 1));
   }
   return order;
 }

@@ -1,6 +1,7 @@
 /** Everything of one run, from one seed: the hosts, what connects them, what goes wrong and what must hold. */
 import type { decide } from "../../src/failover/decide.ts";
 import type { Action, Event, Settings, State } from "../../src/failover/state.ts";
+import { Random } from "../random.ts";
 import { Agent } from "./agent.ts";
 import { Arbiter } from "./arbiter.ts";
 import type { Coverage } from "./coverage.ts";
@@ -8,7 +9,6 @@ import { plan, type Trap } from "./faults.ts";
 import { Host, type Name, other } from "./host.ts";
 import { Network } from "./network.ts";
 import { EventQueue, type Timer } from "./queue.ts";
-import { Random } from "./random.ts";
 import { Violation } from "./violation.ts";
 import { contains, Engine, Outside, type Qemu, resetIds } from "./vm.ts";
 

@@ -4,7 +4,7 @@
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import type { Socket, TCPSocketListener } from "bun";
-import { Random } from "./random.ts";
+import { Random } from "../random.ts";
 import { streamBytes } from "./stream.ts";
 import type { Answer, Manner, Order, Task } from "./task.ts";
 
@@ -100,7 +100,7 @@ class Run {
       send: streamBytes(sendSeed + index, sendBytes[index]!),
       receive: streamBytes(receiveSeed + index, receiveBytes[index]!),
       manner,
-      random: new Random(this.#random.next()),
+      random: new Random(this.#random.uint32()),
     });
     this.#connections.push(connection);
     return connection;
@@ -150,7 +150,7 @@ class Connection {
     this.run.noteReceived();
     if (!random.chance(bytes.length / manner.readPauseBytes)) return;
     this.socket!.pause();
-    setTimeout(() => this.#alive() && this.socket!.resume(), random.between(0, manner.pauseMsMax));
+    setTimeout(() => this.#alive() && this.socket!.resume(), random.integer(0, manner.pauseMsMax));
   }
 
   drained(): void {
@@ -184,7 +184,7 @@ class Connection {
     const { send, manner, random } = this.content;
     while (this.sent < send.length) {
       if (!this.#alive()) return;
-      const bytes = random.between(manner.writeBytesMin, manner.writeBytesMax);
+      const bytes = random.integer(manner.writeBytesMin, manner.writeBytesMax);
       const chunk = send.subarray(this.sent, this.sent + bytes);
       this.#writable = Promise.withResolvers();
       const written = socket.write(chunk);
@@ -192,7 +192,7 @@ class Connection {
       this.sent += written;
       if (written < chunk.length) await this.#writable.promise;
       else if (random.chance(written / manner.writePauseBytes))
-        await Bun.sleep(random.between(0, manner.pauseMsMax));
+        await Bun.sleep(random.integer(0, manner.pauseMsMax));
     }
     if (!this.#alive()) return;
     this.#shut = true;

@@ -27,10 +27,10 @@ import {
   stopPlane,
   until,
 } from "../bpf/network.ts";
+import { Random } from "../random.ts";
 import { ChecksumWatch } from "./checksum_watch.ts";
 import { Endpoint } from "./endpoint_process.ts";
 import { ALL_LOST, Loss, type Place } from "./loss.ts";
-import { Random } from "./random.ts";
 import { CLIENT_ADDRESS, GUEST_ADDRESS, type Scenario } from "./scenario.ts";
 
 export const PREFIX = "colo-test-stacks-";
@@ -241,10 +241,10 @@ export class Lane {
     endLease(b.plane);
     this.#announce(a);
     const random = new Random(seed + 1);
-    this.#loss.set("to_guest", loss.toGuest, random.next());
-    this.#loss.set("to_client", loss.toClient, random.next());
-    this.#loss.set(TUNNELS[1 - primary]!, loss.toSecondary, random.next());
-    this.#loss.set(TUNNELS[primary], loss.toPrimary, random.next());
+    this.#loss.set("to_guest", loss.toGuest, random.uint32());
+    this.#loss.set("to_client", loss.toClient, random.uint32());
+    this.#loss.set(TUNNELS[1 - primary]!, loss.toSecondary, random.uint32());
+    this.#loss.set(TUNNELS[primary], loss.toPrimary, random.uint32());
     this.#divergences = [];
   }
 

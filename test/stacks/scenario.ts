@@ -1,6 +1,7 @@
 /** What happens in one run, all of it drawn from the run's seed (but for what the kernel and the machine's load decide). */
+
+import { Random } from "../random.ts";
 import type { LossRate } from "./loss.ts";
-import { Random } from "./random.ts";
 import type { Manner, Task } from "./task.ts";
 
 export interface Scenario {
@@ -38,9 +39,9 @@ export function drawScenario(seed: number, run: number): Scenario {
   const count = random.pick([1, 1, 2, CONNECTIONS_MAX]);
   const ports = Array.from({ length: count }, (_, i) => PORTS_LOW + (run % PORT_RUNS) * CONNECTIONS_MAX + i);
   const localPort = LOCAL_PORTS_LOW + (run % PORT_RUNS);
-  const streams = () => ports.map(() => (random.chance(0.1) ? random.between(0, 10) : bytes(random)));
+  const streams = () => ports.map(() => (random.chance(0.1) ? random.integer(0, 10) : bytes(random)));
   const [up, down] = [streams(), streams()];
-  const [upSeed, downSeed] = [random.next(), random.next()];
+  const [upSeed, downSeed] = [random.uint32(), random.uint32()];
   const total = down.reduce((sum, each) => sum + each, 0);
 
   const task = (guest: boolean): Task => ({
@@ -54,7 +55,7 @@ export function drawScenario(seed: number, run: number): Scenario {
     receiveSeed: guest ? upSeed : downSeed,
     mark: Math.floor(total * (random.chance(0.1) ? random.pick([0, 1]) : random.fraction())),
     manner: drawManner(random),
-    mannerSeed: random.next(),
+    mannerSeed: random.uint32(),
   });
   const client = task(false);
   const guests: [Task, Task] = [task(true), task(true)];
@@ -75,12 +76,12 @@ export function drawScenario(seed: number, run: number): Scenario {
       toSecondary: drawLoss(random, 0.005),
       toPrimary: drawLoss(random, 0.005),
     },
-    failoverDelayMs: random.chance(0.5) ? 0 : random.between(0, 30),
-    takeoverDelayMs: random.between(0, 30),
+    failoverDelayMs: random.chance(0.5) ? 0 : random.integer(0, 30),
+    takeoverDelayMs: random.integer(0, 30),
   };
 }
 
-const bytes = (random: Random) => random.between(1_000, BYTES_MAX);
+const bytes = (random: Random) => random.integer(1_000, BYTES_MAX);
 
 function drawLoss(random: Random, most: number): LossRate {
   if (random.chance(0.25)) return { loss: 0, again: 0 };
@@ -93,12 +94,12 @@ function drawManner(random: Random): Manner {
   const checksum = random.chance(0.7);
   return {
     noDelay: random.chance(0.5),
-    writeBytesMin: random.between(1, writeBytesMax),
+    writeBytesMin: random.integer(1, writeBytesMax),
     writeBytesMax,
     writePauseBytes: random.pick([1e9, 100_000, 20_000]),
     readPauseBytes: random.pick([1e9, 100_000, 20_000]),
     pauseMsMax: random.pick([1, 5, 20]),
-    congestionControl: random.between(0, 5),
+    congestionControl: random.integer(0, 5),
     receiveBytes: random.pick([131_072, 131_072, 30_000, 8_000]),
     timestamps: 1,
     routeMtu: random.pick([1500, 1500, 1400, 1280, 800]),

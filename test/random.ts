@@ -1,4 +1,4 @@
-/** xoshiro128** (Blackman and Vigna, 2018), seeded by splitmix32: all chance of a simulation comes from one number. */
+/** xoshiro128** (Blackman and Vigna, 2018), seeded by splitmix32: all chance of a test comes from one number. */
 export class Random {
   #a: number;
   #b: number;
@@ -19,8 +19,8 @@ export class Random {
     this.#d = splitmix() | 1;
   }
 
-  /** From 0 to below 1. */
-  fraction(): number {
+  /** 32 bits, unsigned. */
+  uint32(): number {
     const x = Math.imul(this.#b, 5);
     const result = Math.imul((x << 7) | (x >>> 25), 9);
     const t = this.#b << 9;
@@ -30,13 +30,29 @@ export class Random {
     this.#a ^= this.#d;
     this.#c ^= t;
     this.#d = (this.#d << 11) | (this.#d >>> 21);
-    return (result >>> 0) / 2 ** 32;
+    return result >>> 0;
+  }
+
+  /** From 0 to below 1. */
+  fraction(): number {
+    return this.uint32() / 2 ** 32;
+  }
+
+  /** A whole number from 0 to below `limit`. */
+  below(limit: number): number {
+    return Math.floor(this.fraction() * limit);
+  }
+
+  /** A whole number, both ends included. */
+  integer(low: number, high: number): number {
+    return low + this.below(high - low + 1);
   }
 
   chance(probability: number): boolean {
     return this.fraction() < probability;
   }
 
+  /** From `low` to below `high`. */
   between(low: number, high: number): number {
     return low + this.fraction() * (high - low);
   }
@@ -47,6 +63,6 @@ export class Random {
   }
 
   pick<T>(choices: readonly T[]): T {
-    return choices[Math.floor(this.fraction() * choices.length)]!;
+    return choices[this.below(choices.length)]!;
   }
 }

@@ -9,18 +9,20 @@ import { checkStreamTls } from "../certificates/qemu_files.ts";
 import { agentPair, type Config } from "../config/config.ts";
 import { divergenceRoutes } from "../divergence/routes.ts";
 import { DivergenceStore } from "../divergence/store.ts";
-import type { Path } from "../failover/state.ts";
 import { bootMs } from "../host/clock.ts";
 import { isLoopback } from "../host/endpoint.ts";
 import { disableDelayedAck } from "../host/links.ts";
 import type { Logger } from "../host/log.ts";
 import { VERSION } from "../host/version.ts";
+import type { HostParts } from "./adopt.ts";
 import { ClientPath } from "./client_path.ts";
 import { PeerUnreachableError } from "./control_channel.ts";
+import { quickenAcks } from "./delayed_ack.ts";
 import { openFence } from "./fence.ts";
+import { Heartbeats } from "./heartbeats.ts";
 import { VmKeeper } from "./keeper.ts";
 import { AgentMetrics } from "./metrics/agent_metrics.ts";
-import { checkedRequests, type HeartbeatAnswer, type HeartbeatRequest, Peer } from "./peer_api.ts";
+import { checkedRequests, type HeartbeatAnswer, Peer } from "./peer_api.ts";
 import { PeerClient } from "./peer_client.ts";
 import { peerHandlers } from "./peer_requests.ts";
 import { PeerServer } from "./peer_server.ts";
@@ -36,7 +38,11 @@ export class HostAgent {
   readonly #apis: Server<undefined>[] = [];
   #clientPath: ClientPath | undefined;
   #watchdog: Watchdog = new NoWatchdog();
+  readonly #heartbeats = new Heartbeats(() =>
+    [...this.#vms].map(([name, { instance }]) => [name, instance] as const),
+  );
   #closed = false;
+  readonly #failed = Promise.withResolvers<string>();
   readonly #restart = Promise.withResolvers<void>();
 
   private constructor(
@@ -48,8 +54,8 @@ export class HostAgent {
       config.peer.control.host,
       checkedRequests(
         peerHandlers({
-          vm: (name) => this.#vm(name),
-          heartbeat: (request) => this.#answerHeartbeat("control", request),
+          heartbeats: this.#heartbeats,
+          instance: (vm) => this.#vm(vm).presentInstance,
         }),
       ),
       log,
@@ -57,12 +63,10 @@ export class HostAgent {
     this.#client = new PeerClient(config.peer.control, config.agent.control.host, log, {
       // Each time: a link that was down has lost its routes.
       up: () => {
-        disableDelayedAck(config.peer.control.host).catch((error) =>
-          log.warn("the route to the peer keeps delayed ACKs: checkpoints take 30 ms longer", { error }),
-        );
+        quickenAcks(config.peer.control.host, log);
       },
       down: () => {
-        for (const vm of this.#vms.values()) vm.controlClosed();
+        for (const { instance } of this.#vms.values()) instance?.tell({ type: "control_closed" });
       },
     });
     this.#peer = new Peer(this.#client);
@@ -72,40 +76,42 @@ export class HostAgent {
     });
   }
 
-  /** Starts everything; on an error nothing of it is left running. `objectPath`: the compiled BPF programs. */
+  /**
+   * Starts everything; on an error nothing of it is left running. `objectPath`: the compiled BPF programs.
+   */
   static async start(config: Config, log: Logger, objectPath: string): Promise<HostAgent> {
     const agent = new HostAgent(config, log);
     try {
       const arbiter = await openArbiter(config.arbiter, agentPair(config), log);
       const fence = openFence(config.fence);
       if (config.tls !== undefined) checkStreamTls(config.tls.directory, config.agent.name);
+      agent.#createKeepers({
+        arbiter,
+        fence,
+        peer: agent.#peer,
+        metrics: agent.#metrics,
+        divergences: agent.#divergences,
+        log,
+        objectPath,
+        failed: (message) => agent.#failed.resolve(message),
+      });
+      // The peer may ask from here on: each configured VM has an entry, whether it has a QEMU yet or not.
       await agent.#server.listen();
       if (config.client_path !== undefined) {
         agent.#clientPath = await ClientPath.open(
           config.client_path,
           {
-            asked: (request) => agent.#answerHeartbeat("client", request),
-            answered: (sentMs, asked, answer) =>
-              agent.#heartbeatAnswered("client", sentMs, asked.vms, answer),
+            asked: (request, answer) => agent.#heartbeats.came("client", request, answer),
+            answered: (sentMs, asked, answer) => agent.#heartbeats.answered("client", sentMs, asked, answer),
           },
           log,
         );
       }
-      for (const vm of config.vm) {
-        const parts = {
-          arbiter,
-          fence,
-          peer: agent.#peer,
-          metrics: agent.#metrics,
-          divergences: agent.#divergences,
-          log,
-          objectPath,
-        };
-        agent.#vms.set(vm.name, await VmKeeper.start(vm, config, parts));
-      }
+      for (const vm of agent.#vms.values()) await vm.begin();
       await disableDelayedAck(config.peer.control.host);
       const sources = { metrics: () => agent.#metrics.text(), status: () => agent.status() };
-      // The guest's payload is for the administrator of this host; others that can reach the address get it hidden.
+      // The guest's payload is for the administrator of this host; others that can reach the address get it
+      // hidden.
       const payload = isLoopback(config.agent.api.host);
       const overTcp = divergenceRoutes(agent.#divergences, { payload });
       agent.#apis.push(serveApi(config.agent.api, { ...sources, divergences: overTcp }));
@@ -128,6 +134,10 @@ export class HostAgent {
     }
   }
 
+  #createKeepers(parts: HostParts): void {
+    for (const vm of this.config.vm) this.#vms.set(vm.name, VmKeeper.create(vm, this.config, parts));
+  }
+
   status(): AgentStatus {
     return {
       agent: this.config.agent.name,
@@ -138,9 +148,20 @@ export class HostAgent {
     };
   }
 
-  /** Resolves when the administrator has asked for a restart and the peer knows of it; what follows is to be {@link close}. */
+  /**
+   * Resolves when the administrator has asked for a restart and the peer knows of it; what follows is to be
+   * {@link close}.
+   */
   get restartWanted(): Promise<void> {
     return this.#restart.promise;
+  }
+
+  /**
+   * Resolves with a sentence when a data plane has failed. The kernel drops and the lease runs out until a
+   * new agent adopts the VMs.
+   */
+  get failed(): Promise<string> {
+    return this.#failed.promise;
   }
 
   async #announceRestart(): Promise<string> {
@@ -148,12 +169,15 @@ export class HostAgent {
     const announced = await Promise.allSettled(vms.map((vm) => vm.announceRestart()));
     const refusal = announced.find((one) => one.status === "rejected");
     if (refusal !== undefined) {
-      await Promise.all(vms.map((vm) => vm.cancelRestart()));
+      for (const vm of vms) vm.cancelRestart();
       throw refusal.reason;
     }
     this.#restart.resolve();
     const { restart_ms } = this.config.heartbeat;
-    return `${this.config.agent.name}'s agent ends; protection continues if it starts again within ${restart_ms / 1000} s`;
+    return (
+      `${this.config.agent.name}'s agent ends; protection continues if it starts again within ` +
+      `${restart_ms / 1000} s`
+    );
   }
 
   async close(): Promise<void> {
@@ -168,14 +192,14 @@ export class HostAgent {
   }
 
   /**
-   * The agent's main loop. All that keeps a VM sending comes from a completed round of it, so that an agent that is stuck
-   * anywhere stops sending.
+   * The agent's main loop. All that keeps a VM sending comes from a completed round of it, so that an agent
+   * that is stuck anywhere stops sending.
    */
   async #loop(): Promise<void> {
     const { interval_ms } = this.config.heartbeat;
     while (!this.#closed) {
       const begun = performance.now();
-      for (const vm of this.#vms.values()) vm.round();
+      for (const { instance } of this.#vms.values()) instance?.round();
       this.#watchdog.kick();
       void this.#sendHeartbeats();
       await Bun.sleep(Math.max(1, begun + interval_ms - performance.now()));
@@ -184,46 +208,17 @@ export class HostAgent {
 
   async #sendHeartbeats(): Promise<void> {
     const sentMs = bootMs();
-    const vms: HeartbeatRequest["vms"] = {};
-    for (const [name, vm] of this.#vms) vms[name] = vm.heartbeat;
-    this.#clientPath?.ask({ vms }, sentMs);
+    const asked = this.#heartbeats.request();
+    this.#clientPath?.ask(asked, sentMs);
     if (!this.#client.connected) return;
     let answer: HeartbeatAnswer;
     try {
-      answer = await this.#peer.ask("heartbeat", { vms }, this.config.heartbeat.timeout_ms);
+      answer = await this.#peer.ask("heartbeat", asked, this.config.heartbeat.timeout_ms);
     } catch (error) {
       if (!(error instanceof PeerUnreachableError)) this.log.warn("heartbeat", { error });
       return;
     }
-    this.#heartbeatAnswered("control", sentMs, vms, answer);
-  }
-
-  #heartbeatAnswered(
-    path: Path,
-    sentMs: number,
-    asked: HeartbeatRequest["vms"],
-    answer: HeartbeatAnswer,
-  ): void {
-    for (const [name, vm] of this.#vms) {
-      const about = answer.vms[name];
-      if (about === undefined) continue;
-      vm.peerSeen(path, about);
-      const generation = asked[name]?.generation;
-      if (generation !== undefined) vm.heartbeatAnswered(path, sentMs, generation, about.accepted === true);
-    }
-  }
-
-  #answerHeartbeat(path: Path, request: HeartbeatRequest): HeartbeatAnswer {
-    const answer: HeartbeatAnswer = { vms: {} };
-    for (const [name, vm] of this.#vms) {
-      const asked = request.vms[name];
-      if (asked !== undefined) vm.peerSeen(path, asked);
-      const { ready, uplink } = vm.heartbeat;
-      answer.vms[name] = { ready, uplink };
-      if (asked?.generation !== undefined)
-        answer.vms[name].accepted = vm.heartbeatCame(path, asked.generation);
-    }
-    return answer;
+    this.#heartbeats.answered("control", sentMs, asked, answer);
   }
 
   #command(name: string, command: string, numbers: CommandNumbers): string {

@@ -1,11 +1,12 @@
 /**
  * Checkpoints, as the primary's agent runs them: one after the other, whatever asks for them.
  *
- *   divert input -> all taps read empty -> ask QEMU -> STOP -> secondary has loaded -> release what was held
- *   -> RESUME -> put diverted input back
+ * divert input -> all taps read empty -> ask QEMU -> STOP -> secondary has loaded -> release what was held ->
+ * RESUME -> put diverted input back
  *
- * Which primary frames a checkpoint covers is decided by their own time stamp against the STOP event's, never by when
- * the agent got round to them: between STOP and RESUME the VM sends nothing, so the boundary has slack.
+ * Which primary frames a checkpoint covers is decided by their own time stamp against the STOP event's, never
+ * by when the agent got round to them: between STOP and RESUME the VM sends nothing, so the boundary has
+ * slack.
  */
 
 import { requestCheckpoint } from "../colo/index.ts";
@@ -96,7 +97,9 @@ export class Checkpoints {
     this.#wake?.();
   }
 
-  /** Makes one more checkpoint, the last one; resolves when it is over. What asks for another is not heard. */
+  /**
+   * Makes one more checkpoint, the last one; resolves when it is over. What asks for another is not heard.
+   */
   async last(cause: CheckpointCause): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.#last = { resolve, reject };
@@ -193,7 +196,8 @@ export class Checkpoints {
     await comparison?.beginCheckpoint();
     await requestCheckpoint(qmp);
     const stop = await stopped;
-    // Frames that waited for their twin are covered from here on; a request they caused until now is answered.
+    // Frames that waited for their twin are covered from here on; a request they caused until now is
+    // answered.
     this.#epoch = await loaded;
     this.#requested = undefined;
     const releasedFrames = (await comparison?.releaseCheckpoint(stop.timestampNs, this.#epoch)) ?? 0;

@@ -32,8 +32,8 @@ const message = z.union([
 type Message = z.output<typeof message>;
 
 export interface ClientPathEvents {
-  /** The peer asks. */
-  asked(request: HeartbeatRequest): HeartbeatAnswer;
+  /** The peer asks; `answer` sends what it is told. */
+  asked(request: HeartbeatRequest, answer: (answer: HeartbeatAnswer) => void): void;
   /** The peer has answered what was asked at `sentMs` (CLOCK_BOOTTIME of this host). */
   answered(sentMs: number, asked: HeartbeatRequest, answer: HeartbeatAnswer): void;
 }
@@ -96,7 +96,9 @@ export class ClientPath {
       const { session, sentMs, ask } = received;
       if (this.#newest?.session === session && sentMs <= this.#newest.sentMs) return;
       this.#newest = { session, sentMs };
-      this.#send({ protocol: PROTOCOL, session, sentMs, answer: this.events.asked(ask), asked: ask });
+      this.events.asked(ask, (answer) =>
+        this.#send({ protocol: PROTOCOL, session, sentMs, answer, asked: ask }),
+      );
     } else if (received.session === this.#session) {
       this.events.answered(received.sentMs, received.asked, received.answer);
     }

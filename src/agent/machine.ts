@@ -16,7 +16,9 @@ import type { Tuning } from "./tuning.ts";
 export interface Machine {
   readonly config: VmConfig;
   readonly tuning: Tuning;
-  /** What this host's images are a replica of; undefined where nobody can tell that nothing else writes them. */
+  /**
+   * What this host's images are a replica of; undefined where nobody can tell that nothing else writes them.
+   */
   readonly marker: ReplicaMarker | undefined;
   readonly qmp: QmpClient;
   readonly proxy: PacketProxy;
@@ -56,7 +58,8 @@ export function disksWithExports(config: VmConfig, offer: SecondaryAddresses["nb
   if (here.length !== there.length || here.some((name) => exports[name] === undefined)) {
     const list = (names: string[]) => (names.length === 0 ? "none" : names.join(", "));
     throw new Error(
-      `VM ${config.name} has the disks ${list(here)} on this host and ${list(there)} on the peer; [[vm.disk]] must be the same on both`,
+      `VM ${config.name} has the disks ${list(here)} on this host and ${list(there)} on the peer; ` +
+        "[[vm.disk]] must be the same on both",
     );
   }
   return disksOf(config).map((disk, index) => ({

@@ -14,6 +14,9 @@ const count = z.number().int().min(0).max(Number.MAX_SAFE_INTEGER);
 /** The longest wait that one agent may ask of the other, in milliseconds. */
 const WAIT_MS_MAX = 600_000;
 
+/** Limit for a request that the peer answers from what it knows, in ms. */
+export const TELL_TIMEOUT_MS = 1_000;
+
 /** What an agent says of itself for one VM, in heartbeats and in their answers. */
 const about = z.object({
   /** Its QEMU waits to become a replica. */

@@ -1,6 +1,6 @@
 /**
- * What the holder of a VM does: let it run alone, protect it, make its checkpoints, hand it over. When, is decided by
- * src/failover/decide.ts; nothing here changes who may send.
+ * What the holder of a VM does: let it run alone, protect it, make its checkpoints, hand it over. When, is
+ * decided by src/failover/decide.ts; nothing here changes who may send.
  */
 
 import {
@@ -19,11 +19,14 @@ import { coveringBitmap, ReplicaBitmaps } from "../storage/dirty_bitmaps.ts";
 import { ResyncProgress, type ResyncReading } from "../storage/resync_progress.ts";
 import { type CheckpointCause, Checkpoints } from "./checkpoint.ts";
 import { disksOf, disksWithExports, type Machine } from "./machine.ts";
+import { TELL_TIMEOUT_MS } from "./peer_api.ts";
 
 const PREPARE_TIMEOUT_MS = 20_000;
 const ENTER_TIMEOUT_MS = 5_000;
-const TELL_TIMEOUT_MS = 1_000;
-/** The first checkpoints copy all memory with both VMs stopped; before they are done the replica cannot take over. */
+/**
+ * The first checkpoints copy all memory with both VMs stopped; before they are done the replica cannot take
+ * over.
+ */
 const PRIMING_CHECKPOINTS = 2;
 const PROBE_TIMEOUT_MS = 2_000;
 const RUNS_POLL_MS = 5;
@@ -70,8 +73,9 @@ export class Primary {
   }
 
   /**
-   * Lets the VM run alone: releases what is held, puts diverted input back, gets QEMU out of COLO or of a migration. The
-   * record must say already that there is no replica. Also right after a crash of an earlier agent, at any point of anything.
+   * Lets the VM run alone: releases what is held, puts diverted input back, gets QEMU out of COLO or of a
+   * migration. The record must say already that there is no replica. Also right after a crash of an earlier
+   * agent, at any point of anything.
    */
   async runAlone(): Promise<void> {
     const { qmp, config, proxy, divergences, log } = this.#machine;
@@ -95,8 +99,8 @@ export class Primary {
   }
 
   /**
-   * Asks QEMU for a sign of life. Out of band first: a hung secondary can block the main loop, and cutting the connections to it
-   * gets it free. Throws when QEMU answers neither.
+   * Asks QEMU for a sign of life. Out of band first: a hung secondary can block the main loop, and cutting
+   * the connections to it gets it free. Throws when QEMU answers neither.
    */
   async probe(): Promise<void> {
     const { qmp, config } = this.#machine;
@@ -105,7 +109,8 @@ export class Primary {
   }
 
   /**
-   * Makes the running VM a replicated one; resolves when the replica is complete, checkpoints not running yet.
+   * Makes the running VM a replicated one; resolves when the replica is complete, checkpoints not running
+   * yet.
    * @throws ProtectionError; QEMU runs alone as before, and where `entered` is set the data plane still holds
    */
   async protect(generation: number): Promise<void> {
@@ -168,8 +173,9 @@ export class Primary {
   }
 
   /**
-   * Goes on with the replica that an earlier agent had made, and which stands by: what that had compared nobody knows, so a checkpoint
-   * is what both VMs go on from. Resolves when it is loaded, further checkpoints not running yet.
+   * Goes on with the replica that an earlier agent had made, and which stands by: what that had compared
+   * nobody knows, so a checkpoint is what both VMs go on from. Resolves when it is loaded, further
+   * checkpoints not running yet.
    */
   async resume(generation: number): Promise<void> {
     const { config, peer, qmp, proxy, log } = this.#machine;
@@ -236,8 +242,9 @@ export class Primary {
   }
 
   /**
-   * Brings both VMs to the same point and lets the secondary hold its own output from there on; resolves when all that it had
-   * sent before has been released here. The VM can still go on on this host if the hand-over is not completed.
+   * Brings both VMs to the same point and lets the secondary hold its own output from there on; resolves when
+   * all that it had sent before has been released here. The VM can still go on on this host if the hand-over
+   * is not completed.
    */
   async handOver(generation: number): Promise<void> {
     const { peer, config, proxy, log } = this.#machine;
@@ -292,7 +299,10 @@ export class Primary {
     this.#checkpoints?.request("overflow");
   }
 
-  /** Frames that a program had to drop or could not copy are counted there; each such loss ends in a checkpoint. */
+  /**
+   * Frames that a program had to drop or could not copy are counted there; each such loss ends in a
+   * checkpoint.
+   */
   watchLosses(): void {
     if (this.#checkpoints === undefined) return;
     const lost = this.#machine.proxy.comparison?.lostFrames("primary") ?? 0;

@@ -6,8 +6,9 @@ import type { QmpClient } from "../qmp/client.ts";
 import { coloMode } from "../qmp/vm.ts";
 
 /**
- * A QEMU that has loaded a replica, or part of one, can become nothing else any more: it is told from one that waits untouched, and
- * from one that has the VM (migration/colo.c: the mode says on which side of COLO a QEMU is).
+ * A QEMU that has loaded a replica, or part of one, can become nothing else any more: it is told from one
+ * that waits untouched, and from one that has the VM (migration/colo.c: the mode says on which side of COLO a
+ * QEMU is).
  *
  * @param leftInOrder the agent's last life has left a replica to be followed again
  */

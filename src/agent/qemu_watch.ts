@@ -1,14 +1,18 @@
 /**
- * Whether QEMU answers. A process that hangs (SIGSTOP, storage that blocks) keeps its socket open and says nothing, so it has to be
- * asked all the time: over the main loop, and out of band, which works while the main loop waits for something.
+ * Whether QEMU answers. A process that hangs (SIGSTOP, storage that blocks) keeps its socket open and says
+ * nothing, so it has to be asked all the time: over the main loop, and out of band, which works while the
+ * main loop waits for something.
  */
 
 import type { VmConfig } from "../config/config.ts";
 import { nodesOf } from "../config/disk.ts";
-import type { Event } from "../failover/state.ts";
+import type { Event } from "../failover/events.ts";
 import type { QmpClient } from "../qmp/client.ts";
 
-/** A question stays open until it is answered or the connection closes; how long it has been open is what counts. */
+/**
+ * A question stays open until it is answered or the connection closes; how long it has been open is what
+ * counts.
+ */
 const NO_LIMIT_MS = 2 ** 31 - 1;
 
 class Question {
@@ -58,7 +62,9 @@ export class QemuWatch {
       tell({
         type: "disk_error",
         disk: "own",
-        reason: `QEMU reports an error of the disk (${String(event.data["node-name"] ?? event.data.device)}: ${String(event.data.reason)})`,
+        reason:
+          "QEMU reports an error of the disk " +
+          `(${String(event.data["node-name"] ?? event.data.device)}: ${String(event.data.reason)})`,
       }),
     );
     const replicas = new Set(config.disk.map((disk) => nodesOf(disk).replication));
@@ -73,15 +79,17 @@ export class QemuWatch {
   }
 
   /**
-   * One look. On a secondary only the out-of-band monitor counts: its main loop stands still whenever a checkpoint is loaded
-   * (migration/colo.c holds the big lock), which the primary's own deadlines watch over.
+   * One look. On a secondary only the out-of-band monitor counts: its main loop stands still whenever a
+   * checkpoint is loaded (migration/colo.c holds the big lock), which the primary's own deadlines watch over.
    */
   look(role: "primary" | "secondary" | undefined): void {
     if (role === undefined) return;
     const outOfBandMs = this.#outOfBand?.silentMs() ?? 0;
     const mainMs = role === "primary" ? this.#main.silentMs() : 0;
     if (outOfBandMs > this.#timeoutMs) {
-      const reason = `QEMU has not answered for ${Math.round(outOfBandMs)} ms, not even out of band: its process hangs`;
+      const reason =
+        `QEMU has not answered for ${Math.round(outOfBandMs)} ms, not even out of band: ` +
+        "its process hangs";
       this.#tell({ type: "qemu_silent", reason });
     } else if (mainMs > this.#timeoutMs + SLACK_MS) {
       const reason = `QEMU's main loop has not answered for ${Math.round(mainMs)} ms`;

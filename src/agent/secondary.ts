@@ -1,6 +1,6 @@
 /**
- * What the keeper of a VM's replica does: get it ready, follow its checkpoints, make it the VM. When, is decided by
- * src/failover/decide.ts.
+ * What the keeper of a VM's replica does: get it ready, follow its checkpoints, make it the VM. When, is
+ * decided by src/failover/decide.ts.
  */
 
 import { announceSelf, endReplica, prepareSecondary, removeTls, secondaryFailover } from "../colo/index.ts";
@@ -8,13 +8,15 @@ import { adoptionOf, type ProxyEntry } from "../proxy/proxy.ts";
 import { type OverlayVerdict, OverlayWatch, overlayFiles, readOverlays } from "../storage/overlay_watch.ts";
 import type { ReplicaAtRest } from "./life_memory.ts";
 import { imagesOf, type Machine } from "./machine.ts";
-import type { SecondaryAddresses } from "./peer_api.ts";
+import { type SecondaryAddresses, TELL_TIMEOUT_MS } from "./peer_api.ts";
 
-const TELL_TIMEOUT_MS = 1_000;
 const OVERLAY_LOOK_MS = 200;
 const SETTLE_POLL_MS = 5;
 const BACK_RETRY_MS = 100;
-/** Then the images hold all that the VM had written before its primary began to record what it writes (storage/dirty_bitmaps.ts). */
+/**
+ * Then the images hold all that the VM had written before its primary began to record what it writes
+ * (storage/dirty_bitmaps.ts).
+ */
 const CHECKPOINTS_UNTIL_MARKED = 2;
 
 export class Secondary {
@@ -52,17 +54,19 @@ export class Secondary {
   }
 
   /**
-   * Gets QEMU ready for the incoming migration. The disks' exports are named after the generation: a primary that is no longer in
-   * charge finds none to write to.
+   * Gets QEMU ready for the incoming migration. The disks' exports are named after the generation: a primary
+   * that is no longer in charge finds none to write to.
    */
   async prepare(generation: number): Promise<SecondaryAddresses> {
     const { config, qmp, proxy, replicationAddress, marker, tls, log } = this.#machine;
     proxy.block();
     this.#generation = generation;
-    // It stays true while a primary only copies: what it writes is its own content, and its bitmaps go on recording. Once they are
-    // gone, since this protection is further, the marker fits nothing until it is written anew.
+    // It stays true while a primary only copies: what it writes is its own content, and its bitmaps go on
+    // recording. Once they are gone, since this protection is further, the marker fits nothing until it is
+    // written anew.
     const replicaOf = marker?.generationOf(imagesOf(config));
-    // Frames of the VM's former life on this host: others have gone on from there, so they must never be sent.
+    // Frames of the VM's former life on this host: others have gone on from there, so they must never be
+    // sent.
     const discarded = (await proxy.comparison?.discard()) ?? 0;
     if (discarded > 0) log.info("frames that an earlier agent had held were dropped", { discarded });
     const migrate = { host: replicationAddress, port: config.migrate_port };
@@ -143,11 +147,13 @@ export class Secondary {
     return this.#epoch;
   }
 
-  /** Makes the replica the VM; the record must name this agent already, and the lease be kept up meanwhile. */
+  /**
+   * Makes the replica the VM; the record must name this agent already, and the lease be kept up meanwhile.
+   */
   async promote(): Promise<void> {
     const { proxy, qmp, config, tls, log } = this.#machine;
-    // A STOP for a last checkpoint may be among them. Not waited for long: QEMU holds its main loop while it loads a checkpoint that
-    // may never be complete.
+    // A STOP for a last checkpoint may be among them. Not waited for long: QEMU holds its main loop while it
+    // loads a checkpoint that may never be complete.
     await this.#eventsUntilNow(500);
     this.stop();
     // QEMU is about to write the overlays into the images.
@@ -219,7 +225,8 @@ export class Secondary {
   }
 
   #onStop(): void {
-    // What the VM sends after RESUME belongs to the new epoch. The offsets are gone with the state they belonged to.
+    // What the VM sends after RESUME belongs to the new epoch. The offsets are gone with the state they
+    // belonged to.
     this.#epoch++;
     this.#machine.proxy.comparison?.stopped(this.#epoch);
     this.#inCheckpoint = true;

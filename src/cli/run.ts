@@ -37,6 +37,10 @@ export function runCommand(): Command {
           end();
         });
       }
+      void agent.failed.then((message) => {
+        log.error("ending: a new agent has to adopt the VMs", { message });
+        process.exit(1);
+      });
       void agent.restartWanted.then(() => {
         log.info("ending for a restart");
         setTimeout(end, ANSWER_MS); // lets the command's answer leave first

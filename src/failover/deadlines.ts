@@ -1,10 +1,18 @@
 /**
- * What happens when nothing happens. One table says both when (the agent's timer) and what (`overdue`): an entry is due from its moment
- * on, and each `then` removes or moves its own entry.
+ * What happens when nothing happens. One table says both when (the agent's timer) and what (`overdue`): an
+ * entry is due from its moment on, and each `then` removes or moves its own entry.
  */
 import { goAlone, handOverIfWorseOff, isWorseOff, peerIsBack, protect } from "./holder.ts";
 import { asksArbiter } from "./pump.ts";
-import { claim, claimIfDue, fenceFirst, isFencing, replicaUseless, takeoverAtMs } from "./replica.ts";
+import {
+  claim,
+  claimIfDue,
+  endSuccession,
+  fenceFirst,
+  isFencing,
+  replicaUseless,
+  takeoverAtMs,
+} from "./replica.ts";
 import type { State } from "./state.ts";
 import type { Step } from "./step.ts";
 import { peerVerdict } from "./verdict.ts";
@@ -48,11 +56,15 @@ export function due(s: State): Deadline[] {
   // A QEMU that cannot be protected lets its VM run alone for good.
   if (s.phase === "alone" && s.peerReady && s.unsuitable === undefined)
     at(Math.max(s.protectAtMs, s.unprotectedUntilMs), protect);
+  if (s.succeededAtMs !== undefined) at(s.succeededAtMs, endSuccession);
   if (isWorseOff(s)) at(s.sinceMs, handOverIfWorseOff);
   return all;
 }
 
-/** When `overdue` has something to do, so that nobody waits for the next round; CLOCK_BOOTTIME in ms, or Infinity. */
+/**
+ * When `overdue` has something to do, so that nobody waits for the next round; CLOCK_BOOTTIME in ms, or
+ * Infinity.
+ */
 export function nextDeadlineMs(s: State): number {
   return due(s).reduce((next, { atMs }) => Math.min(next, atMs), Number.POSITIVE_INFINITY);
 }

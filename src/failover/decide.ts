@@ -1,26 +1,31 @@
 /**
  * Who may send, who takes over, when to give up: one pure function, (state, event, time) -> (state, actions).
  *
- * Invariant: at no time do two agents let the output of the same VM onto the network, and no replica takes over that does
- * not cover what the network has seen.
+ * Invariant: at no time do two agents let the output of the same VM onto the network, and no replica takes
+ * over that does not cover what the network has seen.
  *
- * Why it holds. The holder lets output pass only while (a) the record names it and (b) its kernel lease has not run out.
- * While the record says that the replica is valid, the lease is prolonged only by heartbeats that the secondary has answered,
- * up to `lease` after the moment the heartbeat was *sent*. The secondary writes itself into the record only `lease + margin`
- * after its last *answer*, which is later than that, and from then on it answers no heartbeat. To go on without those answers,
- * the holder first writes "replica invalid", from which nobody takes over. All writes are compare-and-swaps on the record's
- * revision, so of two that exclude each other one happens.
+ * Why it holds. The holder lets output pass only while (a) the record names it and (b) its kernel lease has
+ * not run out. While the record says that the replica is valid, the lease is prolonged only by heartbeats
+ * that the secondary has answered, up to `lease` after the moment the heartbeat was *sent*. The secondary
+ * writes itself into the record only `lease + margin` after its last *answer*, which is later than that, and
+ * from then on it answers no heartbeat. To go on without those answers, the holder first writes "replica
+ * invalid", from which nobody takes over. All writes are compare-and-swaps on the record's revision, so of
+ * two that exclude each other one happens.
  *
  * Each transition is a function of its own, named as in docs/failover.md, which gives the reasons.
  */
 
+import type { Decision } from "./actions.ts";
 import { overdue } from "./deadlines.ts";
+import type { Event } from "./events.ts";
 import { controlClosed, diskError, qemuGone, qemuSilent } from "./faults.ts";
 import * as holder from "./holder.ts";
+import { command } from "./operator.ts";
 import { arbiterAnswered, pump } from "./pump.ts";
 import * as replica from "./replica.ts";
+import * as restart from "./restart.ts";
 import { startWithoutArbiter } from "./start.ts";
-import { type Decision, type Event, isHolder, type State } from "./state.ts";
+import { isHolder, type State } from "./state.ts";
 import { begin, enter, type Step } from "./step.ts";
 
 export function decide(before: State, event: Event, nowMs: number): Decision {
@@ -31,8 +36,9 @@ export function decide(before: State, event: Event, nowMs: number): Decision {
 }
 
 /**
- * The replica that a heartbeat of this agent names: the one it makes, or depends on. While it is being made the answers prolong nothing;
- * they keep the other agent from waiting for a primary that has given the attempt up.
+ * The replica that a heartbeat of this agent names: the one it makes, or depends on. While it is being made
+ * the answers prolong nothing; they keep the other agent from waiting for a primary that has given the
+ * attempt up.
  */
 export function heartbeatGeneration(s: State): number | undefined {
   return s.leaseFrom === "peer" || s.phase === "protecting" ? s.generation : undefined;
@@ -71,12 +77,29 @@ function apply(step: Step, event: Event): void {
     case "control_closed":
       controlClosed(step);
       break;
+    case "restart_wanted":
+      restart.restartWanted(step, event);
+      break;
+    case "restart_cancelled":
+      restart.restartCancelled(step);
+      break;
     case "peer_restarts":
-      if ((s.phase === "standby" || s.phase === "protected") && event.generation === s.generation)
-        s.peerBackByMs = now + s.settings.restartMs;
+      restart.peerRestarts(step, event);
+      break;
+    case "checkpoints_paused":
+      restart.checkpointsPaused(step, event);
+      break;
+    case "peer_waits":
+      restart.peerWaits(step, event);
+      break;
+    case "resume_wanted":
+      restart.resumeWanted(step, event);
       break;
     case "peer_is_back":
-      holder.peerIsBack(step, event.generation);
+      holder.replicaIsBack(step, event);
+      break;
+    case "succeed":
+      replica.succeed(step, event);
       break;
     case "peer_gave_up":
       replica.primaryGaveUp(step, event);
@@ -103,7 +126,7 @@ function apply(step: Step, event: Event): void {
       holder.protectionFailed(step, event);
       break;
     case "prepare":
-      replica.replicaWanted(step, event.generation);
+      replica.replicaWanted(step, event);
       break;
     case "prepare_failed":
       if (s.phase === "incoming") replica.replicaUseless(step, event.reason);
@@ -112,7 +135,7 @@ function apply(step: Step, event: Event): void {
       if (s.phase === "standby") replica.replicaUseless(step, event.reason);
       break;
     case "entered":
-      replica.replicaEntered(step, event.generation);
+      replica.replicaEntered(step, event);
       break;
     case "promoted":
       replica.promoted(step);
@@ -140,7 +163,8 @@ function apply(step: Step, event: Event): void {
       qemuSilent(step, event.reason);
       break;
     case "qemu_slow":
-      // The main loop hangs, the out-of-band monitor answers: on the secondary or the replication link more often than not.
+      // The main loop hangs, the out-of-band monitor answers: on the secondary or the replication link more
+      // often than not.
       if (isHolder(s)) holder.goAlone(step, event.reason);
       else if (s.phase === "standby" || s.phase === "incoming") replica.replicaUseless(step, event.reason);
       break;
@@ -148,7 +172,8 @@ function apply(step: Step, event: Event): void {
       s.shutdown = event.reason;
       break;
     case "pair_broken":
-      // The end of COLO on the secondary's side alone proves nothing: the primary may be gone, and this the last copy.
+      // The end of COLO on the secondary's side alone proves nothing: the primary may be gone, and this the
+      // last copy.
       if (isHolder(s) && s.shutdown === undefined) holder.goAlone(step, event.reason);
       break;
     case "disk_error":
@@ -162,22 +187,19 @@ function apply(step: Step, event: Event): void {
       holder.handOverIfWorseOff(step);
       break;
     case "fail_over_wanted":
-      if (s.phase === "protected") holder.handOver(step, event.reason);
-      break;
     case "unprotect_wanted":
-      holder.unprotect(step, event.untilMs);
-      break;
     case "protect_wanted":
-      s.unprotectedUntilMs = Number.NEGATIVE_INFINITY;
-      s.protectAtMs = now;
-      break;
     case "promote_wanted":
-      replica.promoteByHand(step);
+    case "boot_wanted":
+      command(step, event);
       break;
   }
 }
 
-/** `round`: renews what a living agent renews. A timer alone never does: it can run while the rest of the agent hangs. */
+/**
+ * `round`: renews what a living agent renews. A timer alone never does: it can run while the rest of the
+ * agent hangs.
+ */
 function round(step: Step): void {
   const { s, now, actions } = step;
   if (s.leaseFrom === "self") actions.push({ type: "extend_lease", untilMs: now + s.settings.leaseMs });

@@ -1,8 +1,9 @@
 /** What breaks beside the peer's silence: QEMU, its disks, the connection to the peer's agent. */
 
+import type { Event } from "./events.ts";
 import { couldBeValid, goAlone, handOver, holderGivesUp, holderStops } from "./holder.ts";
 import { claim, replicaUseless } from "./replica.ts";
-import { type Event, isHolder } from "./state.ts";
+import { isHolder } from "./state.ts";
 import { type Step, want } from "./step.ts";
 import { peerVerdict } from "./verdict.ts";
 

@@ -1,8 +1,9 @@
 /**
- * What becomes of a goal, given the arbiter's record: the rules of the compare-and-swap, as one pure function.
+ * What becomes of a goal, given the arbiter's record: the rules of the compare-and-swap, as one pure
+ * function.
  *
- * Invariants of the record are in vm_record.ts. Each write names the revision that it replaces, so a write that is decided here
- * happens only if the record is still the one that was looked at.
+ * Invariants of the record are in vm_record.ts. Each write names the revision that it replaces, so a write
+ * that is decided here happens only if the record is still the one that was looked at.
  */
 import type { Goal, State } from "./state.ts";
 import type { VmRecord, VmRecordUpdate } from "./vm_record.ts";
@@ -39,6 +40,10 @@ export function judge(goal: Goal, s: State): Verdict {
       return judgeOwn(goal, s);
     case "take":
       return judgeTakeover(s);
+    case "boot":
+      if (record === undefined) return { kind: "missing" };
+      if (record.holder !== self) return { kind: "moot" };
+      return record.replicaValid ? write({ ...record, replicaValid: false }) : { kind: "stands" };
   }
 }
 
@@ -52,7 +57,8 @@ function judgeOwn(goal: "invalid" | "valid" | "still_valid", s: State): Verdict 
   const valid = record.replicaValid && record.generation === generation;
   if (goal === "valid" && valid) return { kind: "stands" };
   if (goal === "still_valid" && !valid) return { kind: "given_up" };
-  // Written again even if it stands there: an earlier agent's "invalid" may still be on its way, and must fail.
+  // Written again even if it stands there: an earlier agent's "invalid" may still be on its way, and must
+  // fail.
   return write({ ...record, generation, replicaValid: goal !== "invalid" });
 }
 

@@ -1,6 +1,7 @@
 /** The half of docs/failover.md that is about the holder: who may send, and when the replica is given up. */
-import { type Event, isHolder, type State } from "./state.ts";
-import { enter, retryProtectionLater, type Step, want } from "./step.ts";
+import type { Event } from "./events.ts";
+import { isHolder, type State } from "./state.ts";
+import { answer, enter, retryProtectionLater, type Step, want } from "./step.ts";
 
 /** `run alone`: the record says that there is no replica, so the agent itself keeps the lease up. */
 export function runAlone(step: Step): void {
@@ -18,7 +19,10 @@ export function protect(step: Step): void {
   actions.push({ type: "protect", generation: s.generation });
 }
 
-/** `primed`: the replica is complete. The lease depends on the secondary *before* the record lets that one take over. */
+/**
+ * `primed`: the replica is complete. The lease depends on the secondary *before* the record lets that one
+ * take over.
+ */
 export function primed(step: Step, generation: number): void {
   const { s, now } = step;
   if (s.phase !== "protecting" || generation !== s.generation) return;
@@ -36,8 +40,8 @@ export function primed(step: Step, generation: number): void {
 export function heartbeatAnswered(step: Step, event: Extract<Event, { type: "heartbeat_answered" }>): void {
   const { s, now, actions } = step;
   if (s.leaseFrom !== "peer" || event.generation !== s.generation) return;
-  // A newer answer has overtaken it; or it was asked before the replica was complete, and then the lease that this agent gave itself
-  // may last longer than the secondary would wait after that answer.
+  // A newer answer has overtaken it; or it was asked before the replica was complete, and then the lease that
+  // this agent gave itself may last longer than the secondary would wait after that answer.
   if (event.sentMs < s.lastAnswerMs) return;
   if (!event.accepted) {
     if (now < s.peerBackByMs) return; // it has only begun
@@ -72,7 +76,10 @@ export function protectionFailed(step: Step, event: Extract<Event, { type: "prot
   enter(step, "alone", event.reason);
 }
 
-/** The record has not called this replica valid, so nothing needs to be written before the held frames may leave. */
+/**
+ * The record has not called this replica valid, so nothing needs to be written before the held frames may
+ * leave.
+ */
 function leaveUnrecorded(step: Step, reason: string): void {
   step.s.protecting = undefined;
   enter(step, "going_alone", reason);
@@ -81,17 +88,27 @@ function leaveUnrecorded(step: Step, reason: string): void {
 
 /** The peer's agent is back after its restart. The time without answers counts from now. */
 export function peerIsBack(step: Step, generation: number): void {
-  const { s, now, actions } = step;
+  const { s, now } = step;
   if (generation !== s.generation) return;
   s.peerBackByMs = Number.NEGATIVE_INFINITY;
   if (s.leaseFrom !== "peer") return;
   s.lastAnswerMs = now;
   s.heardMs.control = now;
   s.controlClosed = false;
+  catchUp(step);
+}
+
+/**
+ * One of the two agents has not looked for a while: a checkpoint makes up for that, and further ones follow.
+ */
+export function catchUp({ actions }: Step): void {
   actions.push({ type: "catch_up" });
 }
 
-/** `go alone`: the replica is lost. First: is this host's QEMU alive? If not, the replica is the last copy and must not be invalidated. */
+/**
+ * `go alone`: the replica is lost. First: is this host's QEMU alive? If not, the replica is the last copy and
+ * must not be invalidated.
+ */
 export function goAlone(step: Step, reason: string): void {
   const { s, actions } = step;
   if (!isHolder(s) || s.phase === "alone" || s.phase === "going_alone") return;
@@ -105,6 +122,8 @@ export function goAlone(step: Step, reason: string): void {
   s.leaseFrom = "none";
   s.protecting = undefined;
   s.peerBackByMs = Number.NEGATIVE_INFINITY;
+  s.restarting = false;
+  s.retiredMs = undefined;
   s.goal = undefined;
   s.call = undefined;
   s.goingAlone = "probing";
@@ -143,10 +162,14 @@ export function holderStops(step: Step, reason: string): void {
   s.leaseFrom = "none";
   s.protecting = undefined;
   s.goingAlone = undefined;
+  s.retiredMs = undefined;
+  s.succeededAtMs = undefined;
   s.goal = undefined;
   s.call = undefined;
   s.claim = undefined;
-  actions.push({ type: "block" }, { type: "end_protection", reason });
+  s.committed = false;
+  s.succeeding = false;
+  actions.push({ type: "block", reason }, { type: "end_protection", reason });
   enter(step, "stopped", reason);
 }
 
@@ -164,7 +187,10 @@ export function handOverIfWorseOff(step: Step): void {
   if (isWorseOff(step.s)) handOver(step, "this host has lost the clients' network; the peer has not");
 }
 
-/** `hand over`: both VMs at the same point, everything verified released, then `give up`; the secondary does the rest. */
+/**
+ * `hand over`: both VMs at the same point, everything verified released, then `give up`; the secondary does
+ * the rest.
+ */
 export function handOver(step: Step, reason: string): void {
   if (!step.s.settings.arbiter) return;
   enter(step, "handing_over", reason);
@@ -173,8 +199,9 @@ export function handOver(step: Step, reason: string): void {
 }
 
 /**
- * `retire`: nothing leaves this host any more, the secondary may take over. This VM is kept until that is certain. A peer that is lost
- * now has not written itself into the record; then this host goes alone, as with any lost replica.
+ * `retire`: nothing leaves this host any more, the secondary may take over. This VM is kept until that is
+ * certain. A peer that is lost now has not written itself into the record; then this host goes alone, as with
+ * any lost replica.
  */
 export function retire(step: Step): void {
   const { s, now, actions } = step;
@@ -189,7 +216,16 @@ export function retire(step: Step): void {
   );
 }
 
-export function unprotect(step: Step, untilMs: number): void {
-  step.s.unprotectedUntilMs = untilMs;
-  goAlone(step, "protection was ended by the administrator");
+/** The secondary's agent says that it is back. */
+export function replicaIsBack(
+  step: Step,
+  { request, generation }: Extract<Event, { type: "peer_is_back" }>,
+): void {
+  const { s } = step;
+  if (!isHolder(s) || generation !== s.generation) {
+    answer(step, request, `it no longer needs this replica: this host is ${s.phase}`);
+    return;
+  }
+  peerIsBack(step, generation);
+  answer(step, request);
 }

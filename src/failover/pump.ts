@@ -1,17 +1,20 @@
 /**
- * Carries goals to the arbiter. Transitions only set a goal; each decision ends with one pump, which reads the record, writes to it,
- * or continues from what the record says. One question is under way at a time.
+ * Carries goals to the arbiter. Transitions only set a goal; each decision ends with one pump, which reads
+ * the record, writes to it, or continues from what the record says. One question is under way at a time.
  */
+
+import type { Event } from "./events.ts";
 import { judge, type Verdict } from "./goal.ts";
 import { becomeProtected, goAlone, holderStops, leaveReplica, runAlone } from "./holder.ts";
 import { fenceFirst, replicaUseless } from "./replica.ts";
-import { startFrom } from "./start.ts";
-import { type Event, isHolder, type State } from "./state.ts";
+import { startFrom, vmLost } from "./start.ts";
+import { awaitsTakeover, isHolder, type State } from "./state.ts";
 import { enter, type Step } from "./step.ts";
 
 /** There is something that only the arbiter can tell or write down. */
 export function asksArbiter(s: State): boolean {
-  return s.settings.arbiter && (s.goal !== undefined || s.phase === "starting") && s.leaseFrom !== "self";
+  if (!s.settings.arbiter || s.leaseFrom === "self") return false;
+  return s.goal !== undefined || (s.phase === "starting" && s.found !== undefined) || awaitsTakeover(s);
 }
 
 export function pump(step: Step): void {
@@ -22,8 +25,25 @@ export function pump(step: Step): void {
       actions.push({ type: "read_record", call: s.call });
       return;
     }
-    if (s.goal === undefined) startFrom(step, s.record);
-    else carryOn(step, judge(s.goal, s));
+    if (s.goal !== undefined) carryOn(step, judge(s.goal, s));
+    else if (s.phase === "starting") startFrom(step, s.record);
+    else awaitTakeover(step);
+  }
+}
+
+/**
+ * This host's VM is gone and the peer's replica is to take it over: until then the record is looked at again
+ * and again.
+ */
+function awaitTakeover(step: Step): void {
+  const { s, now } = step;
+  if (s.record === undefined) {
+    recordMissing(step);
+  } else if (!s.record.replicaValid) {
+    enter(step, "stopped", vmLost(`${s.settings.peer}'s replica, which was to take it over, is gone too`));
+  } else {
+    s.retryAtMs = now + s.settings.arbiterRetryMs;
+    step.informed = false;
   }
 }
 
@@ -63,6 +83,7 @@ function carryOn(step: Step, verdict: Verdict): void {
       break;
     case "moot":
       s.goal = undefined;
+      if (s.phase === "waiting") s.reason = `${s.record?.holder} runs the VM`;
       break;
     case "refused":
       replicaUseless(step, verdict.reason);
@@ -107,6 +128,10 @@ function stands(step: Step): void {
     case "take":
       fenceFirst(step, s.claim?.reason ?? "");
       break;
+    case "boot":
+      s.bootsNext = true;
+      enter(step, "stopped", "the administrator has it booted from this host's disks");
+      break;
     default: // renounced: `startFrom` is next
   }
 }
@@ -114,7 +139,8 @@ function stands(step: Step): void {
 function recordMissing(step: Step): void {
   const { s } = step;
   const reason =
-    "the arbiter has lost this VM's record; stop both agents, decide which host's VM is to continue, and start that one first";
+    "the arbiter has lost this VM's record; stop both agents, decide which host's VM is to continue, " +
+    "and start that one first";
   s.needsAdministrator = true;
   if (s.phase === "standby" || s.phase === "taking_over") replicaUseless(step, reason);
   else holderStops(step, reason);

@@ -1,29 +1,60 @@
-/** The half of docs/failover.md that is about the replica: when it offers itself, when it takes over, when it is useless. */
-import type { Event, State } from "./state.ts";
-import { enter, retryProtectionLater, type Step, want } from "./step.ts";
+/**
+ * The half of docs/failover.md that is about the replica: when it offers itself, when it takes over, when it
+ * is useless.
+ */
+import type { Event } from "./events.ts";
+import type { State } from "./state.ts";
+import { answer, enter, retryProtectionLater, type Step, want } from "./step.ts";
 
-export function replicaWanted(step: Step, generation: number): void {
-  const { s, now, actions } = step;
-  if (s.phase !== "waiting" || s.unsuitable !== undefined) return;
+type Of<T extends Event["type"]> = Extract<Event, { type: T }>;
+
+/** By then the network has learnt from the VM's own frames where it is after a hand-over. */
+const SUCCESSION_MS = 1_000;
+
+export function replicaWanted(step: Step, { request, generation }: Of<"prepare">): void {
+  const { s, now } = step;
+  if (s.phase !== "waiting" || s.unsuitable !== undefined) {
+    answer(step, request, `this host has no replica to offer: ${s.unsuitable ?? `it is ${s.phase}`}`);
+    return;
+  }
   s.generation = generation;
   s.lastAnswerMs = now;
+  s.goal = undefined;
+  s.call = undefined;
   enter(step, "incoming");
-  actions.push({ type: "prepare_replica", generation });
+  answer(step, request);
 }
 
-export function replicaEntered(step: Step, generation: number): void {
-  const { s, now, actions } = step;
-  if (s.phase !== "incoming" || generation !== s.generation) return;
+export function replicaEntered(step: Step, { request, generation }: Of<"entered">): void {
+  const { s, now } = step;
+  if (s.phase !== "incoming" || generation !== s.generation) {
+    answer(step, request, `this host does not expect this primary: it is ${s.phase}`);
+    return;
+  }
   s.lastAnswerMs = now;
   s.givenUp = false;
   s.claim = undefined;
   enter(step, "standby");
-  actions.push({ type: "follow", generation });
+  answer(step, request);
 }
 
-/** `heartbeat`: an answer lets the holder send for another lease, so none is given once this agent may be the holder. */
-export function heartbeatCame(step: Step, event: Extract<Event, { type: "heartbeat" }>): void {
-  const { s, now, actions } = step;
+/** The primary is about to hand the VM over. */
+export function succeed(step: Step, { request, generation }: Of<"succeed">): void {
+  const { s } = step;
+  if (s.phase !== "standby" || generation !== s.generation) {
+    answer(step, request, `this host does not have this replica: it is ${s.phase}`);
+    return;
+  }
+  s.succeeding = true;
+  answer(step, request);
+}
+
+/**
+ * `heartbeat`: an answer lets the holder send for another lease, so none is given once this agent may be the
+ * holder.
+ */
+export function heartbeatCame(step: Step, event: Of<"heartbeat">): void {
+  const { s, now } = step;
   const own = event.generation === s.generation;
   if (s.phase === "incoming" && own) s.lastAnswerMs = now;
   const accepted = s.phase === "standby" && own && !s.givenUp && !s.committed;
@@ -35,10 +66,10 @@ export function heartbeatCame(step: Step, event: Extract<Event, { type: "heartbe
     s.goal = undefined;
     s.call = undefined;
   }
-  actions.push({ type: "answer_heartbeat", accepted });
+  answer(step, event.request, accepted ? undefined : `this host is ${s.phase} of generation ${s.generation}`);
 }
 
-export function primaryGaveUp(step: Step, event: Extract<Event, { type: "peer_gave_up" }>): void {
+export function primaryGaveUp(step: Step, event: Of<"peer_gave_up">): void {
   const { s } = step;
   if (s.phase !== "standby" || event.generation !== s.generation) return;
   s.givenUp = true;
@@ -51,7 +82,9 @@ export function claim(step: Step, reason: string): void {
   const { s, now } = step;
   s.claim = { reason, sinceMs: now, fence: "none" };
   if (!s.settings.arbiter)
-    s.reason = `${reason}; without an arbiter a dead primary cannot be told from a cut link; use colo-agent promote if the other host is off`;
+    s.reason =
+      `${reason}; without an arbiter a dead primary cannot be told from a cut link; use ` +
+      "colo-agent promote if the other host is off";
   claimIfDue(step);
 }
 
@@ -73,8 +106,8 @@ export function isFencing(s: State): boolean {
 }
 
 /**
- * `fence`: only after the record names this agent. Before that, the fence command could turn off a primary that rightly continues
- * alone, with the only copy. A primary that gave up has blocked itself.
+ * `fence`: only after the record names this agent. Before that, the fence command could turn off a primary
+ * that rightly continues alone, with the only copy. A primary that gave up has blocked itself.
  */
 export function fenceFirst(step: Step, reason: string): void {
   const { s, now, actions } = step;
@@ -89,7 +122,7 @@ export function fenceFirst(step: Step, reason: string): void {
   actions.push({ type: "fence", term: s.record?.term ?? 0 });
 }
 
-export function fenced(step: Step, event: Extract<Event, { type: "fenced" }>): void {
+export function fenced(step: Step, event: Of<"fenced">): void {
   const { s, now } = step;
   if (!isFencing(s) || s.claim?.fence !== "running") return;
   if (!event.ok && s.settings.fence === "required") {
@@ -103,11 +136,13 @@ export function fenced(step: Step, event: Extract<Event, { type: "fenced" }>): v
 }
 
 export function promoted(step: Step): void {
-  const { s } = step;
+  const { s, now } = step;
   if (s.phase !== "taking_over") return;
   s.claim = undefined;
   s.committed = false;
   s.givenUp = false;
+  if (s.succeeding) s.succeededAtMs = now + SUCCESSION_MS;
+  s.succeeding = false;
   retryProtectionLater(step);
   enter(step, "alone", s.reason);
 }
@@ -122,8 +157,16 @@ export function becomeHolder(step: Step, reason: string): void {
   const { s, now, actions } = step;
   s.leaseFrom = "self";
   s.committed = true;
+  s.peerBackByMs = Number.NEGATIVE_INFINITY;
+  s.restarting = false;
   enter(step, "taking_over", reason);
   actions.push({ type: "extend_lease", untilMs: now + s.settings.leaseMs }, { type: "promote", reason });
+}
+
+/** The network has learnt where the VM is now. */
+export function endSuccession({ s, actions }: Step): void {
+  s.succeededAtMs = undefined;
+  actions.push({ type: "end_succession" });
 }
 
 /** `useless`: this replica can never take over; the primary should know at once. */
@@ -132,9 +175,12 @@ export function replicaUseless(step: Step, reason: string): void {
   const told = s.phase === "standby" || s.phase === "incoming";
   s.leaseFrom = "none";
   s.claim = undefined;
+  s.committed = false;
+  s.succeeding = false;
+  s.restarting = false;
   s.goal = undefined;
   s.call = undefined;
-  actions.push({ type: "block" });
+  actions.push({ type: "block", reason });
   enter(step, "stopped", reason);
   if (told) actions.push({ type: "tell_peer", what: "replica_lost", generation: s.generation, reason });
 }

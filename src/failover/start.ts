@@ -1,4 +1,7 @@
-/** The begin of an agent: the record says what this host is to the VM; without a record, the configuration does. */
+/**
+ * The begin of an agent: the record says what this host is to the VM; without a record, the configuration
+ * does.
+ */
 import { takeoverRefusal } from "./goal.ts";
 import { runAlone } from "./holder.ts";
 import { enter, hasVm, type Step, want } from "./step.ts";
@@ -50,17 +53,13 @@ function startAsHolder(step: Step, record: VmRecord): void {
     return;
   }
   if (s.found !== "incoming") {
-    // Written again even if it says so already: an earlier agent's write may still be on its way, and must fail.
+    // Written again even if it says so already: an earlier agent's write may still be on its way, and must
+    // fail.
     want(step, "invalid");
     return;
   }
   if (!record.replicaValid) {
-    const how = "start its QEMU without -incoming to boot it from its disk";
-    enter(
-      step,
-      "stopped",
-      `the VM is lost: this host ran it without a replica, and its QEMU is gone; ${how}`,
-    );
+    enter(step, "stopped", vmLost("this host ran it without a replica, and its QEMU is gone"));
     return;
   }
   // The replica is the last copy. It takes over when a lease that an earlier agent may have left has run out.
@@ -68,8 +67,8 @@ function startAsHolder(step: Step, record: VmRecord): void {
 }
 
 /**
- * `resume`: this host's agent had protected the VM before it was restarted, and the record is unchanged. The secondary's agent says
- * whether the replica still stands by. Only its answers prolong the lease, as before.
+ * `resume`: this host's agent had protected the VM before it was restarted, and the record is unchanged. The
+ * secondary's agent says whether the replica still stands by. Only its answers prolong the lease, as before.
  */
 function resume(step: Step, record: VmRecord): void {
   const { s, now } = step;
@@ -82,8 +81,8 @@ function resume(step: Step, record: VmRecord): void {
 }
 
 /**
- * `follow again`: this host's agent ended as announced, with no takeover begun, and the primary has made no checkpoint since. No
- * heartbeat of the primary was answered later than now.
+ * `follow again`: this host's agent ended as announced, with no takeover begun, and the primary has made no
+ * checkpoint since. No heartbeat of the primary was answered later than now.
  */
 function followAgain(step: Step): void {
   const { s, now, actions } = step;
@@ -93,7 +92,10 @@ function followAgain(step: Step): void {
   actions.push({ type: "follow_again", generation: s.generation });
 }
 
-/** The replica that an earlier agent left in good order is not the one that the record calls valid: it is of no use. */
+/**
+ * The replica that an earlier agent left in good order is not the one that the record calls valid: it is of
+ * no use.
+ */
 function dropReplica(step: Step): void {
   const { s, actions } = step;
   if (s.found !== "following") return;
@@ -101,7 +103,7 @@ function dropReplica(step: Step): void {
   const reason = "it is not the replica that the record calls valid";
   // The primary may be waiting for this agent.
   actions.push(
-    { type: "block" },
+    { type: "block", reason },
     { type: "tell_peer", what: "replica_lost", generation: s.generation, reason },
   );
 }
@@ -117,7 +119,12 @@ function startAsOther(step: Step, reason: string): void {
     enter(step, "stopped", `${reason}, and this host can keep no replica: ${unsuitable}`);
     return;
   }
-  if (found === "protected") step.actions.push({ type: "block" });
+  if (found === "protected") step.actions.push({ type: "block", reason });
   const has = hasVm(step.s) ? "a VM" : "the replica of an earlier protection";
   enter(step, "stopped", `${reason}, and this host's QEMU has ${has}; start it again with -incoming`);
+}
+
+/** No copy of the VM's memory is left: only its disks. */
+export function vmLost(why: string): string {
+  return `the VM is lost: ${why}; start its QEMU without -incoming to boot it from its disk`;
 }

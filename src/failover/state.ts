@@ -1,5 +1,8 @@
-/** What the failover decisions know, learn and ask for; decide.ts decides. No clocks, no I/O, plain data only. */
-import type { VmRecord, VmRecordUpdate } from "./vm_record.ts";
+/**
+ * What the failover decisions know. events.ts is what they learn, actions.ts what they ask for; decide.ts
+ * decides. No clocks, no I/O, plain data only.
+ */
+import type { VmRecord } from "./vm_record.ts";
 
 /**
  * starting -> alone | resuming | waiting
@@ -58,6 +61,11 @@ export function isHolder({ phase }: Pick<State, "phase">): boolean {
   return PHASES[phase].holder;
 }
 
+/** The record calls this host the holder, whose VM is gone, and the peer's replica the last copy of it. */
+export function awaitsTakeover(s: State): boolean {
+  return s.phase === "waiting" && s.record?.holder === s.settings.self;
+}
+
 export interface Settings {
   readonly self: string;
   readonly peer: string;
@@ -67,7 +75,9 @@ export interface Settings {
   readonly arbiter: boolean;
   /** Silence after which the peer counts as lost. */
   readonly timeoutMs: number;
-  /** The kernel drops the holder's output this long after the heartbeat that was last answered had been sent. */
+  /**
+   * The kernel drops the holder's output this long after the heartbeat that was last answered had been sent.
+   */
   readonly leaseMs: number;
   /** Added to the lease before a takeover: clocks of different rates, scheduling. */
   readonly marginMs: number;
@@ -77,6 +87,11 @@ export interface Settings {
   readonly protectRetryMs: number;
   /** An agent whose restart was announced counts as lost only after this time. */
   readonly restartMs: number;
+  /**
+   * The data plane can be adopted by the next agent as this one leaves it, so that a protection outlives a
+   * restart of the agent.
+   */
+  readonly adoptable: boolean;
   /** Whether a takeover runs the fence command before the VM, and whether it must succeed. */
   readonly fence: "none" | "try" | "required";
 }
@@ -94,16 +109,21 @@ export type Goal =
   | "invalid"
   /** The replica of this generation may take over. */
   | "valid"
-  /** It still may, in the word of this life of the agent. */
+  /** As `valid`, confirmed by this process: written again at a new revision. */
   | "still_valid"
   /** This agent is the holder now. */
-  | "take";
+  | "take"
+  /**
+   * The replica that is to take this host's VM over is out of date: the administrator has the VM booted from
+   * its disks here.
+   */
+  | "boot";
 
 export interface State {
   readonly settings: Settings;
   phase: Phase;
-  /** What QEMU had when this agent found it. */
-  found: QemuHas;
+  /** What QEMU had when this agent found it; undefined: it has not looked yet. */
+  found: QemuHas | undefined;
   /** Why this host's QEMU can be no part of a pair, a sentence; undefined if it can. */
   unsuitable: string | undefined;
   /** When the phase began. */
@@ -115,29 +135,36 @@ export interface State {
   /** The arbiter's record as last seen. */
   record: VmRecord | undefined;
   /**
-   * What prolongs the kernel's lease: each completed round of the agent ("self"), only heartbeats that the secondary has
-   * answered ("peer"), or nothing.
+   * What prolongs the kernel's lease: each completed round of the agent ("self"), only heartbeats that the
+   * secondary has answered ("peer"), or nothing.
    */
   leaseFrom: "none" | "self" | "peer";
   /** Counts attempts to protect, over both hosts; names the replica that an attempt makes. */
   generation: number;
-  /** Holder: when the newest heartbeat that was answered had been sent. Other: when a heartbeat was last answered. */
+  /**
+   * Holder: when the newest heartbeat that was answered had been sent. Other: when a heartbeat was last
+   * answered.
+   */
   lastAnswerMs: number;
   /** When something was last heard of the peer's agent, by path. */
   heardMs: Record<Path, number>;
-  /** The peer's agent closed the control connection, or its kernel did: the host lives, the agent does not. */
+  /**
+   * The peer's agent closed the control connection, or its kernel did: the host lives, the agent does not.
+   */
   controlClosed: boolean;
   /** The peer's QEMU waits to become a replica. */
   peerReady: boolean;
   ownUplink: boolean;
   peerUplink: boolean;
   /**
-   * Protecting: "copying": the procedure runs; "undoing": it was told to end and undoes itself. Protecting and resuming: "answer":
-   * waits for the first answered heartbeat.
+   * Protecting: "copying": the procedure runs; "undoing": it was told to end and undoes itself. Protecting
+   * and resuming: "answer": waits for the first answered heartbeat.
    */
   protecting: "copying" | "undoing" | "answer" | undefined;
-  /** The peer's agent has said that it restarts: until then nothing of it need be heard. */
+  /** The peer's agent has announced its restart: until then its silence means nothing. */
   peerBackByMs: number;
+  /** This agent is about to end and to begin again; the peer has been asked, or is about to be. */
+  restarting: boolean;
   /** Handing over: when the secondary was told that it may take the VM. */
   retiredMs: number | undefined;
   /** The frames of a protection that ends may be held, so that going alone has to release them. */
@@ -148,133 +175,43 @@ export interface State {
   givenUp: boolean;
   /** A write that makes this agent the holder may be on its way: no heartbeat is answered any more. */
   committed: boolean;
+  /** The replica's output waits for this host to be the VM's: the primary hands the VM over. */
+  succeeding: boolean;
+  /** After a hand-over: when the network has learnt from the VM's own frames where it is now. */
+  succeededAtMs: number | undefined;
   goal: Goal | undefined;
   /** The arbiter is being asked; answers with another number are of no interest. */
   call: number | undefined;
   nextCall: number;
   retryAtMs: number;
   protectAtMs: number;
-  /** The administrator wants no protection, until then (CLOCK_BOOTTIME) or, with Infinity, until told otherwise. */
+  /**
+   * The administrator wants no protection, until then (CLOCK_BOOTTIME) or, with Infinity, until told
+   * otherwise.
+   */
   unprotectedUntilMs: number;
   /** Why the VM ends, when it ends in an orderly way. */
   shutdown: string | undefined;
   /** stopped: somebody has to look at this VM first, its QEMU is not to be replaced. */
   needsAdministrator: boolean;
+  /**
+   * stopped: the record allows this host to boot the VM from its disks, as the administrator has asked for.
+   */
+  bootsNext: boolean;
 }
 
 /**
- * What an agent finds in its QEMU: a VM that runs (or ran); one that is the primary of a pair and whose output is still held; nothing
- * yet; a replica that another life of the agent kept; or one that its last life had left in good order, to be back at once.
+ * What an agent finds in its QEMU. "running": a VM that runs, or ran. "protected": one that is the primary of
+ * a pair and whose output is still held. "incoming": nothing yet. "replica": a replica that an earlier agent
+ * kept. "following": a replica that the last agent left in good order when it announced its restart.
  */
 export type QemuHas = "running" | "protected" | "incoming" | "replica" | "following";
-
-export type ArbiterResult =
-  | { kind: "record"; record: VmRecord | undefined }
-  | { kind: "swapped"; record: VmRecord }
-  | { kind: "conflict"; record: VmRecord | undefined }
-  | { kind: "unreachable"; reason: string };
-
-export type Event =
-  /** The agent has taken its QEMU and its tap over and keeps them blocked, or as they were ("protected", "following"). */
-  | {
-      type: "started";
-      vm: QemuHas;
-      /** "following": of which generation the replica is. */
-      generation?: number | undefined;
-      unsuitable?: string | undefined;
-    }
-  /** A round of the agent's main loop is complete: all its parts have answered. */
-  | { type: "round" }
-  /** The moment that nextDeadlineMs() named has come, between two rounds. */
-  | { type: "deadline" }
-  | { type: "arbiter"; call: number; result: ArbiterResult }
-  /** The peer, which holds the VM, asks for its lease to be prolonged. */
-  | { type: "heartbeat"; path: Path; generation: number }
-  | { type: "heartbeat_answered"; path: Path; sentMs: number; generation: number; accepted: boolean }
-  /** What the peer said of itself along with a heartbeat or an answer. */
-  | { type: "peer_seen"; path: Path; ready: boolean; uplink: boolean }
-  | { type: "control_closed" }
-  /** The peer's agent is about to end and to begin again at once. */
-  | { type: "peer_restarts"; generation: number }
-  | { type: "peer_is_back"; generation: number }
-  | { type: "peer_gave_up"; generation: number; reason: string }
-  | { type: "replica_lost"; generation: number; reason: string }
-  | { type: "abandoned"; generation: number; reason: string }
-  /** Results of procedures. */
-  | { type: "alone" }
-  | { type: "primed"; generation: number }
-  | { type: "resumed"; generation: number }
-  | { type: "protection_failed"; generation: number; entered: boolean; reason: string }
-  | { type: "prepare"; generation: number }
-  | { type: "prepare_failed"; reason: string }
-  | { type: "follow_failed"; reason: string }
-  | { type: "entered"; generation: number }
-  | { type: "promoted" }
-  | { type: "promotion_failed"; reason: string }
-  | { type: "fenced"; ok: boolean; output: string }
-  | { type: "handed_over" }
-  | { type: "hand_over_failed"; reason: string }
-  /** This host's QEMU. */
-  | { type: "qemu_answers" }
-  | { type: "qemu_gone"; reason: string }
-  /** Nothing of QEMU answers, but its process is there. */
-  | { type: "qemu_silent"; reason: string }
-  /** Its main loop does not answer, its out-of-band monitor does. */
-  | { type: "qemu_slow"; reason: string }
-  | { type: "shutdown"; reason: string }
-  | { type: "pair_broken"; reason: string }
-  | { type: "disk_error"; disk: "own" | "replica"; reason: string }
-  /** A replica's overlays cannot take what the VM writes until the next checkpoint. */
-  | { type: "overlays_full"; reason: string }
-  | { type: "uplink"; up: boolean }
-  /** The administrator. */
-  | { type: "fail_over_wanted"; reason: string }
-  | { type: "unprotect_wanted"; untilMs: number }
-  | { type: "protect_wanted" }
-  | { type: "promote_wanted" };
-
-export type Action =
-  | { type: "read_record"; call: number }
-  | { type: "swap_record"; call: number; expectedRevision: number; record: VmRecordUpdate }
-  /** Frames may leave until then (CLOCK_BOOTTIME), unless they may for longer already. */
-  | { type: "extend_lease"; untilMs: number }
-  /** Nothing of the VM leaves or reaches it; the lease ends now. */
-  | { type: "block" }
-  /** The lease ends now, but input is mirrored a moment longer, until the network sends it to the VM's new host. */
-  | { type: "retire" }
-  | { type: "answer_heartbeat"; accepted: boolean }
-  /** Let everything through, get QEMU out of COLO; ends in `alone`. */
-  | { type: "run_alone" }
-  /** Ask QEMU for a sign of life, cutting connections it may hang on; ends in `qemu_answers`, `qemu_silent` or `qemu_gone`. */
-  | { type: "probe_qemu" }
-  | { type: "protect"; generation: number }
-  /** One checkpoint with the replica that an earlier life of the agent has made; ends in `resumed` or `pair_broken`. */
-  | { type: "resume"; generation: number }
-  | { type: "begin_checkpoints" }
-  /** The replica's agent is back: a checkpoint, and further ones as before. */
-  | { type: "catch_up" }
-  /** Ends protection's procedures and checkpoints, whatever they are at. */
-  | { type: "end_protection"; reason: string }
-  | { type: "hand_over"; generation: number }
-  | { type: "prepare_replica"; generation: number }
-  | { type: "follow"; generation: number }
-  /** Go on following where an earlier life has left off, and tell the primary; may end in `follow_failed`. */
-  | { type: "follow_again"; generation: number }
-  /** `term`: of the takeover, for the fence command. */
-  | { type: "fence"; term: number }
-  | { type: "promote"; reason: string }
-  | { type: "tell_peer"; what: "give_up" | "replica_lost" | "abandon"; generation: number; reason: string };
-
-export interface Decision {
-  state: State;
-  actions: Action[];
-}
 
 export function initialState(settings: Settings, nowMs: number): State {
   return {
     settings,
     phase: "starting",
-    found: "incoming",
+    found: undefined,
     unsuitable: undefined,
     sinceMs: nowMs,
     reason: undefined,
@@ -290,11 +227,14 @@ export function initialState(settings: Settings, nowMs: number): State {
     peerUplink: true,
     protecting: undefined,
     peerBackByMs: Number.NEGATIVE_INFINITY,
+    restarting: false,
     retiredMs: undefined,
     goingAlone: undefined,
     claim: undefined,
     givenUp: false,
     committed: false,
+    succeeding: false,
+    succeededAtMs: undefined,
     goal: undefined,
     call: undefined,
     nextCall: 1,
@@ -303,5 +243,6 @@ export function initialState(settings: Settings, nowMs: number): State {
     unprotectedUntilMs: Number.NEGATIVE_INFINITY,
     shutdown: undefined,
     needsAdministrator: false,
+    bootsNext: false,
   };
 }

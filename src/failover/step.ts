@@ -1,12 +1,16 @@
 /** One decision under way: a copy of the state that the transitions change, and the actions they ask for. */
-import type { Action, Goal, Phase, State } from "./state.ts";
+import type { Action } from "./actions.ts";
+import type { Goal, Phase, State } from "./state.ts";
 
 export interface Step {
   readonly s: State;
   /** CLOCK_BOOTTIME in ms. */
   readonly now: number;
   readonly actions: Action[];
-  /** `s.record` is as recent as it has to be for the goal: a write may be tried on top of it without another read. */
+  /**
+   * `s.record` is as recent as it has to be for the goal: a write may be tried on top of it without another
+   * read.
+   */
   informed: boolean;
 }
 
@@ -27,8 +31,14 @@ export function want(step: Step, goal: Goal): void {
   s.goal = goal;
   s.call = undefined;
   s.retryAtMs = now;
-  // The last writer knows the revision. One that is wrong learns it from the conflict. A takeover always reads first.
+  // The last writer knows the revision. One that is wrong learns it from the conflict. A takeover always
+  // reads first.
   step.informed = goal === "first" || (goal !== "take" && s.record !== undefined);
+}
+
+/** Answers a request: yes, or no and why. */
+export function answer({ actions }: Step, request: number, refusal?: string): void {
+  actions.push({ type: "answer", request, refusal });
 }
 
 /** This host's QEMU has a VM, not a replica of one. */

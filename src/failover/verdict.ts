@@ -4,8 +4,9 @@ import type { State } from "./state.ts";
 export type PeerVerdict = "well" | "agent_gone" | "link_cut" | "host_gone";
 
 /**
- * The control connection closes by itself only when the peer's kernel lives. Heartbeats on the clients' network while the control link
- * is silent mean that the link is cut; silence everywhere, that the host is gone or cut off, which looks the same from here.
+ * The control connection closes by itself only when the peer's kernel lives. Heartbeats on the clients'
+ * network while the control link is silent mean that the link is cut; silence everywhere, that the host is
+ * gone or cut off, which looks the same from here.
  */
 export function judgePeer(s: State, nowMs: number): PeerVerdict {
   const heard = (path: "control" | "client") => nowMs - s.heardMs[path] <= s.settings.timeoutMs;

@@ -3,12 +3,12 @@
  * compare-and-swap only (design rule: one primary).
  *
  * Invariants:
- *  - only `holder` lets the VM's output onto the network;
- *  - the holder goes on alone only after it has written `replicaValid: false`;
- *  - another agent takes over only from a record with `replicaValid: true`, and only after the holder's lease has
- *    run out or has been given up; it writes itself as holder with `replicaValid: false`;
- *  - it takes over only with a replica of the record's `generation`.
- * So of a primary and a secondary that lose each other, one compare-and-swap wins and the other one stops.
+ * - only `holder` lets the VM's output onto the network;
+ * - the holder goes on alone only after it has written `replicaValid: false`;
+ * - another agent takes over only from a record with `replicaValid: true`, and only after the holder's lease
+ *   has run out or has been given up; it writes itself as holder with `replicaValid: false`;
+ * - it takes over only with a replica of the record's `generation`. So of a primary and a secondary that lose
+ *   each other, one compare-and-swap wins and the other one stops.
  */
 import { z } from "zod";
 
@@ -20,7 +20,9 @@ export const identifier = z.string().regex(/^[a-z0-9][a-z0-9-]{0,31}$/, "must be
 export const vmRecordUpdate = z.strictObject({
   /** Counts changes of holder. */
   term: count,
-  /** Counts attempts to protect the VM: a fencing token that tells this replica from an earlier, stale one. */
+  /**
+   * Counts attempts to protect the VM: a fencing token that tells this replica from an earlier, stale one.
+   */
   generation: count,
   /** Name of the agent that may send. */
   holder: identifier,
@@ -30,8 +32,8 @@ export const vmRecordUpdate = z.strictObject({
 
 export const vmRecord = vmRecordUpdate.extend({
   /**
-   * The arbiter's stamp of the last write, compared by the compare-and-swap. It only grows, by one or more; 0 stands
-   * for "there is no record".
+   * The arbiter's stamp of the last write, compared by the compare-and-swap. It only grows, by one or more; 0
+   * stands for "there is no record".
    */
   revision: count,
 });

@@ -24,8 +24,6 @@ import {
  * STOP's stamp is cut to microseconds, and no checkpoint resumes a VM this fast (measured: 2 ms and more).
  */
 const BOUNDARY_SLACK_NS = 100_000;
-/** So long the old primary's mirror may bring input that the network has sent there still. */
-const SUCCESSOR_MS = 1_000;
 /** Frames of the secondary that are under way have arrived by then; the link is a LAN. */
 const SETTLE_QUIET_MS = 3;
 const SETTLE_LIMIT_MS = 100;
@@ -45,8 +43,6 @@ export class EbpfProxy implements PacketProxy, InputBarrier, Comparison, Adoptio
   readonly inputBarrier: InputBarrier = this;
   readonly comparison: Comparison = this;
   readonly adoption: Adoption = this;
-
-  #succession: Timer | undefined;
 
   private constructor(private readonly nics: readonly EbpfNic[]) {}
 
@@ -212,12 +208,13 @@ export class EbpfProxy implements PacketProxy, InputBarrier, Comparison, Adoptio
     this.#setRole(ROLE.SUCCESSOR);
   }
 
+  endSuccession(): void {
+    if (this.#isSuccessor()) this.#setRole(ROLE.SOLO);
+  }
+
   async takeOver(inCheckpoint: boolean): Promise<void> {
     if (this.#isSuccessor()) {
       await this.#sum(({ dataPath }) => dataPath.releaseAlone());
-      this.#succession = setTimeout(() => {
-        if (this.#isSuccessor()) this.#setRole(ROLE.SOLO);
-      }, SUCCESSOR_MS);
     } else if (!inCheckpoint) {
       this.#setRole(ROLE.SOLO);
     }
@@ -257,7 +254,6 @@ export class EbpfProxy implements PacketProxy, InputBarrier, Comparison, Adoptio
   }
 
   async close(): Promise<void> {
-    clearTimeout(this.#succession);
     for (const nic of this.nics) await nic.close();
   }
 

@@ -149,6 +149,10 @@ export interface Comparison {
   loaded(epoch: number): void;
   /** On the secondary. From now on the VM's output is held here, until this host has the lease. */
   succeed(): void;
+  /**
+   * After {@link succeed} and a takeover. The network knows where the VM is: its output is not held any more.
+   */
+  endSuccession(): void;
 
   /**
    * Frames lost so far on the way to the comparer or to the secondary, in this role: each needs a checkpoint.

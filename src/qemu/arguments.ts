@@ -1,4 +1,7 @@
-/** QEMU's arguments for a protected VM: the same machine in both roles, as migration needs it, with another graph below its disks. */
+/**
+ * QEMU's arguments for a protected VM: the same machine in both roles, as migration needs it, with another
+ * graph below its disks.
+ */
 import { diskArguments } from "../storage/disk_graph.ts";
 import { type ManagedNic, type QemuRole, type QemuSettings, qemuPaths } from "./settings.ts";
 

@@ -41,13 +41,15 @@ export function overlayRoomBytes({ overlayBytes }: Pick<QemuSettings, "overlayBy
 export async function diskBytes(settings: QemuSettings, disk: Disk): Promise<number> {
   if (!existsSync(disk.path)) {
     throw new Error(
-      `disk ${disk.name}: there is no image ${disk.path}; make one of the same size as on the other host (qemu-img create -f ${disk.format} ${disk.path} SIZE)`,
+      `disk ${disk.name}: there is no image ${disk.path}; make one of the same size as on the other ` +
+        `host (qemu-img create -f ${disk.format} ${disk.path} SIZE)`,
     );
   }
   const bytes = await virtualBytes(settings, disk);
   if (bytes === 0 || bytes % PIECE_BYTES !== 0) {
     throw new Error(
-      `disk ${disk.name}: ${disk.path} has ${bytes} bytes; replication needs a multiple of ${PIECE_BYTES} (qemu-img resize, on both hosts)`,
+      `disk ${disk.name}: ${disk.path} has ${bytes} bytes; replication needs a multiple of ` +
+        `${PIECE_BYTES} (qemu-img resize, on both hosts)`,
     );
   }
   return bytes;
@@ -64,7 +66,8 @@ export async function createOverlays(settings: QemuSettings): Promise<void> {
   if (settings.disks.length > 0 && room < needed) {
     const mib = (bytes: number) => Math.floor(bytes / 2 ** 20);
     throw new Error(
-      `${settings.overlayDirectory} has ${mib(room)} of the ${mib(needed)} MiB left that overlays need; they take twice the data written between two checkpoints`,
+      `${settings.overlayDirectory} has ${mib(room)} of the ${mib(needed)} MiB left that overlays need; ` +
+        "they take twice the data written between two checkpoints",
     );
   }
   // All lengths in a disk's graph have to be equal.

@@ -63,6 +63,7 @@ export function findQemu(settings: Pick<QemuSettings, "directory">): ProcessIden
 
 /**
  * Ends the VM's QEMU with SIGKILL, waits until nothing of it is left, and removes its sockets and pid file.
+ * @throws ProcessEndError if it does not end in time; nothing is removed then
  */
 export async function endQemu(settings: Pick<QemuSettings, "directory">): Promise<void> {
   const found = findQemu(settings);

@@ -45,10 +45,26 @@ function threads(pid: number): number {
   }
 }
 
-/** Ends a process and waits until it is gone; a process that is already gone is no error. */
+/**
+ * What a signalled process may take to end: longer means that it waits in the kernel, for storage that does
+ * not answer.
+ */
+const END_LIMIT_MS = 30_000;
+
+/** A process has not ended in time; the message says where it waits. */
+export class ProcessEndError extends Error {
+  override name = "ProcessEndError";
+}
+
+/**
+ * Ends a process and waits until it is gone; one that is gone already is no error.
+ * @throws ProcessEndError if it is still there after `limitMs`: SIGKILL does not end a process in an
+ * uninterruptible sleep
+ */
 export async function endProcess(
   identity: ProcessIdentity,
   signal: NodeJS.Signals = "SIGKILL",
+  limitMs = END_LIMIT_MS,
 ): Promise<void> {
   if (!isAlive(identity)) return;
   try {
@@ -56,7 +72,17 @@ export async function endProcess(
   } catch {
     return;
   }
-  while (isAlive(identity)) await Bun.sleep(2);
+  const deadline = performance.now() + limitMs;
+  while (isAlive(identity)) {
+    if (performance.now() > deadline) {
+      const [state = "?"] = statFields(identity.pid) ?? [];
+      throw new ProcessEndError(
+        `process ${identity.pid} has not ended ${limitMs / 1000} s after ${signal} (state ${state}); in ` +
+          `state D it waits in the kernel, most often for storage: look at /proc/${identity.pid}/stack`,
+      );
+    }
+    await Bun.sleep(2);
+  }
 }
 
 /** Starts a process in a session of its own, with its output in `logPath`. */

@@ -37,9 +37,9 @@ beforeEach(async () => {
   path = await ClientPath.open(
     { local: HERE, peer: THERE, key_file: keyFile },
     {
-      asked: (request) => {
+      asked: (request, answer) => {
         asked.push(request);
-        return ANSWER;
+        answer(ANSWER);
       },
       answered: (sentMs, about, answer) => {
         answered.push([sentMs, about, answer]);

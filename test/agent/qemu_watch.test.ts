@@ -4,7 +4,7 @@ import { disksOf } from "../../src/agent/machine.ts";
 import { QemuWatch } from "../../src/agent/qemu_watch.ts";
 import { primaryFailover, startProtection } from "../../src/colo/index.ts";
 import type { VmConfig } from "../../src/config/config.ts";
-import type { Event } from "../../src/failover/state.ts";
+import type { Event } from "../../src/failover/events.ts";
 import {
   freePorts,
   prepare,

@@ -1,15 +1,12 @@
 /** Each transition of docs/failover.md by itself; test/simulation tries them together. */
 import { describe, expect, test } from "bun:test";
+import type { Action } from "../../src/failover/actions.ts";
 import { nextDeadlineMs } from "../../src/failover/deadlines.ts";
 import { decide, heartbeatGeneration } from "../../src/failover/decide.ts";
+import type { Event } from "../../src/failover/events.ts";
 import { takeoverRefusal } from "../../src/failover/goal.ts";
-import {
-  type Action,
-  type Event,
-  initialState,
-  type Settings,
-  type State,
-} from "../../src/failover/state.ts";
+import { brokenInvariant } from "../../src/failover/invariants.ts";
+import { initialState, type Settings, type State } from "../../src/failover/state.ts";
 
 const settings: Settings = {
   self: "a",
@@ -22,6 +19,7 @@ const settings: Settings = {
   arbiterRetryMs: 300,
   protectRetryMs: 1_000,
   restartMs: 5_000,
+  adoptable: true,
   fence: "none",
 };
 const NOW = 10_000;
@@ -32,6 +30,7 @@ function state(changes: Partial<State>): State {
   const base = initialState(settings, 9_000);
   return {
     ...base,
+    found: "incoming",
     generation: 5,
     term: 3,
     record: own,
@@ -53,6 +52,7 @@ const awaiting = state({
 const held = state({ phase: "protected", leaseFrom: "peer" });
 const probing = state({ phase: "going_alone", goingAlone: "probing" });
 const recording = state({ phase: "going_alone", goingAlone: "recording", goal: "invalid", call: 4 });
+const leaving = state({ phase: "going_alone", goingAlone: "leaving", leaseFrom: "self" });
 const handing = state({ phase: "handing_over", leaseFrom: "peer" });
 const retired = state({ phase: "handing_over", retiredMs: NOW - 600 });
 const waiting = state({ phase: "waiting", term: undefined, record: undefined });
@@ -71,6 +71,7 @@ const taking = state({
   call: 4,
   record: theirs,
 });
+const promoting = state({ ...taking, goal: undefined, call: undefined, leaseFrom: "self", term: 4 });
 const asked = state({ phase: "starting", record: undefined, term: undefined, call: 4 });
 const left = state({ ...asked, found: "following", generation: 5 });
 const found = state({ ...asked, found: "protected" });
@@ -222,7 +223,13 @@ const CASES: Case[] = [
     "taking_over",
     ["extend_lease", "promote"],
   ],
-  ["resume", { ...asked, found: "running" }, { type: "alone" }, "alone", []],
+  [
+    "resume",
+    { ...asked, found: "running", leaseFrom: "self", call: undefined, term: 3 },
+    { type: "alone" },
+    "alone",
+    [],
+  ],
   [
     "start: a QEMU that can keep no replica does not offer itself",
     { ...asked, unsuitable: "too old" },
@@ -241,9 +248,9 @@ const CASES: Case[] = [
   [
     "replica wanted: not of a QEMU that cannot",
     { ...waiting, unsuitable: "too old" },
-    { type: "prepare", generation: 6 },
+    { type: "prepare", request: 1, generation: 6 },
     "waiting",
-    [],
+    ["no"],
   ],
   [
     "protect: not against the administrator",
@@ -382,7 +389,7 @@ const CASES: Case[] = [
     "going_alone",
     ["tell_peer abandon", "extend_lease", "run_alone"],
   ],
-  ["alone", { ...recording, goingAlone: "leaving" }, { type: "alone" }, "alone", []],
+  ["alone", leaving, { type: "alone" }, "alone", []],
   ["ask: later, when the arbiter is out of reach", recording, unreachable, "going_alone", []],
   ["ask: an older answer", { ...recording, call: 5 }, swapped(own), "going_alone", []],
   [
@@ -416,7 +423,13 @@ const CASES: Case[] = [
     ["block", "end_protection", "tell_peer give_up"],
   ],
   ["QEMU silent: nobody to take over", alone, { type: "qemu_silent", reason: "" }, "alone", []],
-  ["hand over", held, { type: "fail_over_wanted", reason: "" }, "handing_over", ["hand_over"]],
+  [
+    "hand over",
+    held,
+    { type: "fail_over_wanted", request: 1, reason: "" },
+    "handing_over",
+    ["yes", "hand_over"],
+  ],
   ["hand over: worse off", held, { type: "uplink", up: false }, "handing_over", ["hand_over"]],
   [
     "hand over: the peer is no better off",
@@ -428,9 +441,9 @@ const CASES: Case[] = [
   [
     "hand over: not without an arbiter",
     without(held, { arbiter: false }),
-    { type: "fail_over_wanted", reason: "" },
+    { type: "fail_over_wanted", request: 1, reason: "" },
     "protected",
-    [],
+    ["no"],
   ],
   [
     "retire",
@@ -439,37 +452,37 @@ const CASES: Case[] = [
     "handing_over",
     ["retire", "end_protection", "tell_peer give_up"],
   ],
-  ["prepare", waiting, { type: "prepare", generation: 6 }, "incoming", ["prepare_replica"]],
-  ["prepare: refused", standby, { type: "prepare", generation: 6 }, "standby", []],
-  ["follow", incoming, { type: "entered", generation: 5 }, "standby", ["follow"]],
-  ["follow: another attempt", incoming, { type: "entered", generation: 4 }, "incoming", []],
+  ["prepare", waiting, { type: "prepare", request: 1, generation: 6 }, "incoming", ["yes"]],
+  ["prepare: refused", standby, { type: "prepare", request: 1, generation: 6 }, "standby", ["no"]],
+  ["follow", incoming, { type: "entered", request: 1, generation: 5 }, "standby", ["yes"]],
+  ["follow: another attempt", incoming, { type: "entered", request: 1, generation: 4 }, "incoming", ["no"]],
   [
     "heartbeat",
     standby,
-    { type: "heartbeat", path: "client", generation: 5 },
+    { type: "heartbeat", request: 1, path: "client", generation: 5 },
     "standby",
-    ["answer_heartbeat yes"],
+    ["yes"],
   ],
   [
     "heartbeat: another generation",
     standby,
-    { type: "heartbeat", path: "client", generation: 4 },
+    { type: "heartbeat", request: 1, path: "client", generation: 4 },
     "standby",
-    ["answer_heartbeat no"],
+    ["no"],
   ],
   [
     "heartbeat: after the takeover may be written",
     taking,
-    { type: "heartbeat", path: "client", generation: 5 },
+    { type: "heartbeat", request: 1, path: "client", generation: 5 },
     "taking_over",
-    ["answer_heartbeat no"],
+    ["no"],
   ],
   [
     "heartbeat: after the primary gave up",
     { ...standby, givenUp: true },
-    { type: "heartbeat", path: "client", generation: 5 },
+    { type: "heartbeat", request: 1, path: "client", generation: 5 },
     "standby",
-    ["answer_heartbeat no"],
+    ["no"],
   ],
   [
     "useless: nobody makes it any more",
@@ -556,15 +569,21 @@ const CASES: Case[] = [
   [
     "promote by hand",
     without(standby, { arbiter: false }),
-    { type: "promote_wanted" },
+    { type: "promote_wanted", request: 1 },
     "taking_over",
-    ["extend_lease", "promote"],
+    ["yes", "extend_lease", "promote"],
   ],
-  ["promote by hand: not with an arbiter", standby, { type: "promote_wanted" }, "standby", []],
-  ["promoted", { ...taking, goal: undefined, leaseFrom: "self" }, { type: "promoted" }, "alone", []],
+  [
+    "promote by hand: not with an arbiter",
+    standby,
+    { type: "promote_wanted", request: 1 },
+    "standby",
+    ["no"],
+  ],
+  ["promoted", promoting, { type: "promoted" }, "alone", []],
   [
     "promotion failed",
-    { ...taking, goal: undefined, leaseFrom: "self" },
+    promoting,
     { type: "promotion_failed", reason: "" },
     "stopped",
     ["block", "end_protection"],
@@ -573,7 +592,7 @@ const CASES: Case[] = [
 
 function told(action: Action): string {
   if (action.type === "tell_peer") return `tell_peer ${action.what}`;
-  if (action.type === "answer_heartbeat") return `answer_heartbeat ${action.accepted ? "yes" : "no"}`;
+  if (action.type === "answer") return action.refusal === undefined ? "yes" : "no";
   return action.type;
 }
 
@@ -582,6 +601,7 @@ test.each(CASES)("%s", (_, before, event, phase, actions) => {
   const decision = decide(before, event, NOW);
   expect(before).toEqual(copy); // pure
   expect([decision.state.phase, ...decision.actions.map(told)]).toEqual([phase, ...actions]);
+  expect([brokenInvariant(before), brokenInvariant(decision.state)]).toEqual([undefined, undefined]);
 });
 
 describe("what is written", () => {
@@ -709,7 +729,9 @@ test("a takeover is refused from whatever does not cover what was seen", () => {
 });
 
 describe("a secondary's agent that is restarted as announced", () => {
-  const announced = decide(held, { type: "peer_restarts", generation: 5 }, NOW).state;
+  const pausing = decide(held, { type: "peer_restarts", request: 1, generation: 5 }, NOW - 20);
+  const paused: Event = { type: "checkpoints_paused", request: 1, whose: "peer", generation: 5 };
+  const announced = decide(pausing.state, paused, NOW).state;
   const closed = decide(announced, { type: "control_closed" }, NOW + 10);
   const refused: Event = {
     type: "heartbeat_answered",
@@ -720,6 +742,8 @@ describe("a secondary's agent that is restarted as announced", () => {
   };
 
   test("is waited for, for as long as is configured, and prolongs no lease meanwhile", () => {
+    expect(pausing.actions.map(told)).toEqual(["pause_checkpoints"]);
+    expect(decide(pausing.state, paused, NOW).actions.map(told)).toEqual(["yes"]);
     expect(closed).toMatchObject({ state: { phase: "protected" }, actions: [] });
     expect(decide(closed.state, refused, NOW + 400)).toMatchObject({
       state: { phase: "protected" },
@@ -732,8 +756,8 @@ describe("a secondary's agent that is restarted as announced", () => {
   });
 
   test("goes on when it is back, and counts as heard", () => {
-    const back = decide(closed.state, { type: "peer_is_back", generation: 5 }, NOW + 2_000);
-    expect(back.actions.map(({ type }) => type)).toEqual(["catch_up"]);
+    const back = decide(closed.state, { type: "peer_is_back", request: 1, generation: 5 }, NOW + 2_000);
+    expect(back.actions.map(told)).toEqual(["catch_up", "yes"]);
     expect(decide(back.state, round, NOW + 2_010).state.phase).toBe("protected");
     expect(decide(back.state, { ...refused, sentMs: NOW + 2_020 }, NOW + 2_030).state.phase).toBe(
       "going_alone",
@@ -757,7 +781,7 @@ describe("a secondary's agent that is restarted as announced", () => {
 });
 
 describe("a primary's agent that is restarted as announced", () => {
-  const announced = decide(standby, { type: "peer_restarts", generation: 5 }, NOW).state;
+  const announced = decide(standby, { type: "peer_restarts", request: 1, generation: 5 }, NOW).state;
   const closed = decide(announced, { type: "control_closed" }, NOW + 10).state;
 
   test("is waited for, for as long as is configured", () => {
@@ -771,7 +795,7 @@ describe("a primary's agent that is restarted as announced", () => {
   });
 
   test("is waited for no longer once it is back", () => {
-    const back = decide(closed, { type: "peer_is_back", generation: 5 }, NOW + 400).state;
+    const back = decide(closed, { type: "resume_wanted", request: 1, generation: 5 }, NOW + 400).state;
     expect(decide(back, { type: "control_closed" }, NOW + 500).state.claim).toBeDefined();
   });
 
@@ -781,7 +805,7 @@ describe("a primary's agent that is restarted as announced", () => {
   });
 
   test("says so of its own generation only", () => {
-    const other = decide(standby, { type: "peer_restarts", generation: 4 }, NOW).state;
+    const other = decide(standby, { type: "peer_restarts", request: 1, generation: 4 }, NOW).state;
     expect(decide(other, { type: "control_closed" }, NOW + 10).state.claim).toBeDefined();
   });
 });

@@ -1,6 +1,6 @@
 /**
- * The failover protocol, searched state by state (model/README.md): no rule is broken within the bounds, and each rule that
- * is left out is noticed.
+ * The failover protocol, searched state by state (model/README.md): no rule is broken within the bounds, and
+ * each rule that is left out is noticed.
  */
 import { beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
@@ -15,7 +15,8 @@ const MUTATIONS: Record<string, string[]> = {
   "the lease counts from the time of sending": ["MUTATE_LEASE_FROM_RECEIPT"],
   "a takeover waits for the lease": ["MUTATE_LEASE_NOT_WAITED_FOR"],
   "only a valid replica takes over": ["MUTATE_VALID_UNCHECKED"],
-  // A second line of defence: without late requests no record can be valid for another generation than the standby's.
+  // A second line of defence: without late requests no record can be valid for another generation than the
+  // standby's.
   "only a replica of the recorded generation takes over": ["MUTATE_GENERATION_UNCHECKED", "LATE_ENTER"],
   "the record says invalid before the holder goes on alone": ["MUTATE_ALONE_UNRECORDED"],
   "invalid is written even where it stands already": ["MUTATE_INVALID_KEPT"],

@@ -17,7 +17,7 @@ import {
   undoProtection,
 } from "../../src/colo/index.ts";
 import { TinyQemu } from "../../src/doctor/tiny_qemu.ts";
-import type { Event } from "../../src/failover/state.ts";
+import type { Event } from "../../src/failover/events.ts";
 import { WRONG_QEMUS, type WrongQemu, wrongQemu } from "../../src/lab/assets.ts";
 import { runStatus, setCapabilities } from "../../src/qmp/vm.ts";
 

@@ -1,48 +1,31 @@
 /**
- * One agent process: runs the real decide() and carries out its actions in simulated time. What it does follows
- * src/agent/{vm,agent,control_channel}.ts; the procedures are in procedures.ts.
+ * One agent process: the product's driver, decisions and heartbeats with a simulated clock, network and QEMU.
+ * What it still has of its own are the procedures (procedures.ts, after src/agent/{primary,secondary}.ts) and
+ * what starts them.
  */
+import { Heartbeats, type HeartbeatVm } from "../../src/agent/heartbeats.ts";
+import { type HeartbeatAnswer, type HeartbeatRequest, TELL_TIMEOUT_MS } from "../../src/agent/peer_api.ts";
+import type { Action } from "../../src/failover/actions.ts";
 import { nextDeadlineMs } from "../../src/failover/deadlines.ts";
 import { heartbeatGeneration } from "../../src/failover/decide.ts";
-import {
-  type Action,
-  type Event,
-  initialState,
-  isHolder,
-  type Path,
-  type State,
-} from "../../src/failover/state.ts";
+import type { Answered, Driver } from "../../src/failover/driver.ts";
+import type { Event, Request } from "../../src/failover/events.ts";
+import { isHolder, type Path, type State } from "../../src/failover/state.ts";
 import type { Host } from "./host.ts";
-import { Connection } from "./network.ts";
+import type { Connection } from "./network.ts";
+import { PeerLink } from "./peer_link.ts";
 import { type Pause, type Procedure, ProcedureError, type Running, run } from "./procedure.ts";
 import * as procedures from "./procedures.ts";
-import type { Timer } from "./queue.ts";
+import { isRoutine, showActions, showEvent } from "./trace.ts";
 import { Violation } from "./violation.ts";
 import { contains, type Pair, type Qemu, type VmState } from "./vm.ts";
 
-const REDIAL_MS = 200;
-const DIAL_TIMEOUT_MS = 1_000;
-const TELL_TIMEOUT_MS = 1_000;
-
-interface About {
-  ready: boolean;
-  uplink: boolean;
-}
-
-interface Beat extends About {
-  generation: number | undefined;
-}
-
-interface Answer {
-  generation: number;
-  send(accepted: boolean): void;
-}
-
-interface Pending {
-  ok: (answer: unknown) => void;
-  fail: (error: ProcedureError) => void;
-  timer: Timer | undefined;
-}
+/** There is one. */
+const VM = "vm";
+/** A deadline that is noticed later than this, by an agent that runs, was not armed. */
+const DEADLINE_SLACK_MS = 20;
+/** After the answer to the administrator. */
+const RESTART_END_MS = 60;
 
 export type RequestType =
   | "prepare_secondary"
@@ -63,11 +46,10 @@ export interface RequestBody {
   loads?: number;
 }
 
-export class Agent {
+export class Agent implements HeartbeatVm {
   alive = true;
-  state: State;
   pair: Pair | undefined;
-  /** No checkpoint is begun: the secondary's agent is being restarted. */
+  /** No checkpoint is begun: an agent of the pair is being restarted. */
   paused = false;
   inCheckpoint = false;
   /** The SVM's events are followed. */
@@ -76,43 +58,55 @@ export class Agent {
   wake: (() => void) | undefined;
   peerLoaded: ((loads: number) => void) | undefined;
   lastCheckpoint: { resolve: () => void; fail: (error: ProcedureError) => void } | undefined;
-  /** After so many actions more, between two of them, this happens. */
+  /** After so many steps of the driver more, between two of them, this happens. */
   interrupt: { afterActions: number; run: () => void } | undefined;
   /** Happens once, right after the next heartbeat is sent. */
   afterHeartbeat: (() => void) | undefined;
+  readonly link: PeerLink;
+  readonly #driver: Driver;
+  readonly #heartbeats = new Heartbeats(() => [[VM, this] as const]);
   /** What has come in: messages, timers, ends of procedures. */
   readonly #work: (() => void)[] = [];
-  /** Decisions and their actions: all that follows from one thing that has come in is done before the next. */
-  readonly #decisions: (() => void)[] = [];
   #working = false;
   #frozen = false;
+  #thawedMs = 0;
+  /** When the last decision was taken: it may have made something due that its moment lies before. */
+  #decidedMs = 0;
   #started = false;
   #takeSent = false;
   /** The generation of the replica that is there. */
   #follows: number | undefined;
-  #connection: Connection | undefined;
-  readonly #accepted = new Set<Connection>();
-  readonly #pending = new Map<number, Pending>();
-  #nextId = 1;
-  #deadline: Timer | undefined;
-  #deadlineMs = Number.POSITIVE_INFINITY;
   #newest: { from: Agent; sentMs: number } | undefined;
   #protection: Running | undefined;
   #checkpoints: { running: Running | undefined } | undefined;
-  #prepared: ((resume: () => void, fail: (reason: string) => void) => void) | undefined;
-  #entering = false;
 
   constructor(
     readonly host: Host,
     readonly id: string,
   ) {
     const { world } = host;
-    this.state = initialState(world.settingsOf(host), host.clockMs);
+    this.link = new PeerLink(this, () => this.tell({ type: "control_closed" }));
+    this.#driver = new world.rules.driver(world.settingsOf(host), {
+      now: () => host.clockMs,
+      setTimer: (ms, call) => this.#setTimer(ms, call),
+      perform: (action) => this.#perform(action),
+      decided: (before, event, after, actions) => this.#decided(before, event, after, actions),
+      phaseChanged: () => undefined,
+      mayContinue: () => {
+        this.#countDown();
+        return this.alive && !this.#frozen;
+      },
+      decide: world.rules.decide,
+    });
     world.after(world.random.between(50, 400), () => this.post(() => this.#adopt()));
   }
 
   get world() {
     return this.host.world;
+  }
+
+  get state(): Readonly<State> {
+    return this.#driver.state;
   }
 
   get started(): boolean {
@@ -123,7 +117,11 @@ export class Agent {
     return this.#frozen;
   }
 
-  // --- the process -------------------------------------------------------------------------------------------------------
+  get holds(): boolean {
+    return isHolder(this.state);
+  }
+
+  // --- the process ---
 
   /** Work for the process: done at once, or when it runs again. */
   post(work: () => void): void {
@@ -135,8 +133,9 @@ export class Agent {
   #drain(): void {
     if (this.#working) return;
     this.#working = true;
+    this.#driver.proceed();
     while (this.alive && !this.#frozen) {
-      const work = this.#decisions.shift() ?? this.#work.shift();
+      const work = this.#work.shift();
       if (work === undefined) break;
       work();
     }
@@ -149,27 +148,41 @@ export class Agent {
 
   thaw(): void {
     this.#frozen = false;
+    this.#thawedMs = this.host.clockMs;
     this.#drain();
+  }
+
+  #countDown(): void {
+    const { interrupt } = this;
+    if (interrupt === undefined || interrupt.afterActions-- > 0) return;
+    this.interrupt = undefined;
+    interrupt.run();
+  }
+
+  #setTimer(ms: number, call: () => void): () => void {
+    const { world, host } = this;
+    let cancelled = false;
+    const timer = world.after(ms / host.rate, () =>
+      this.post(() => {
+        if (!cancelled) call();
+      }),
+    );
+    return () => {
+      cancelled = true;
+      world.queue.cancel(timer);
+    };
   }
 
   die(what: "process" | "host"): void {
     if (!this.alive) return;
-    this.world.trace(this.id, () => (what === "host" ? "its host dies" : "crashes"));
+    this.world.trace(this.id, () => (what === "host" ? "its host dies" : "ends"));
     this.alive = false;
     if (this.host.agent === this) this.host.agent = undefined;
-    const { qemu } = this.host;
+    const { qemu, rest } = this.host;
     // A restarted agent does not know what its replica is worth.
-    if (
-      qemu !== undefined &&
-      qemu.mode !== "running" &&
-      qemu.mode !== "incoming" &&
-      this.host.rest === undefined
-    )
+    if (qemu !== undefined && qemu.mode !== "running" && qemu.mode !== "incoming" && rest === undefined)
       qemu.hurt ??= "its agent ended";
-    if (what === "process") {
-      this.#connection?.died(this);
-      for (const connection of this.#accepted) connection.died(this);
-    }
+    if (what === "process") this.link.died();
   }
 
   #adopt(): void {
@@ -187,7 +200,7 @@ export class Agent {
     const follows = rest !== undefined && qemu.mode === "secondary" && role === "secondary";
     if (!kept && !follows) host.block();
     this.#started = true;
-    this.#dial();
+    this.link.dial();
     const has = qemu.mode === "running" ? "running" : qemu.mode === "incoming" ? "incoming" : "replica";
     if (follows) this.tell({ type: "started", vm: "following", generation: rest.generation });
     else this.tell({ type: "started", vm: kept ? "protected" : has });
@@ -197,6 +210,7 @@ export class Agent {
 
   #round(): void {
     const { host, world } = this;
+    this.#checkDeadline();
     procedures.look(this);
     if (host.uplink !== this.state.ownUplink) this.tell({ type: "uplink", up: host.uplink });
     this.tell({ type: "round" });
@@ -209,71 +223,46 @@ export class Agent {
     world.after(intervalMs, () => this.post(() => this.#round()));
   }
 
-  // --- decisions ---------------------------------------------------------------------------------------------------------
+  /** Rule 8. A deadline that only the next round notices was not armed. */
+  #checkDeadline(): void {
+    const dueMs = Math.max(nextDeadlineMs(this.state), this.#thawedMs, this.#decidedMs);
+    const lateMs = this.host.clockMs - dueMs;
+    if (lateMs > DEADLINE_SLACK_MS)
+      throw new Violation(8, `${this.id} is ${this.state.phase}, ${lateMs.toFixed(1)} ms after a deadline`);
+  }
+
+  // --- decisions ---
 
   tell(event: Event): void {
-    this.#soon(() => this.#decide(event));
+    if (this.alive) this.#driver.tell(event);
   }
 
-  #soon(decision: () => void): void {
+  ask(request: Request, answered: Answered): void {
     if (!this.alive) return;
-    this.#decisions.push(decision);
-    this.#drain();
+    this.#driver.ask(request, (refusal) => {
+      if (refusal === undefined) this.world.performed(this, `answer ${request.type}`);
+      answered(refusal);
+    });
   }
 
-  #decide(event: Event, answer?: Answer): void {
+  #decided(before: State, event: Event, after: State, actions: readonly Action[]): void {
     const { world } = this;
-    const before = this.state;
-    const { state, actions } = world.decide(before, event, this.host.clockMs);
-    this.state = state;
-    if (world.tracing && !isRoutine(event, actions)) {
+    this.#decidedMs = this.host.clockMs;
+    if (world.tracing && !isRoutine(event, actions))
       world.trace(this.id, () => `${showEvent(event)}${showActions(actions)}`);
-    }
-    world.decided(this, before, event, state);
-    this.#decisions.unshift(
-      ...actions.map((action) => () => {
-        this.#countDown();
-        if (this.alive && !this.#frozen) this.#perform(action, answer);
-        else this.#decisions.unshift(() => this.#perform(action, answer));
-      }),
-    );
-    this.#armDeadline();
+    if (after.reason?.startsWith("invariant ")) throw new Violation(7, `${this.id}: ${after.reason}`);
+    world.decided(this, before, event, after);
   }
 
-  #countDown(): void {
-    const { interrupt } = this;
-    if (interrupt === undefined || interrupt.afterActions-- > 0) return;
-    this.interrupt = undefined;
-    interrupt.run();
-  }
-
-  #armDeadline(): void {
-    const atMs = nextDeadlineMs(this.state);
-    if (atMs === this.#deadlineMs && this.#deadline?.run !== undefined) return;
-    const { world, host } = this;
-    world.queue.cancel(this.#deadline);
-    this.#deadlineMs = atMs;
-    this.#deadline = undefined;
-    if (!Number.isFinite(atMs)) return;
-    const leftMs = Math.max(1, Math.ceil(atMs - host.clockMs)) / host.rate;
-    const timer = world.after(leftMs, () =>
-      this.post(() => {
-        if (this.#deadline === timer) this.#deadline = undefined;
-        this.#decide({ type: "deadline" });
-      }),
-    );
-    this.#deadline = timer;
-  }
-
-  #perform(action: Action, answer?: Answer): void {
+  #perform(action: Exclude<Action, { type: "answer" }>): void {
     const { host, world } = this;
-    world.performed(this, action);
+    world.performed(this, `action ${action.type}`);
     switch (action.type) {
       case "read_record":
       case "swap_record":
         if (action.type === "swap_record" && this.state.phase === "taking_over") this.#takeSent = true;
         world.arbiter.ask(this, action, (result) =>
-          this.#decide({ type: "arbiter", call: action.call, result }),
+          this.tell({ type: "arbiter", call: action.call, result }),
         );
         break;
       case "extend_lease":
@@ -285,31 +274,15 @@ export class Agent {
         break;
       case "retire":
         host.kernel.leaseUntilMs = 0;
-        world.after(1_000, () => this.post(() => this.state.phase === "stopped" && host.block()));
-        break;
-      case "answer_heartbeat":
-        if (action.accepted && this.#takeSent)
-          throw new Violation(5, `${this.id} answers a heartbeat although it may be the holder already`);
-        if (action.accepted && answer?.generation !== this.#follows)
-          throw new Violation(
-            5,
-            `${this.id} answers for generation ${answer?.generation}, its replica is of ${this.#follows}`,
-          );
-        answer?.send(action.accepted);
         break;
       case "run_alone":
-        this.#run(
-          procedures.runAlone(this),
-          () => ({ type: "alone" }),
-          () => ({ type: "alone" }),
-        );
+        this.#run(procedures.runAlone(this), { type: "alone" }, () => ({ type: "alone" }));
         break;
       case "probe_qemu":
-        this.#run(
-          procedures.probe(this),
-          () => ({ type: "qemu_answers" }),
-          (reason) => ({ type: "qemu_silent", reason }),
-        );
+        this.#run(procedures.probe(this), { type: "qemu_answers" }, (reason) => ({
+          type: "qemu_silent",
+          reason,
+        }));
         break;
       case "protect":
         this.#protect(action.generation);
@@ -320,6 +293,12 @@ export class Agent {
       case "begin_checkpoints":
         this.#beginCheckpoints();
         break;
+      case "pause_checkpoints": {
+        const { request, whose, generation } = action;
+        this.paused = true;
+        this.#whenSettled(() => this.tell({ type: "checkpoints_paused", request, whose, generation }));
+        break;
+      }
       case "catch_up":
         this.paused = false;
         this.wake?.();
@@ -328,51 +307,38 @@ export class Agent {
         this.endProtection(action.reason);
         break;
       case "hand_over":
-        this.#run(
-          procedures.handOver(this, action.generation),
-          () => ({ type: "handed_over" }),
-          (reason) => ({ type: "hand_over_failed", reason }),
-        );
+        this.#run(procedures.handOver(this, action.generation), { type: "handed_over" }, (reason) => ({
+          type: "hand_over_failed",
+          reason,
+        }));
         break;
-      case "prepare_replica":
-        this.#prepare();
-        break;
-      case "follow":
-        this.#entering = false;
-        this.#follows = this.state.generation;
-        host.kernel.leaseUntilMs = 0;
-        host.setRole("secondary");
-        this.following = true;
+      case "end_succession":
+        if (host.kernel.role === "successor") procedures.passAlone(this);
         break;
       case "follow_again":
-        this.#follows = this.state.generation;
+        this.#follows = action.generation;
         this.following = true;
-        this.#run(
-          procedures.comeBack(this, this.state.generation),
-          () => undefined,
-          (reason) => ({ type: "follow_failed", reason }),
-        );
+        this.#run(procedures.comeBack(this, action.generation), undefined, (reason) => ({
+          type: "follow_failed",
+          reason,
+        }));
         break;
       case "fence":
         world.fence(this, (ok, output) => this.tell({ type: "fenced", ok, output }));
         break;
       case "promote":
         this.#checkPromotion();
-        this.#run(
-          procedures.promote(this),
-          () => ({ type: "promoted" }),
-          (reason) => ({ type: "promotion_failed", reason }),
-        );
+        this.#run(procedures.promote(this), { type: "promoted" }, (reason) => ({
+          type: "promotion_failed",
+          reason,
+        }));
+        break;
+      case "ask_peer_to_wait":
+        this.#askPeerToWait(action.request, action.generation);
         break;
       case "tell_peer": {
         const { what, generation, reason } = action;
-        this.ask(
-          what,
-          { generation, reason },
-          TELL_TIMEOUT_MS,
-          () => undefined,
-          () => undefined,
-        );
+        this.request(what, { generation, reason }, TELL_TIMEOUT_MS);
         break;
       }
     }
@@ -391,18 +357,13 @@ export class Agent {
     this.world.trace(this.id, () => `promotes its replica, state ${qemu.state?.id}`);
   }
 
-  // --- procedures --------------------------------------------------------------------------------------------------------
+  // --- procedures ---
 
-  #run(
-    procedure: Procedure<unknown>,
-    done: () => Event | undefined,
-    failed: (reason: string) => Event,
-  ): void {
+  #run(procedure: Procedure<unknown>, done: Event | undefined, failed: (reason: string) => Event): void {
     run(
       procedure,
       () => {
-        const event = done();
-        if (event !== undefined) this.tell(event);
+        if (done !== undefined) this.tell(done);
       },
       (error) => this.tell(failed(error.message)),
     );
@@ -415,12 +376,8 @@ export class Agent {
       () => this.tell({ type: "primed", generation }),
       (error) => {
         this.endProtection(error.message);
-        this.tell({
-          type: "protection_failed",
-          generation,
-          entered: progress.entered,
-          reason: error.message,
-        });
+        const { entered } = progress;
+        this.tell({ type: "protection_failed", generation, entered, reason: error.message });
       },
     );
   }
@@ -436,32 +393,47 @@ export class Agent {
     );
   }
 
-  #keepsReplica(generation: number): boolean {
-    return this.state.phase === "standby" && this.state.generation === generation;
-  }
-
   /** When no checkpoint is under way. */
   #whenSettled(action: () => void): void {
     if (!this.inCheckpoint) action();
     else this.world.after(5, () => this.post(() => this.#whenSettled(action)));
   }
 
-  /** What `colo-agent restart` does. */
+  #askPeerToWait(request: number, generation: number): void {
+    const answered = (refusal: string | undefined) =>
+      this.tell({ type: "peer_waits", request, refusal, atRest: this.#atRest });
+    const { restartMs } = this.state.settings;
+    this.request(
+      "restarting",
+      { generation, reason: "" },
+      restartMs,
+      () => answered(undefined),
+      ({ message }) => answered(message),
+    );
+  }
+
+  /** Another agent could follow from here. */
+  get #atRest(): boolean {
+    return this.following && this.host.kernel.role === "secondary";
+  }
+
+  /** `colo-agent restart`. */
   restart(): void {
-    const { phase, generation, settings } = this.state;
-    const { host, world } = this;
-    if (phase === "alone") host.extendLease(host.clockMs + settings.restartMs);
-    const end = () => this.die("process");
-    const rest = () => {
-      const { phase: now, claim, goal, givenUp } = this.state;
-      const inOrder = now === "standby" && claim === undefined && goal === undefined && !givenUp;
-      if (inOrder && host.kernel.role === "secondary") host.rest = { generation };
+    const { world, host } = this;
+    const end = () =>
+      world.after(world.random.between(0, RESTART_END_MS), () => this.post(() => this.die("process")));
+    this.ask({ type: "restart_wanted" }, (refusal) => {
+      if (refusal !== undefined) {
+        this.tell({ type: "restart_cancelled" });
+        // The administrator may end the agent all the same.
+        if (world.random.chance(0.5)) end();
+        return;
+      }
+      world.coverage.count("restarts that were agreed");
+      const { phase, generation } = this.state;
+      if (phase === "standby" && this.#atRest) host.rest = { generation };
       end();
-    };
-    if (phase === "protected" || phase === "standby") {
-      this.paused = phase === "protected";
-      this.ask("restarting", { generation, reason: "" }, settings.restartMs, rest, end);
-    } else world.after(1, () => this.post(end));
+    });
   }
 
   #beginCheckpoints(): void {
@@ -489,30 +461,6 @@ export class Agent {
     checkpoints?.running?.abort(reason);
     this.lastCheckpoint?.fail(new ProcedureError("checkpoints were ended"));
     this.lastCheckpoint = undefined;
-  }
-
-  #prepare(): void {
-    let result: { ok: boolean; reason: string } | undefined;
-    let settle: () => void = () => undefined;
-    this.#prepared = (resume, fail) => {
-      settle = () => {
-        if (result?.ok) resume();
-        else fail(result?.reason ?? "");
-      };
-      if (result !== undefined) settle();
-    };
-    run(
-      procedures.prepare(this),
-      () => {
-        result = { ok: true, reason: "" };
-        settle();
-      },
-      (error) => {
-        result = { ok: false, reason: error.message };
-        settle();
-        this.tell({ type: "prepare_failed", reason: error.message });
-      },
-    );
   }
 
   sleep(ms: number): Pause {
@@ -546,54 +494,20 @@ export class Agent {
     });
   }
 
-  // --- the peer ----------------------------------------------------------------------------------------------------------
-
-  #dial(): void {
-    const { world, host } = this;
-    const peer = world.peerOf(host);
-    const retry = (ms: number) => world.after(ms, () => this.post(() => this.#dial()));
-    const there = world.network.linkUp(host, peer, "control") && world.network.linkUp(peer, host, "control");
-    if (!there || !peer.up) {
-      retry(DIAL_TIMEOUT_MS + REDIAL_MS);
-      return;
-    }
-    const acceptor = peer.agent;
-    if (acceptor === undefined || !acceptor.started) {
-      retry(REDIAL_MS);
-      return;
-    }
-    const connection = new Connection(world.network, this, acceptor);
-    acceptor.#accepted.add(connection);
-    world.after(world.random.skewed(0.3, 5), () =>
-      this.post(() => {
-        this.#connection = connection;
-        if (!connection.open) this.connectionClosed(connection);
-      }),
-    );
-  }
+  // --- the peer ---
 
   connectionClosed(connection: Connection): void {
-    this.#accepted.delete(connection);
-    if (connection !== this.#connection) return;
-    this.#connection = undefined;
-    const pending = [...this.#pending.values()];
-    this.#pending.clear();
-    for (const { timer, fail } of pending) {
-      this.world.queue.cancel(timer);
-      fail(new ProcedureError("the connection to the peer agent closed"));
-    }
-    this.tell({ type: "control_closed" });
-    this.world.after(REDIAL_MS, () => this.post(() => this.#dial()));
+    this.link.closed(connection);
   }
 
-  ask(
+  request(
     type: RequestType,
     body: RequestBody,
     timeoutMs: number,
-    ok: () => void,
-    fail: (error: ProcedureError) => void,
+    ok: () => void = () => undefined,
+    fail: (error: ProcedureError) => void = () => undefined,
   ): void {
-    this.#request(
+    this.link.request(
       (peer, answer) => peer.#serve(type, body, answer),
       (answer) => {
         if (answer === undefined) ok();
@@ -606,122 +520,83 @@ export class Agent {
 
   /** As a pause of a procedure. */
   asks(type: RequestType, generation: number, timeoutMs: number): Pause {
-    return (resume, fail) => this.ask(type, { generation, reason: "" }, timeoutMs, resume, fail);
+    return (resume, fail) => this.request(type, { generation, reason: "" }, timeoutMs, resume, fail);
   }
 
-  #request(
-    serve: (peer: Agent, answer: (value: unknown) => void) => void,
-    ok: (answer: unknown) => void,
-    fail: (error: ProcedureError) => void,
-    timeoutMs: number | undefined,
-  ): void {
-    const connection = this.#connection;
-    if (connection === undefined) {
-      this.post(() => fail(new ProcedureError("no connection to the peer agent")));
-      return;
-    }
-    const id = this.#nextId++;
-    const expire = () => {
-      if (this.#pending.delete(id)) fail(new ProcedureError("the peer agent did not answer in time"));
-    };
-    const timer = timeoutMs === undefined ? undefined : this.world.after(timeoutMs, () => this.post(expire));
-    this.#pending.set(id, { ok, fail, timer });
-    const peer = connection.acceptor;
-    connection.send(this, () =>
-      serve(peer, (value) =>
-        connection.send(peer, () => {
-          const pending = this.#pending.get(id);
-          if (pending === undefined) return;
-          this.#pending.delete(id);
-          this.world.queue.cancel(pending.timer);
-          pending.ok(value);
-        }),
-      ),
-    );
-  }
-
+  /** What src/agent/peer_requests.ts does. */
   #serve(
     type: RequestType,
     { generation, reason, loads = 0 }: RequestBody,
     answer: (error?: ProcedureError) => void,
   ): void {
+    const { world, host } = this;
+    const accepted = (request: Request, work: () => void = answer) =>
+      this.ask(request, (refusal) => {
+        if (refusal === undefined) work();
+        else answer(new ProcedureError(refusal));
+      });
     switch (type) {
       case "prepare_secondary":
-        this.#prepared = undefined;
-        this.tell({ type: "prepare", generation });
-        this.#soon(() => {
-          const prepared = this.#prepared;
-          this.#prepared = undefined;
-          if (prepared === undefined) answer(new ProcedureError("no replica to offer"));
-          else prepared(answer, (why) => answer(new ProcedureError(why)));
-        });
-        return;
+        accepted({ type: "prepare", generation }, () =>
+          run(
+            procedures.prepare(this),
+            () => answer(),
+            (error) => {
+              this.tell({ type: "prepare_failed", reason: error.message });
+              answer(error);
+            },
+          ),
+        );
+        break;
       case "enter_secondary":
-        this.#entering = true;
-        this.tell({ type: "entered", generation });
-        this.#soon(() => {
-          answer(this.#entering ? new ProcedureError("expects no such primary") : undefined);
-          this.#entering = false;
-        });
-        return;
-      case "succeed":
-        if (!this.#keepsReplica(generation)) {
-          answer(new ProcedureError("keeps no such replica"));
-          return;
-        }
-        this.host.setRole("successor");
-        break;
-      case "resume_secondary":
-        if (!this.#keepsReplica(generation)) {
-          answer(new ProcedureError("keeps no such replica"));
-          return;
-        }
-        this.tell({ type: "peer_is_back", generation });
-        if (this.host.kernel.role === "successor") {
-          answer(new ProcedureError("the VM was being handed over"));
-          return;
-        }
-        break;
-      case "restarting": {
-        const { phase, generation: own } = this.state;
-        if ((phase !== "standby" && phase !== "protected") || own !== generation) {
-          answer(new ProcedureError("it is not protected in this generation"));
-          return;
-        }
-        this.paused = phase === "protected";
-        this.#whenSettled(() => {
-          this.tell({ type: "peer_restarts", generation });
+        accepted({ type: "entered", generation }, () => {
+          this.#follows = generation;
+          host.kernel.leaseUntilMs = 0;
+          host.setRole("secondary");
+          this.following = true;
           answer();
         });
-        return;
-      }
+        break;
+      case "succeed":
+        accepted({ type: "succeed", generation }, () => {
+          host.setRole("successor");
+          answer();
+        });
+        break;
+      case "resume_secondary":
+        accepted({ type: "resume_wanted", generation });
+        break;
+      case "restarting":
+        accepted({ type: "peer_restarts", generation });
+        break;
       case "back":
-        if (!this.holds || this.state.generation !== generation) {
-          answer(new ProcedureError("needs no such replica"));
-          return;
-        }
-        this.world.coverage.count("replicas that were followed again");
-        this.tell({ type: "peer_is_back", generation });
+        accepted({ type: "peer_is_back", generation }, () => {
+          world.coverage.count("replicas that were followed again");
+          answer();
+        });
         break;
       case "loaded":
         this.peerLoaded?.(loads);
+        answer();
         break;
       case "abandon":
         this.tell({ type: "abandoned", generation, reason });
+        answer();
         break;
       case "replica_lost":
         this.tell({ type: "replica_lost", generation, reason });
+        answer();
         break;
       case "give_up":
         this.tell({ type: "peer_gave_up", generation, reason });
+        answer();
         break;
     }
-    answer();
   }
 
-  // --- heartbeats --------------------------------------------------------------------------------------------------------
+  // --- heartbeats ---
 
-  #about(): Beat {
+  get heartbeat(): HeartbeatVm["heartbeat"] {
     const { state } = this;
     return {
       generation: heartbeatGeneration(state),
@@ -730,93 +605,54 @@ export class Agent {
     };
   }
 
+  peerSeen(path: Path, { ready, uplink }: { ready: boolean; uplink: boolean }): void {
+    this.tell({ type: "peer_seen", path, ready, uplink });
+  }
+
+  heartbeatCame(path: Path, generation: number, answer: (accepted: boolean) => void): void {
+    this.ask({ type: "heartbeat", path, generation }, (refusal) => {
+      const accepted = refusal === undefined;
+      if (accepted && this.#takeSent)
+        throw new Violation(5, `${this.id} answers a heartbeat although it may be the holder already`);
+      if (accepted && generation !== this.#follows)
+        throw new Violation(
+          5,
+          `${this.id} answers for generation ${generation}, its replica is of ${this.#follows}`,
+        );
+      answer(accepted);
+    });
+  }
+
+  heartbeatAnswered(path: Path, sentMs: number, generation: number, accepted: boolean): void {
+    this.tell({ type: "heartbeat_answered", path, sentMs, generation, accepted });
+  }
+
   #sendHeartbeats(): void {
     const { world, host } = this;
     const sentMs = host.clockMs;
-    const beat = this.#about();
-    world.network.datagram(this, (to) => to.#datagramCame(this, sentMs, beat));
-    if (this.#connection === undefined) return;
+    const asked = this.#heartbeats.request();
+    world.network.datagram(this, (to) => to.#datagramCame(this, sentMs, asked));
+    if (!this.link.connected) return;
     const { timeoutMs } = this.state.settings;
-    this.#request(
-      (peer, answer) => peer.#answerHeartbeat("control", beat, answer),
+    this.link.request(
+      (peer, answer) => peer.#heartbeats.came("control", asked, answer),
       (answer) => {
         if (host.clockMs - sentMs <= timeoutMs)
-          this.#answered("control", sentMs, beat, answer as About & { accepted?: boolean });
+          this.#heartbeats.answered("control", sentMs, asked, answer as HeartbeatAnswer);
       },
       () => undefined,
       undefined,
     );
   }
 
-  #datagramCame(from: Agent, sentMs: number, beat: Beat): void {
+  #datagramCame(from: Agent, sentMs: number, asked: HeartbeatRequest): void {
     if (!this.#started) return;
     if (this.#newest?.from === from && sentMs <= this.#newest.sentMs) return;
     this.#newest = { from, sentMs };
-    this.#answerHeartbeat("client", beat, (answer) =>
+    this.#heartbeats.came("client", asked, (answer) =>
       this.world.network.datagram(this, (to) => {
-        if (to === from) to.#answered("client", sentMs, beat, answer);
+        if (to === from) to.#heartbeats.answered("client", sentMs, asked, answer);
       }),
     );
   }
-
-  #answerHeartbeat(path: Path, beat: Beat, answer: (about: About & { accepted?: boolean }) => void): void {
-    const { generation, ready, uplink } = beat;
-    this.tell({ type: "peer_seen", path, ready, uplink });
-    if (generation === undefined) {
-      this.#soon(() => answer(this.#about()));
-      return;
-    }
-    this.#soon(() =>
-      this.#decide(
-        { type: "heartbeat", path, generation },
-        { generation, send: (accepted) => answer({ ...this.#about(), accepted }) },
-      ),
-    );
-  }
-
-  #answered(path: Path, sentMs: number, asked: Beat, about: About & { accepted?: boolean }): void {
-    this.tell({ type: "peer_seen", path, ready: about.ready, uplink: about.uplink });
-    if (asked.generation === undefined) return;
-    const accepted = about.accepted === true;
-    this.tell({ type: "heartbeat_answered", path, sentMs, generation: asked.generation, accepted });
-  }
-
-  get holds(): boolean {
-    return isHolder(this.state);
-  }
-}
-
-/** What happens all the time and says nothing: it would crowd a trace. */
-function isRoutine(event: Event, actions: readonly Action[]): boolean {
-  switch (event.type) {
-    case "peer_seen":
-      return actions.length === 0;
-    case "heartbeat":
-      return actions.length === 1;
-    case "round":
-    case "deadline":
-    case "heartbeat_answered":
-      return actions.every((action) => action.type === "extend_lease");
-    default:
-      return false;
-  }
-}
-
-function showEvent(event: Event): string {
-  if (event.type === "arbiter") return `arbiter ${event.result.kind} (call ${event.call})`;
-  const { type, ...rest } = event;
-  const details = Object.entries(rest).map(([key, value]) => `${key} ${format(value)}`);
-  return [type, ...details].join(", ");
-}
-
-function showActions(actions: readonly Action[]): string {
-  const shown = actions.map(({ type, ...rest }) => {
-    const details = Object.values(rest).filter((value) => typeof value !== "object");
-    return details.length === 0 ? type : `${type}(${details.map(format).join(", ")})`;
-  });
-  return shown.length === 0 ? "" : ` -> ${shown.join(", ")}`;
-}
-
-function format(value: unknown): string {
-  return typeof value === "number" ? String(Math.round(value * 10) / 10) : String(value);
 }

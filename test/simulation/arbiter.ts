@@ -1,5 +1,7 @@
 /** The arbiter: a linearizable, durable register with compare-and-swap, and an unreliable way there. */
-import type { Action, ArbiterResult, State } from "../../src/failover/state.ts";
+import type { Action } from "../../src/failover/actions.ts";
+import type { ArbiterResult } from "../../src/failover/events.ts";
+import type { State } from "../../src/failover/state.ts";
 import type { Agent } from "./agent.ts";
 import { Violation } from "./violation.ts";
 import type { World } from "./world.ts";
@@ -74,7 +76,8 @@ export class Arbiter {
     world.trace(
       "arbiter",
       () =>
-        `${agent.id} writes revision ${next.revision}: term ${next.term}, generation ${next.generation}, holder ${next.holder}, replica ${next.replicaValid ? "valid" : "invalid"}`,
+        `${agent.id} writes revision ${next.revision}: term ${next.term}, generation ` +
+        `${next.generation}, holder ${next.holder}, replica ${next.replicaValid ? "valid" : "invalid"}`,
     );
     const holder = this.#holders.get(next.term);
     if (holder !== undefined && holder !== next.holder)

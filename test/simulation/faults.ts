@@ -1,5 +1,10 @@
-/** What goes wrong in a run, and when: drawn from the seed. Every fault heals or is repaired by the supervisor. */
-import type { Action, Phase } from "../../src/failover/state.ts";
+/**
+ * What goes wrong in a run, and when: drawn from the seed. Every fault heals or is repaired by the
+ * supervisor.
+ */
+import type { Action } from "../../src/failover/actions.ts";
+import type { Request } from "../../src/failover/events.ts";
+import type { Phase } from "../../src/failover/state.ts";
 import type { Agent } from "./agent.ts";
 import { type Host, type Name, other } from "./host.ts";
 import type { LinkPath } from "./network.ts";
@@ -118,17 +123,18 @@ export const FAULTS = {
     agent.tell({ type: "disk_error", disk: "replica", reason: "an error of the replica's disk" });
   },
   "fail over wanted": (_, { agent }) => {
-    if (agent?.started) agent.tell({ type: "fail_over_wanted", reason: "by the administrator" });
+    if (agent?.started)
+      agent.ask({ type: "fail_over_wanted", reason: "by the administrator" }, () => undefined);
   },
   "unprotect wanted": (world, { agent }) => {
     if (!agent?.started) return;
     const untilMs = world.random.chance(0.5)
       ? agent.host.clockMs + world.random.between(100, 4_000)
       : Infinity;
-    agent.tell({ type: "unprotect_wanted", untilMs });
+    agent.ask({ type: "unprotect_wanted", untilMs }, () => undefined);
   },
   "protect wanted": (_, { agent }) => {
-    if (agent?.started) agent.tell({ type: "protect_wanted" });
+    if (agent?.started) agent.ask({ type: "protect_wanted" }, () => undefined);
   },
   shutdown: (world, host) => world.shutDownVm(host),
 } satisfies Record<string, Fault>;
@@ -156,21 +162,28 @@ export const PHASES: readonly Phase[] = [
 
 /** Moments of a decision's being carried out, when a fault hurts most. */
 export const ACTIONS = [
-  "read_record",
-  "swap_record",
-  "probe_qemu",
-  "run_alone",
-  "protect",
-  "resume",
-  "begin_checkpoints",
-  "hand_over",
-  "retire",
-  "prepare_replica",
-  "follow",
-  "fence",
-  "promote",
-  "tell_peer",
-] as const satisfies readonly Action["type"][];
+  ...[
+    "read_record",
+    "swap_record",
+    "probe_qemu",
+    "run_alone",
+    "protect",
+    "resume",
+    "begin_checkpoints",
+    "pause_checkpoints",
+    "catch_up",
+    "hand_over",
+    "retire",
+    "end_succession",
+    "fence",
+    "promote",
+    "ask_peer_to_wait",
+    "tell_peer",
+  ].map((type) => `action ${type}` as `action ${Action["type"]}`),
+  ...["prepare", "entered", "succeed", "resume_wanted", "peer_restarts", "restart_wanted"].map(
+    (type) => `answer ${type}` as `answer ${Request["type"]}`,
+  ),
+];
 
 /** A fault that waits for a phase or an action. */
 export interface Trap {
@@ -242,7 +255,8 @@ const CHAINS: readonly ((world: World, fromMs: number) => void)[] = [
         world.after(ms, () => strike(world, "unprotect wanted", host));
       },
     }),
-  // "Replica valid" is written late, by an agent that has ended; the one after it begins from the record as it was.
+  // "Replica valid" is written late, by an agent that has ended; the one after it begins from the record as
+  // it was.
   (world) =>
     world.traps.push({
       on: "action swap_record",
@@ -298,7 +312,7 @@ export function plan(world: World, fromMs: number, untilMs: number): void {
       }
       continue;
     }
-    const on = random.chance(0.5) ? `phase ${random.pick(PHASES)}` : `action ${random.pick(ACTIONS)}`;
+    const on = random.chance(0.5) ? `phase ${random.pick(PHASES)}` : random.pick(ACTIONS);
     const delayMs = random.chance(0.6) ? random.skewed(0, 60) : random.skewed(0, 1_500);
     const onPeer = random.chance(0.35);
     world.after(atMs, () =>
@@ -313,7 +327,10 @@ export function plan(world: World, fromMs: number, untilMs: number): void {
   }
 }
 
-/** A protected pair loses one host to a replacement, and later the replacement too, while the first one is back. */
+/**
+ * A protected pair loses one host to a replacement, and later the replacement too, while the first one is
+ * back.
+ */
 function planReplacement(world: World, fromMs: number): void {
   const { random } = world;
   once(world, fromMs, "phase protected", (host) => {

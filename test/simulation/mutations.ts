@@ -1,8 +1,12 @@
-/** Rules of src/failover/decide.ts, each broken on its own: the simulation has to notice. */
+/** Rules of src/failover, each broken on its own: the simulation has to notice. */
+
+import type { Action } from "../../src/failover/actions.ts";
 import { decide } from "../../src/failover/decide.ts";
-import type { Action, Event, State } from "../../src/failover/state.ts";
+import { type Answered, Driver } from "../../src/failover/driver.ts";
+import type { Event, Request } from "../../src/failover/events.ts";
+import type { State } from "../../src/failover/state.ts";
 import { BLIND } from "./arbiter.ts";
-import type { Decide } from "./world.ts";
+import { type Decide, REAL, type Rules } from "./world.ts";
 
 type Swap = Extract<Action, { type: "swap_record" }>;
 
@@ -50,10 +54,29 @@ function pretending(which: (before: State, after: State, swap: Swap) => boolean)
   };
 }
 
-export const MUTATIONS: Record<string, Decide> = {
+/** The driver forgets what happens while it carries a decision out. */
+class Deaf extends Driver {
+  override tell(event: Event): void {
+    if (!this.busy) super.tell(event);
+  }
+}
+
+/** The driver waits for the next round. */
+class Timeless extends Driver {
+  protected override armDeadline(): void {}
+}
+
+/** The driver does not hand refusals on. */
+class Agreeable extends Driver {
+  override ask(request: Request, answered: Answered): void {
+    super.ask(request, () => answered(undefined));
+  }
+}
+
+const DECISIONS: Record<string, Decide> = {
   "heartbeats are answered after a takeover may have been written": (s, event, nowMs) =>
     event.type === "heartbeat" && s.phase === "taking_over" && event.generation === s.generation
-      ? { state: s, actions: [{ type: "answer_heartbeat", accepted: true }] }
+      ? { state: s, actions: [{ type: "answer", request: event.request, refusal: undefined }] }
       : decide(s, event, nowMs),
 
   "the lease counts from the arrival of the answer": doing((actions, s, event, nowMs) =>
@@ -167,4 +190,17 @@ export const MUTATIONS: Record<string, Decide> = {
     if (event.type === "handed_over") decision.state.phase = "stopped";
     return decision;
   },
+};
+
+const DRIVERS: Record<string, typeof Driver> = {
+  "the driver drops what it is told while it carries out a decision": Deaf,
+  "the driver arms no timer for the next deadline": Timeless,
+  "the driver answers every request with yes": Agreeable,
+};
+
+export const MUTATIONS: Readonly<Record<string, Rules>> = {
+  ...Object.fromEntries(
+    Object.entries(DECISIONS).map(([name, broken]) => [name, { ...REAL, decide: broken }]),
+  ),
+  ...Object.fromEntries(Object.entries(DRIVERS).map(([name, broken]) => [name, { ...REAL, driver: broken }])),
 };

@@ -62,7 +62,10 @@ interface Direction {
   backlog: (() => void)[];
 }
 
-/** A TCP connection that `dialer` opened: in order, nothing lost, and silent when the other host or the link is gone. */
+/**
+ * A TCP connection that `dialer` opened: in order, nothing lost, and silent when the other host or the link
+ * is gone.
+ */
 export class Connection {
   open = true;
   readonly #there: Direction = { lastMs: 0, backlog: [] };

@@ -1,4 +1,7 @@
-/** Procedures that take simulated time: generators that yield pauses. Unlike promises they run in a fixed order. */
+/**
+ * Procedures that take simulated time: generators that yield pauses. Unlike promises they run in a fixed
+ * order.
+ */
 export type Pause = (resume: (value?: unknown) => void, fail: (error: ProcedureError) => void) => void;
 // biome-ignore lint/suspicious/noExplicitAny: what a pause gives back depends on the pause
 export type Procedure<T> = Generator<Pause, T, any>;

@@ -1,4 +1,7 @@
-/** What the actions set going, with QEMU and the data plane: they take time, hang and fail. After src/agent/{primary,secondary}.ts. */
+/**
+ * What the actions set going, with QEMU and the data plane: they take time, hang and fail. After
+ * src/agent/{primary,secondary}.ts.
+ */
 import type { Agent } from "./agent.ts";
 import { type Procedure, ProcedureError } from "./procedure.ts";
 import { Pair, type Qemu } from "./vm.ts";
@@ -41,7 +44,7 @@ export function look(agent: Agent): void {
   }
 }
 
-function passAlone(agent: Agent): void {
+export function passAlone(agent: Agent): void {
   agent.release();
   agent.host.setRole("solo");
   agent.release();
@@ -142,7 +145,7 @@ function* checkpoint(agent: Agent, pair: Pair): Procedure<void> {
     );
     const before = pair.secondary.loads;
     agent.peerLoaded = (loads) => {
-      if (loads <= before) return; // of a checkpoint that an earlier life had asked for
+      if (loads <= before) return; // of a checkpoint that an earlier agent had asked for
       world.queue.cancel(timer);
       agent.peerLoaded = undefined;
       resume();
@@ -151,12 +154,10 @@ function* checkpoint(agent: Agent, pair: Pair): Procedure<void> {
     world.engine.transfer(pair, () =>
       secondary?.post(() => {
         if (secondary.following && secondary.host.qemu === pair.secondary)
-          secondary.ask(
+          secondary.request(
             "loaded",
             { generation: secondary.state.generation, reason: "", loads: pair.secondary.loads },
             1_000,
-            () => undefined,
-            () => undefined,
           );
       }),
     );
@@ -170,7 +171,7 @@ function* checkpoint(agent: Agent, pair: Pair): Procedure<void> {
   }
 }
 
-/** What an earlier life of the agent had begun goes on with a checkpoint. */
+/** What an earlier agent had begun continues with a checkpoint. */
 export function* resume(agent: Agent, generation: number): Procedure<void> {
   const qemu = ownQemu(agent);
   const { pair } = qemu;
@@ -250,18 +251,13 @@ export function* prepare(agent: Agent): Procedure<void> {
 }
 
 export function* promote(agent: Agent): Procedure<void> {
-  const { host, world } = agent;
-  const { random } = world;
+  const { host } = agent;
+  const { random } = agent.world;
   const qemu = ownQemu(agent);
   yield agent.sleep(random.skewed(0.5, 50)); // query-status, not waited for long
   agent.following = false;
   if (host.kernel.role === "successor") {
     agent.release();
-    world.after(1_000, () =>
-      agent.post(() => {
-        if (host.kernel.role === "successor") passAlone(agent);
-      }),
-    );
   } else {
     host.held = []; // of another time
     host.setRole("solo");

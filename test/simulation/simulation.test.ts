@@ -1,20 +1,20 @@
 /**
- * The decisions of src/failover/decide.ts in a simulated world with a simulated clock: hosts, links, an arbiter and QEMUs that fail
- * at the worst moments. All chance comes from one number, so a run can be had again:
+ * The decisions of src/failover/decide.ts in a simulated world with a simulated clock: hosts, links, an
+ * arbiter and QEMUs that fail at the worst moments. All chance comes from one number, so a run can be had
+ * again:
  *
- *   COLO_SIMULATION_SEED=123 bun test test/simulation        one run, with its trace (COLO_SIMULATION_LINES of it)
- *   COLO_SIMULATION_SEEDS=10001-50000 bun test test/simulation    other runs; a single number counts from 1
+ * COLO_SIMULATION_SEED=123 bun test test/simulation        one run, with its trace (COLO_SIMULATION_LINES of
+ * it) COLO_SIMULATION_SEEDS=10001-50000 bun test test/simulation    other runs; a single number counts from 1
  */
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { decide } from "../../src/failover/decide.ts";
 import { count, given, text } from "../variables.ts";
 import { Coverage } from "./coverage.ts";
 import { ACTIONS, FAULTS, PHASES } from "./faults.ts";
 import { MUTATIONS } from "./mutations.ts";
 import { Violation } from "./violation.ts";
-import { World } from "./world.ts";
+import { REAL, World } from "./world.ts";
 
 const LINES = count("COLO_SIMULATION_LINES");
 /** Seeds from 1 on that see all that can happen. */
@@ -26,7 +26,7 @@ const TIMEOUT_MS = 1_800_000;
 
 /** The same run again, told. */
 function replay(seed: number): { text: string; violation: Violation | undefined } {
-  const world = new World(seed, new Coverage(), decide, true);
+  const world = new World(seed, new Coverage(), REAL, true);
   let end: string;
   let violation: Violation | undefined;
   try {
@@ -77,7 +77,7 @@ function allRuns(): void {
     () => {
       for (let seed = from; seed <= to; seed++) {
         try {
-          coverage.count(`outcome ${new World(seed, coverage, decide).run()}`);
+          coverage.count(`outcome ${new World(seed, coverage).run()}`);
         } catch (error) {
           if (!(error instanceof Violation))
             throw new Error(`seed ${seed}: ${String(error)}`, { cause: error });
@@ -90,7 +90,8 @@ function allRuns(): void {
         `${runs} runs: protected again ${share("protected")}, both copies destroyed ${share("lost")}, ` +
           `shut down ${share("shut down")}, without an arbiter ${share("no arbiter")}; ` +
           `${coverage.of("takeovers")} takeovers, ${coverage.of("phase protected")} protections, ` +
-          `${coverage.of("conflicts")} conflicts, ${coverage.of("lost answers")} lost answers, ${coverage.of("outputs seen")} outputs`,
+          `${coverage.of("conflicts")} conflicts, ${coverage.of("lost answers")} lost answers, ` +
+          `${coverage.of("outputs seen")} outputs`,
       );
     },
     TIMEOUT_MS,
@@ -101,12 +102,12 @@ function allRuns(): void {
       ...PHASES.filter((phase) => phase !== "starting").map((phase) => `phase ${phase}`),
       ...PHASES.map((phase) => `fault in ${phase}`),
       ...Object.keys(FAULTS).map((name) => `fault ${name}`),
-      ...[...ACTIONS, "answer_heartbeat", "extend_lease", "block", "end_protection"].map(
-        (name) => `action ${name}`,
-      ),
+      ...ACTIONS,
+      ...["answer heartbeat", "action extend_lease", "action block", "action end_protection"],
       "takeovers",
       "protections that went on",
       "replicas that were followed again",
+      "restarts that were agreed",
       "conflicts",
       "lost answers",
       "fencing succeeded",

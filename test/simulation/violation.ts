@@ -5,6 +5,8 @@ export const INVARIANTS = {
   3: "no unprotected, incomplete or stale replica is promoted",
   4: "terms grow, one holder a term",
   5: "no heartbeat is answered after a takeover may have been written",
+  7: "no decision leaves a state that its own invariants forbid",
+  8: "a deadline is noticed when it comes, not with the next round",
   6: "when faults stop, the pair is protected again",
 } as const;
 

@@ -1,6 +1,6 @@
 /**
- * The VM as far as the protocol is concerned: a state is the list of all outputs so far, kept as a tree, so that two copies
- * that have diverged are two branches. What the network has seen must lie on one branch.
+ * The VM as far as the protocol is concerned: a state is the list of all outputs so far, kept as a tree, so
+ * that two copies that have diverged are two branches. What the network has seen must lie on one branch.
  */
 import type { Host } from "./host.ts";
 import { Violation } from "./violation.ts";
@@ -28,7 +28,8 @@ export class Outside {
     if (!contains(state, this.last)) {
       throw new Violation(
         2,
-        `the network sees output ${state.id} (depth ${state.depth}) from host ${host.id}, whose history lacks output ${this.last.id} (depth ${this.last.depth}) that it saw before`,
+        `the network sees output ${state.id} (depth ${state.depth}) from host ${host.id}, whose history ` +
+          `lacks output ${this.last.id} (depth ${this.last.depth}) that it saw before`,
       );
     }
     this.last = state;
@@ -139,7 +140,10 @@ export class Engine {
     }
   }
 
-  /** Held without a lease, let through with one (bpf/colo.h). Frames that overtake each other there are in order here. */
+  /**
+   * Held without a lease, let through with one (bpf/colo.h). Frames that overtake each other there are in
+   * order here.
+   */
   #asSuccessor(host: Host, state: VmState): void {
     host.held.push({ state, verified: true });
     if (host.permitted) host.agent?.release();
@@ -181,7 +185,10 @@ export class Engine {
     });
   }
 
-  /** Copies the stopped primary's state; `loaded` when the secondary has it, and the primary resumes by itself. */
+  /**
+   * Copies the stopped primary's state; `loaded` when the secondary has it, and the primary resumes by
+   * itself.
+   */
   transfer(pair: Pair, loaded: () => void): void {
     const { world } = this;
     const { primary, secondary } = pair;

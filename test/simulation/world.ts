@@ -1,6 +1,10 @@
-/** Everything of one run, from one seed: the hosts, what connects them, what goes wrong and what must hold. */
-import type { decide } from "../../src/failover/decide.ts";
-import type { Action, Event, Settings, State } from "../../src/failover/state.ts";
+/**
+ * Everything of one run, from one seed: the hosts, what connects them, what goes wrong and what must hold.
+ */
+import { decide } from "../../src/failover/decide.ts";
+import { Driver } from "../../src/failover/driver.ts";
+import type { Event } from "../../src/failover/events.ts";
+import type { Settings, State } from "../../src/failover/state.ts";
 import { Random } from "../random.ts";
 import { Agent } from "./agent.ts";
 import { Arbiter } from "./arbiter.ts";
@@ -20,6 +24,15 @@ const HEALED_MS = 18_000;
 const LIMIT_MS = 90_000;
 
 export type Decide = typeof decide;
+
+/** The product's, or one of them with a rule broken. */
+export interface Rules {
+  decide: Decide;
+  driver: typeof Driver;
+}
+
+export const REAL: Rules = { decide, driver: Driver };
+
 type Record = NonNullable<State["record"]>;
 
 export type Outcome = "protected" | "shut down" | "lost" | "no arbiter";
@@ -59,8 +72,7 @@ export class World {
   constructor(
     readonly seed: number,
     readonly coverage: Coverage,
-    /** The real one, or one with a rule broken. */
-    readonly decide: Decide,
+    readonly rules: Rules = REAL,
     readonly tracing = false,
   ) {
     resetIds();
@@ -82,6 +94,7 @@ export class World {
       arbiterRetryMs: 300,
       protectRetryMs: 1_000,
       restartMs: 3_000,
+      adoptable: true,
       fence: random.pick(["none", "none", "none", "none", "try", "required"]),
     };
   }
@@ -153,7 +166,7 @@ export class World {
     host.agent = new Agent(host, `${host.id}.${++this.#lives}`);
   }
 
-  // --- what must hold ----------------------------------------------------------------------------------------------------
+  // --- what must hold ---
 
   /** Rule 1. Permission begins only where a kernel is told so; there is no need to look at other moments. */
   checkOnePrimary(): void {
@@ -185,7 +198,7 @@ export class World {
       if (next?.started && next.state.phase !== "starting")
         throw new Violation(
           6,
-          `${next.id} is ${next.state.phase}, and its earlier life ${agent.id} takes the VM`,
+          `${next.id} is ${next.state.phase}, and ${agent.id}, which was before it, takes the VM`,
         );
     }
     this.#supersede(host, `superseded in term ${after.term}`);
@@ -197,9 +210,9 @@ export class World {
     }
   }
 
-  performed(agent: Agent, action: Action): void {
-    this.coverage.count(`action ${action.type}`);
-    this.#spring(`action ${action.type}`, agent.host);
+  performed(agent: Agent, what: string): void {
+    this.coverage.count(what);
+    this.#spring(what, agent.host);
   }
 
   #spring(on: string, host: Host): void {
@@ -267,7 +280,7 @@ export class World {
     );
   }
 
-  // --- the world's hand --------------------------------------------------------------------------------------------------
+  // --- the world's hand ---
 
   thaw(agent: Agent): void {
     this.trace(agent.id, () => "runs again");
@@ -292,10 +305,15 @@ export class World {
   /** Without an arbiter: the administrator sees to it that the host stays off, then has the replica go on. */
   #promoteByHand(lost: Host): void {
     const { agent } = this.peerOf(lost);
-    this.after(this.random.between(500, 1_400), () => agent?.tell({ type: "promote_wanted" }));
+    this.after(this.random.between(500, 1_400), () =>
+      agent?.ask({ type: "promote_wanted" }, () => undefined),
+    );
   }
 
-  /** The administrator takes a host that hangs for lost and puts a new one in its place; later the old one goes on. */
+  /**
+   * The administrator takes a host that hangs for lost and puts a new one in its place; later the old one
+   * goes on.
+   */
   replace(old: Host): void {
     const { agent } = old;
     if (!old.up || agent === undefined || this.hosts.length > 2) return;
@@ -309,7 +327,8 @@ export class World {
       }
       old.replaced = true;
       old.reachable = this.random.chance(0.5);
-      // One that is only starting would renounce its replacement's replica, as nobody could tell it from an earlier life of that.
+      // One that is only starting would renounce its replacement's replica, as nobody could tell it from an
+      // earlier agent of that.
       if (old.agent?.state.phase === "starting") old.agent.die("process");
       else old.agent?.freeze();
       if (old.qemu !== undefined) old.qemu.hurt ??= "its host was replaced";
@@ -371,12 +390,15 @@ export class World {
       if (agent.frozen && !host.replaced) this.thaw(agent);
     }
     for (const host of this.hosts) {
-      if (host.agent?.started) host.agent.tell({ type: "protect_wanted" });
+      if (host.agent?.started) host.agent.ask({ type: "protect_wanted" }, () => undefined);
     }
     this.#look();
   }
 
-  /** systemd, and an administrator who comes by now and then: what has ended is started, what has stopped is started afresh. */
+  /**
+   * systemd, and an administrator who comes by now and then: what has ended is started, what has stopped is
+   * started afresh.
+   */
   #supervise(name: Name): void {
     const again = () => this.after(this.random.between(300, 900), () => this.#supervise(name));
     const host = this.host(name);

@@ -1,14 +1,16 @@
 /**
- * What a host does next for a VM whose QEMU it starts itself: one pure function of what is known before a QEMU is there.
+ * What a host does next for a VM whose QEMU it starts itself: one pure function of what is known before a
+ * QEMU is there.
  *
- * A life of a VM on a host is one QEMU, from its start to its end. src/failover/decide.ts decides within a life; when it says "stopped",
- * or QEMU is gone, the next life begins here. The record is checked again by decide.ts, with a compare-and-swap, before anything of a
- * booted VM leaves the host; so what is decided here on an old record costs time only.
+ * An instance is one QEMU, from its start to its end. src/failover decides within an instance; when it says
+ * "stopped", or QEMU is gone, the next instance begins here. The record is checked again by decide.ts, with a
+ * compare-and-swap, before anything of a booted VM leaves the host; so what is decided here on an old record
+ * costs time only.
  */
 import type { LastRun } from "../failover/state.ts";
 import type { VmRecord } from "../failover/vm_record.ts";
 
-export interface LifeFacts {
+export interface InstanceFacts {
   readonly self: string;
   readonly peer: string;
   readonly configuredRole: "primary" | "secondary";
@@ -26,7 +28,7 @@ export interface LifeFacts {
   readonly started: boolean;
 }
 
-export type NextLife =
+export type NextInstance =
   /** The VM, from its disks. */
   | { type: "boot" }
   /** A QEMU that waits to become a replica. */
@@ -34,7 +36,7 @@ export type NextLife =
   | { type: "off"; reason: string }
   | { type: "ask_again" };
 
-export function nextLife(facts: LifeFacts): NextLife {
+export function nextInstance(facts: InstanceFacts): NextInstance {
   const { record, self, peer, configuredRole, started } = facts;
   if (facts.off !== undefined) return { type: "off", reason: facts.off };
   if (!facts.arbiter) return withoutArbiter(facts);
@@ -42,7 +44,8 @@ export function nextLife(facts: LifeFacts): NextLife {
   if (record === undefined) {
     if (facts.recordSeen && !started) {
       const reason =
-        "the arbiter has lost this VM's record; decide which host's disks continue, and start the VM there first";
+        "the arbiter has lost this VM's record; decide which host's disks continue, and start the VM " +
+        "there first";
       return { type: "off", reason };
     }
     return configuredRole === "primary" ? { type: "boot" } : { type: "incoming" };
@@ -57,7 +60,7 @@ export function nextLife(facts: LifeFacts): NextLife {
   };
 }
 
-function withoutArbiter({ configuredRole, lastRun, restart, started, peer }: LifeFacts): NextLife {
+function withoutArbiter({ configuredRole, lastRun, restart, started, peer }: InstanceFacts): NextInstance {
   if (started) return { type: "boot" };
   switch (lastRun) {
     case "never":
@@ -71,7 +74,9 @@ function withoutArbiter({ configuredRole, lastRun, restart, started, peer }: Lif
     case "with_replica":
       return {
         type: "off",
-        reason: `the VM was lost on this host while ${peer} had a replica of it, and there is no arbiter to say whether that one runs; promote it there, or boot the VM here from its disks`,
+        reason:
+          `the VM was lost on this host while ${peer} had a replica of it, and there is no ` +
+          "arbiter to say whether that one runs; promote it there, or boot the VM here from its disks",
       };
   }
 }

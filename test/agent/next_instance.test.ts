@@ -1,11 +1,11 @@
 /** What a host does for a VM that has no QEMU there. */
 import { describe, expect, test } from "bun:test";
-import { type LifeFacts, nextLife } from "../../src/agent/next_life.ts";
+import { type InstanceFacts, nextInstance } from "../../src/agent/next_instance.ts";
 
 const RECORD = { term: 3, generation: 7, revision: 20 };
 const record = (holder: string, replicaValid: boolean) => ({ ...RECORD, holder, replicaValid });
 
-const FACTS: LifeFacts = {
+const FACTS: InstanceFacts = {
   self: "host-a",
   peer: "host-b",
   configuredRole: "primary",
@@ -20,7 +20,7 @@ const FACTS: LifeFacts = {
 const secondary = { configuredRole: "secondary" } as const;
 const alone = { arbiter: false } as const;
 
-const cases: [string, Partial<LifeFacts>, string, RegExp?][] = [
+const cases: [string, Partial<InstanceFacts>, string, RegExp?][] = [
   ["a new VM, configured primary", {}, "boot"],
   ["a new VM, configured secondary", secondary, "incoming"],
   ["the arbiter is silent", { record: "unknown" }, "ask_again"],
@@ -76,10 +76,10 @@ const cases: [string, Partial<LifeFacts>, string, RegExp?][] = [
   ["no arbiter, a replica was here", { ...alone, lastRun: "as_replica" }, "incoming"],
 ];
 
-describe("the next life", () => {
+describe("the next instance", () => {
   for (const [what, facts, type, reason] of cases) {
     test(`${what}: ${type}`, () => {
-      const next = nextLife({ ...FACTS, ...facts });
+      const next = nextInstance({ ...FACTS, ...facts });
       expect(next.type).toBe(type as typeof next.type);
       if (reason !== undefined) expect(next.type === "off" ? next.reason : "").toMatch(reason);
     });
@@ -93,7 +93,7 @@ describe("the next life", () => {
           for (const started of booleans)
             for (const covered of [record("host-b", true), record("host-b", false), record("host-a", true)]) {
               const facts = { ...FACTS, configuredRole, lastRun, restart, started, record: covered };
-              expect(nextLife(facts).type).toBe("incoming");
+              expect(nextInstance(facts).type).toBe("incoming");
             }
   });
 });

@@ -22,6 +22,7 @@ import { openFence } from "./fence.ts";
 import { Heartbeats } from "./heartbeats.ts";
 import { VmKeeper } from "./keeper.ts";
 import { AgentMetrics } from "./metrics/agent_metrics.ts";
+import { removeUnconfigured } from "./open_proxy.ts";
 import { checkedRequests, type HeartbeatAnswer, Peer } from "./peer_api.ts";
 import { PeerClient } from "./peer_client.ts";
 import { peerHandlers } from "./peer_requests.ts";
@@ -107,6 +108,7 @@ export class HostAgent {
           log,
         );
       }
+      await removeUnconfigured(config, log);
       for (const vm of agent.#vms.values()) await vm.begin();
       await disableDelayedAck(config.peer.control.host);
       const sources = { metrics: () => agent.#metrics.text(), status: () => agent.status() };

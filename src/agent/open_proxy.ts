@@ -1,21 +1,40 @@
 /** From a VM's configuration to its data plane. */
-import { existsSync } from "node:fs";
-import { dirname } from "node:path";
+import { dirname, join } from "node:path";
 import type { Config, VmConfig } from "../config/config.ts";
-import { DataPlane } from "../ffi/data_plane.ts";
 import { checkTap } from "../host/links.ts";
 import type { Logger } from "../host/log.ts";
 import { PIN_ROOT } from "../host/pin_root.ts";
 import { EbpfProxy } from "../proxy/ebpf.ts";
 import type { EbpfNicOptions } from "../proxy/ebpf_nic.ts";
+import { type ConfiguredVm, removeDataPlane, removeLeftovers } from "../proxy/leftovers.ts";
 import type { PacketProxy, ProxyEvents } from "../proxy/proxy.ts";
 import { QemuProxy } from "../proxy/qemu.ts";
 import { TapGate } from "../proxy/tap_gate.ts";
 import type { QmpClient } from "../qmp/client.ts";
 
+/** The VMs of a configuration, with the tunnel ids that are in use. */
+export function configuredVms(config: Config): ConfiguredVm[] {
+  return config.vm.map(({ name, proxy, nic }) => ({
+    vm: name,
+    tunnelIds: proxy === "ebpf" ? nic.map(({ tunnel_id }) => tunnel_id) : undefined,
+  }));
+}
+
 /**
- * Opens the data plane of a VM, closed for everything, whatever an earlier agent has left; or as that has left it (`keep`), where
- * it can be kept.
+ * Removes the data planes of VMs that are no longer configured. An error is logged: other VMs do not wait for
+ * it.
+ */
+export async function removeUnconfigured(config: Config, log: Logger): Promise<void> {
+  try {
+    await removeLeftovers(join(PIN_ROOT, config.agent.name), configuredVms(config), log);
+  } catch (error) {
+    log.error("the data plane of a VM that is not in the configuration could not be removed", { error });
+  }
+}
+
+/**
+ * Opens the data plane of a VM, closed for everything, whatever an earlier agent has left; or as that has
+ * left it (`keep`), where it can be kept.
  *
  * @param parts.objectPath the compiled BPF programs
  * @throws Error whose message says what to do
@@ -26,21 +45,20 @@ export async function openProxy(
   parts: { objectPath: string; qmp: () => QmpClient; log: Logger; keep: EbpfNicOptions["keep"] },
   events: ProxyEvents,
 ): Promise<PacketProxy> {
-  const pinDirectory = `${PIN_ROOT}/${agent.agent.name}/${config.name}`;
+  const agentPins = join(PIN_ROOT, agent.agent.name);
   const table = `colo-${agent.agent.name}-${config.name}`;
   // What the other kind has left at the taps would go on dropping: it is taken away when this one is closed.
   if (config.proxy === "qemu") {
     const taps = await Promise.all(config.nic.map(({ tap }) => checkTap(tap)));
     const proxy = await openQemuProxy(config, agent, table, parts, events);
-    if (existsSync(pinDirectory)) {
-      DataPlane.remove(
-        pinDirectory,
-        taps.map(({ ifindex }) => ifindex),
-      );
-    }
+    await removeDataPlane(
+      agentPins,
+      config.name,
+      taps.map(({ ifindex }) => ifindex),
+    );
     return proxy;
   }
-  const proxy = await openEbpfProxy(config, agent, pinDirectory, parts, events);
+  const proxy = await openEbpfProxy(config, agent, join(agentPins, config.name), parts, events);
   await TapGate.remove(table);
   return proxy;
 }

@@ -14,6 +14,7 @@ import {
   ok,
   warn,
 } from "./check.ts";
+import { leftoversCheck } from "./leftovers.ts";
 
 const QMP_LIMIT_MS = 1_500;
 
@@ -82,6 +83,7 @@ function forEachVm(look: (vm: VmConfig) => Promise<Finding | Finding[]>): Check[
 const checks: Check[] = [
   { id: "tap", title: "VM's taps", needsConfig: true, run: forEachVm(taps) },
   { id: "qemu", title: "VM's QEMU", needsConfig: true, run: forEachVm(runningQemu) },
+  leftoversCheck,
 ];
 
 export const vmsGroup: Group = { name: "vms", title: "VMs", checks };

@@ -15,7 +15,7 @@ const BPF_NOEXIST = 1;
  * The start of struct bpf_map_info: type, id, key_size, value_size, max_entries; longer for the kernel's
  * sake.
  */
-const MAP_INFO = { type: 0, keyBytes: 8, valueBytes: 12, maxEntries: 16 } as const;
+const MAP_INFO = { type: 0, id: 4, keyBytes: 8, valueBytes: 12, maxEntries: 16 } as const;
 const MAP_INFO_BYTES = 80;
 /** Space for the position between two batches: a key of an array, a bucket of a hash table. */
 const BATCH_POSITION_BYTES = 8;
@@ -23,6 +23,8 @@ const BATCH_POSITION_BYTES = 8;
 export interface BpfMapInfo {
   /** enum bpf_map_type. */
   type: number;
+  /** Its number in the kernel. */
+  id: number;
   keyBytes: number;
   /** Of one CPU, in a map with a value for each. */
   valueBytes: number;
@@ -42,6 +44,7 @@ export function mapInfo(fd: number): BpfMapInfo {
   checkBpf(result, "Cannot ask the kernel about a map");
   return {
     type: view.getUint32(infoAt + MAP_INFO.type, true),
+    id: view.getUint32(infoAt + MAP_INFO.id, true),
     keyBytes: view.getUint32(infoAt + MAP_INFO.keyBytes, true),
     valueBytes: view.getUint32(infoAt + MAP_INFO.valueBytes, true),
     maxEntries: view.getUint32(infoAt + MAP_INFO.maxEntries, true),

@@ -12,7 +12,7 @@ const TC_FLAG_REPLACE = 1;
 /** struct bpf_tc_hook and struct bpf_tc_opts of libbpf 1.0 (tools/lib/bpf/libbpf.h). */
 const HOOK = { size: 0, ifindex: 8, point: 12 } as const;
 const HOOK_BYTES = 24;
-const OPTIONS = { size: 0, programFd: 8, flags: 12, handle: 20, priority: 24 } as const;
+const OPTIONS = { size: 0, programFd: 8, flags: 12, programId: 16, handle: 20, priority: 24 } as const;
 const OPTIONS_BYTES = 32;
 
 /** One filter of ours at each hook, always the same: attaching again replaces it without a gap. */
@@ -53,6 +53,20 @@ export function attachFilter(ifindex: number, point: number, programFd: number):
     if (created < 0 && created !== -EEXIST) checkBpf(created, `Cannot add clsact to interface ${ifindex}`);
     const attached = libbpf().bpf_tc_attach(hook, tcOptions(arena, programFd, TC_FLAG_REPLACE));
     checkBpf(attached, `Cannot attach a BPF filter to interface ${ifindex}`);
+  } finally {
+    arena.close();
+  }
+}
+
+/** Number of the program in our filter; undefined if there is none. */
+export function attachedProgram(ifindex: number, point: number): number | undefined {
+  const arena = new Arena(4096);
+  try {
+    const options = tcOptions(arena, 0, 0);
+    const hook = tcHook(arena, ifindex, point);
+    // Without a filter, a qdisc or a classifier at the hook each kernel has another error.
+    if (libbpf().bpf_tc_query(hook, options) < 0) return undefined;
+    return arena.view.getUint32(options - arena.address + OPTIONS.programId, true);
   } finally {
     arena.close();
   }

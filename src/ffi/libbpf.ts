@@ -41,11 +41,13 @@ function open() {
       bpf_map_lookup_and_delete_elem: { args: [i32, ptr, ptr], returns: i32 },
       bpf_map_lookup_batch: { args: [i32, ptr, ptr, ptr, ptr, ptr, ptr], returns: i32 },
       bpf_prog_test_run_opts: { args: [i32, ptr], returns: i32 },
+      bpf_prog_get_fd_by_id: { args: [u32], returns: i32 },
       bpf_prog_load: { args: [i32, ptr, ptr, ptr, u64, ptr], returns: i32 },
       libbpf_probe_bpf_map_type: { args: [i32, ptr], returns: i32 },
       bpf_xdp_attach: { args: [i32, i32, u32, ptr], returns: i32 },
       bpf_tc_hook_create: { args: [ptr], returns: i32 },
       bpf_tc_attach: { args: [ptr, ptr], returns: i32 },
+      bpf_tc_query: { args: [ptr, ptr], returns: i32 },
       bpf_tc_detach: { args: [ptr, ptr], returns: i32 },
     });
   } catch (cause) {

@@ -6,6 +6,8 @@ const linkFacts = z.object({
   ifindex: z.number().int().min(1),
   ifname: z.string(),
   mtu: z.number().int().min(0),
+  /** As ip shows them: LOWER_UP with a carrier. */
+  flags: z.array(z.string()),
   /** The bridge that the interface is a port of. */
   master: z.string().optional(),
   linkinfo: z

@@ -38,12 +38,13 @@ const TAP = {
   ifindex: 7,
   ifname: "tap0",
   mtu: 1500,
+  flags: ["UP"],
   master: "br0",
   linkinfo: { info_kind: "tun", info_data: { type: "tap", vnet_hdr: true } },
 };
 
 test("a link, a route and an address", async () => {
-  ipPrints([{ ...TAP, flags: ["UP"] }]);
+  ipPrints([{ ...TAP, qdisc: "noqueue" }]);
   expect(await link("tap0")).toEqual(TAP);
   expect(await words()).toBe("-json -details link show dev tap0");
   expect(await checkTap("tap0")).toEqual(TAP);

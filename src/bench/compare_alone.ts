@@ -52,7 +52,7 @@ export class CompareAlone {
       secondary: this.#secondary,
       memcmp,
       sink: {
-        release: () => {
+        permit: () => {
           this.#released++;
         },
         finish: () => {

@@ -229,7 +229,7 @@ export class ReleaseBench {
     const traffic = new Traffic({ payloadBytes: 64, flows: 1, rounds: 1 });
     traffic.lay(new Uint8Array(this.#buffer.buffer), 0);
     socket.queue(this.#buffer.address, traffic.bytesMax);
-    socket.flush();
+    socket.send();
     socket.close();
   }
 
@@ -258,7 +258,8 @@ export class ReleaseBench {
         if (performance.now() > deadline) {
           const missing = expected - (this.#arrived() - before);
           throw new Error(
-            `${missing} of ${expected} frames have not arrived (${this.#stats.stat("send_failed")} not sent).`,
+            `${missing} of ${expected} frames have not arrived ` +
+              `(${this.#stats.stat("send_failed")} not sent).`,
           );
         }
       }

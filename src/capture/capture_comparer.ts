@@ -146,7 +146,7 @@ export class CaptureComparer {
         flowsMax,
       },
       sink: {
-        release: (slot) => {
+        permit: (slot) => {
           this.#primaryWaits[slot] = 0;
           host.done("primary", slot);
         },

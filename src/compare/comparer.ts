@@ -1,9 +1,9 @@
 /**
  * Decides which frames of the primary VM may leave (docs/architecture.md).
  *
- * Every record that is added is given back exactly once: a primary one by sink.release(), a secondary one by
+ * Every record that is added is given back exactly once: a primary one by sink.permit(), a secondary one by
  * sink.finish(). A TCP frame may be sent in parts before, or otherwise than the primary sent it
- * (FrameChange). Frames of one flow are released in order of arrival. sink.release() and sink.finish() may be
+ * (FrameChange). Frames of one flow are released in order of arrival. sink.permit() and sink.finish() may be
  * called for a record before the add*() call that brought it returns.
  *
  *     comparer.addPrimary(slot, ring.offset(slot));        for each record of the primary's ring

@@ -18,14 +18,14 @@ export interface RecordMemory {
  */
 export interface ComparerSink {
   /**
-   * The primary frame of this slot may be sent, in the order of these calls, those of part() included. With a
-   * change (valid during the call), only as that says.
+   * The primary frame of this slot may be sent, in the order of these calls, those of permitPart() included.
+   * With a change (valid during the call), only as that says.
    */
-  release(slot: number, change: FrameChange | null): void;
+  permit(slot: number, change: FrameChange | null): void;
   /**
-   * Some of the primary frame of this slot may be sent as `change` says; release() for the rest comes later.
+   * Some of the primary frame of this slot may be sent as `change` says; permit() for the rest comes later.
    */
-  part?(slot: number, change: FrameChange): void;
+  permitPart?(slot: number, change: FrameChange): void;
   /** The secondary record of this slot is not needed any more. */
   finish(slot: number): void;
   /** Asks for a checkpoint. */

@@ -94,7 +94,7 @@ export class CompareState {
     this.limits = limits;
     this.rules = options.rules;
     this.#sink = options.sink;
-    this.takesParts = options.sink.part !== undefined;
+    this.takesParts = options.sink.permitPart !== undefined;
     this.#memcmp = options.memcmp;
     this.primaryBytes = options.primary.bytes;
     this.secondaryBytes = options.secondary.bytes;
@@ -167,7 +167,7 @@ export class CompareState {
     this.stats.parts++;
     const timeNs = this.primary.timeNs[item];
     if (timeNs > this.newestComparedNs) this.newestComparedNs = timeNs;
-    this.#sink.part?.(this.primary.slot[item], change);
+    this.#sink.permitPart?.(this.primary.slot[item], change);
   }
 
   /** Undoes hold(). */
@@ -185,7 +185,7 @@ export class CompareState {
   releaseSlot(slot: number, change: FrameChange | null = null): void {
     this.stats.heldFrames--;
     this.stats.releasedFrames++;
-    this.#sink.release(slot, change);
+    this.#sink.permit(slot, change);
   }
 
   releaseCompared(item: number, change?: FrameChange | null): void {
@@ -227,7 +227,7 @@ export class CompareState {
     stats.releasedFrames++;
     stats.finishedFrames++;
     sink.finish(secondarySlot);
-    sink.release(primarySlot, null);
+    sink.permit(primarySlot, null);
   }
 
   /** Compares `n` bytes; 0 when equal. Positions are byte offsets in the two record memories. */

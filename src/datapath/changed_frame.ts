@@ -1,13 +1,14 @@
 /**
- * Writes the start of a TCP frame that is sent otherwise than the VM sent it: with another window or
- * acknowledgement, or only some of its payload (src/compare/frame_change.ts). The record itself cannot be
- * changed, the rings are mapped for reading only; the payload is sent from there.
+ * Writes the headers of a TCP frame that leaves with another window or acknowledgement, or with only a part
+ * of its payload (src/compare/frame_change.ts). The rings are mapped read-only, so the record stays as it is;
+ * the payload is sent from there.
  */
 import type { FrameChange } from "../compare/frame_change.ts";
 import { parseRecord } from "../compare/parse.ts";
 import { ParsedFrame } from "../compare/parsed_frame.ts";
-import { RECORD, VNET, VNET_BYTES } from "../ffi/layout.ts";
+import { RECORD, VNET, VNET_BYTES, VNET_GSO, VNET_NEEDS_CHECKSUM } from "../ffi/layout.ts";
 import { fold } from "../packet/checksum.ts";
+import { IPV4, IPV4_ADDRESSES_BYTES, IPV6, IPV6_ADDRESSES_BYTES, TCP } from "../packet/headers.ts";
 import {
   ETHERNET_HEADER_BYTES,
   ETHERTYPE_IPV4,
@@ -18,15 +19,6 @@ import {
 } from "../packet/protocol_numbers.ts";
 
 const VLAN_TAG_BYTES = 4;
-/** Offsets in the IPv4, IPv6 and TCP headers (RFC 791, RFC 8200, RFC 9293). */
-const IPV4 = { totalBytes: 2, checksum: 10, source: 12 } as const;
-const IPV4_ADDRESSES_BYTES = 8;
-const IPV6 = { payloadBytes: 4, source: 8 } as const;
-const IPV6_ADDRESSES_BYTES = 32;
-const TCP = { sequence: 4, acknowledgement: 8, flags: 12, window: 14, checksum: 16 } as const;
-/** include/uapi/linux/virtio_net.h */
-const NEEDS_CHECKSUM = 1;
-const NO_SEGMENTATION = 0;
 
 export class ChangedFrames {
   readonly #frame = new ParsedFrame();
@@ -57,15 +49,16 @@ export class ChangedFrames {
     const isCut = change.payloadBytes !== frame.dataBytes;
     if (isCut) this.#cut(target, at, transport, frame.dataBytes - change.payloadBytes, change.payloadBytes);
     // A checksum that is still to be filled in covers none of these fields.
-    const isPartial = (target.getUint8(at + VNET.flags) & NEEDS_CHECKSUM) !== 0;
+    const isPartial = (target.getUint8(at + VNET.flags) & VNET_NEEDS_CHECKSUM) !== 0;
     const checksumAt = isPartial ? -1 : transport + TCP.checksum;
     if (change.sequence !== frame.sequence)
       setLong(target, transport + TCP.sequence, change.sequence, checksumAt);
     setLong(target, transport + TCP.acknowledgement, change.acknowledgement, checksumAt);
     setWord(target, transport + TCP.window, change.window, checksumAt);
     if (!change.fin) {
-      const flags = target.getUint16(transport + TCP.flags);
-      setWord(target, transport + TCP.flags, flags & ~TCP_FIN, checksumAt);
+      // The word of which the flags are the low half.
+      const flags = target.getUint16(transport + TCP.dataOffset);
+      setWord(target, transport + TCP.dataOffset, flags & ~TCP_FIN, checksumAt);
     }
     return startBytes;
   }
@@ -75,7 +68,7 @@ export class ChangedFrames {
    */
   #cut(target: DataView, at: number, transport: number, lessBytes: number, payloadBytes: number): void {
     const network = networkOffset(target, at + VNET_BYTES);
-    const tcpBytes = (target.getUint8(transport + TCP.flags) >> 4) * 4;
+    const tcpBytes = (target.getUint8(transport + TCP.dataOffset) >> 4) * 4;
     let addresses: number;
     let addressesBytes: number;
     if (target.getUint16(network - 2) === ETHERTYPE_IPV4) {
@@ -91,7 +84,7 @@ export class ChangedFrames {
     }
     const checksum = transport + TCP.checksum;
     const segmentBytes = tcpBytes + payloadBytes;
-    if ((target.getUint8(at + VNET.flags) & NEEDS_CHECKSUM) !== 0) {
+    if ((target.getUint8(at + VNET.flags) & VNET_NEEDS_CHECKSUM) !== 0) {
       // The sum of the pseudo header, in which the length has changed.
       target.setUint16(
         checksum,
@@ -101,13 +94,13 @@ export class ChangedFrames {
       let sum = PROTOCOL_TCP + segmentBytes;
       for (let i = 0; i < addressesBytes; i += 2) sum += target.getUint16(addresses + i);
       target.setUint16(checksum, fold(sum));
-      target.setUint8(at + VNET.flags, NEEDS_CHECKSUM);
+      target.setUint8(at + VNET.flags, VNET_NEEDS_CHECKSUM);
       target.setUint16(at + VNET.csum_start, transport - at - VNET_BYTES, true);
       target.setUint16(at + VNET.csum_offset, TCP.checksum, true);
     }
     target.setUint16(at + VNET.hdr_len, transport - at - VNET_BYTES + tcpBytes, true);
     if (payloadBytes <= target.getUint16(at + VNET.gso_size, true)) {
-      target.setUint8(at + VNET.gso_type, NO_SEGMENTATION);
+      target.setUint8(at + VNET.gso_type, VNET_GSO.NONE);
       target.setUint16(at + VNET.gso_size, 0, true);
     }
   }

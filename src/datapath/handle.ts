@@ -1,7 +1,7 @@
 /**
- * The main thread's handle on the data path of one VM: one worker, or several that share its flows. What is
- * asked of it is asked of all of them and is done when all have done it, so that none goes on comparing with
- * an epoch that another has left.
+ * The main thread's handle on the data path of one VM: one worker, or several that share its flows. A command
+ * goes to all of them and is done when all have done it: no worker compares with an epoch that another has
+ * left.
  */
 import type { DataPlane } from "../ffi/data_plane.ts";
 import { Command, DataPathStats, type WorkerSetup } from "./shared.ts";
@@ -48,7 +48,7 @@ export class DataPath {
         ready.push(workers[worker].ready);
       }
     } catch (error) {
-      // Workers that have started need close(), which nobody can call on an object that was never made.
+      // Workers that have started need close(), so this constructor must not throw.
       ready.push(Promise.reject(error));
     }
     this.#workers = workers;
@@ -68,17 +68,14 @@ export class DataPath {
   }
 
   /**
-   * What an earlier agent has left in the rings, and what comes, stays there until the next {@link
-   * checkpoint}: nobody knows any more what of it was compared.
+   * Records of an earlier agent, and new ones, stay in the rings until the next {@link checkpoint}: it is not
+   * known which of them were compared.
    */
   resume(): Promise<number> {
     return this.#command(Command.Resume);
   }
 
-  /**
-   * A checkpoint is about to be asked for: primary frames newer than `horizonNs` are not compared until it is
-   * loaded.
-   */
+  /** A checkpoint follows: primary frames newer than `horizonNs` are not compared until it is loaded. */
   beginCheckpoint(horizonNs: number): Promise<number> {
     return this.#command(Command.BeginCheckpoint, horizonNs);
   }
@@ -93,22 +90,20 @@ export class DataPath {
     return this.#command(Command.ReleaseAlone);
   }
 
-  /**
-   * Puts diverted input back through the mirror and ends the diversion. Resolves with the number of frames.
-   */
+  /** Replays diverted input through the mirror and ends the diversion. Resolves with the number of frames. */
   replayInput(): Promise<number> {
     return this.#command(Command.ReplayInput);
   }
 
   /**
-   * Drops what an earlier agent left held or diverted, of a VM that is not to be seen again. Resolves with
-   * the number of frames.
+   * Drops the frames that an earlier agent left held or diverted: the VM that sent them is gone. Resolves
+   * with their number.
    */
   discard(): Promise<number> {
     return this.#command(Command.Discard);
   }
 
-  /** Resolves when all workers have looked at their commands: the data path lives. */
+  /** Resolves when all workers have answered: the data path lives. */
   ping(): Promise<number> {
     return this.#command(Command.None);
   }

@@ -82,7 +82,7 @@ export class InputReplay {
         this.#queued[queued++] = slot;
       }
       if (queued === 0) return count;
-      socket.flush();
+      socket.send();
       for (let i = 0; i < queued; i++) ring.done(this.#queued[i]!);
       count += queued;
     }

@@ -1,10 +1,10 @@
 /**
- * The lease, as a worker sees it. The kernel drops what is released after the lease has run out
- * (bpf/lease.h). So a worker releases nothing then: frames stay in the rings and in the comparer until the
- * agent extends the lease.
+ * The lease, as a worker sees it. The kernel drops frames that are released after the lease has run out
+ * (bpf/lease.h). A worker therefore releases nothing then: frames stay in the rings and in the comparer until
+ * the agent extends the lease.
  *
  * Commands that release frames are carried out when the lease holds again, in their order. They are answered
- * at once: the agent has to go on with its rounds, because only those can extend the lease.
+ * at once: the agent's rounds must continue, because only they extend the lease.
  */
 import type { StateView } from "../ffi/state_view.ts";
 import type { Command } from "./shared.ts";

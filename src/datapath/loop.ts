@@ -125,8 +125,8 @@ export class DataPathLoop {
       primary: this.#primary,
       secondary: this.#secondary,
       sink: {
-        release: (slot, change) => this.#release(slot, change),
-        part: (slot, change) => this.#releases.part(slot, change),
+        permit: (slot, change) => this.#release(slot, change),
+        permitPart: (slot, change) => this.#releases.enqueuePart(slot, change),
         finish: (slot) => this.#secondary.done(slot),
         diverged: (found) => {
           const divergence = evidenceOf(found, this.#primary, this.#secondary);
@@ -243,10 +243,10 @@ export class DataPathLoop {
     const heldSince = recordTimeNs(view, offset);
     this.#shared.observeHold(Math.max(0, this.#nowNs - heldSince) / 1e9);
     if (change === null) {
-      this.#releases.release(slot);
+      this.#releases.enqueue(slot);
     } else {
       if (change.silent) this.#stats[STAT_INDEX.sent_in_parts]! += 1;
-      this.#releases.releaseChanged(slot, change);
+      this.#releases.enqueueChanged(slot, change);
     }
   }
 

@@ -12,6 +12,7 @@ import { DataPlane } from "../ffi/data_plane.ts";
 import { VNET_BYTES } from "../ffi/layout.ts";
 import { Arena, ifindex, PAGE_BYTES } from "../ffi/libc.ts";
 import { LiveFrames } from "../ffi/live_frames.ts";
+import { marksOf } from "../ffi/marks.ts";
 import { type Check, type DoctorContext, type Finding, fail, type Group, ok } from "./check.ts";
 import { INJECT, makeDevices, TAP, TUNNEL } from "./devices.ts";
 
@@ -69,9 +70,7 @@ async function dataPlane(context: DoctorContext): Promise<Finding> {
         ...indexes,
         peerIpv4: 0xc6120001,
         tunnelId: 1,
-        injectMark: 0xc0100001,
-        deliverMark: 0xc0200001,
-        replayMark: 0xc0300001,
+        ...marksOf(1),
       },
       ringBytes: RING_BYTES,
       inputRingBytes: RING_BYTES,
@@ -106,7 +105,7 @@ function runsLiveFrames(plane: DataPlane): boolean {
   try {
     const byteLength = VNET_BYTES + 64;
     live.queue(arena.address + arena.allocate(byteLength), byteLength);
-    return live.flush() === 1;
+    return live.send() === 1;
   } finally {
     live.close();
     arena.close();

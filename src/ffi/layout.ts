@@ -38,6 +38,9 @@ export const STATE_BYTES = 96;
 /** Workers that a VM's output can be shared among. */
 export const WORKERS_MAX = 16;
 
+/** Frames of at least this length do not wake a worker in SLEEP.PAIRED while the other VM's ring is empty. */
+export const BULK_BYTES = 16384;
+
 /** Offsets in struct colo_settings; every field is a 32-bit number. */
 export const SETTINGS = {
   tap_ifindex: 0,
@@ -67,6 +70,10 @@ export const VNET = {
   csum_offset: 8,
 } as const;
 export const VNET_BYTES = 10;
+/** In colo_vnet_hdr.flags: VIRTIO_NET_HDR_F_NEEDS_CSUM. */
+export const VNET_NEEDS_CHECKSUM = 1;
+/** colo_vnet_hdr.gso_type: VIRTIO_NET_HDR_GSO_*; with ECN in addition. */
+export const VNET_GSO = { NONE: 0, TCPV4: 1, UDP: 3, TCPV6: 4, UDP_L4: 5, ECN: 0x80 } as const;
 
 /** Offsets in struct colo_record. */
 export const RECORD = {

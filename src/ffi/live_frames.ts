@@ -1,8 +1,7 @@
 /**
- * Sends many small frames at once out of memory that they already lie in: by a run of the program
- * release_frames on live frames (bpf/live.h; Documentation/bpf/bpf_prog_run.rst), which puts them where the
- * VM's own frames come from. For each frame that costs less than half of what PacketSocket does, but a run as
- * such costs as much as six or seven frames there.
+ * Sends many small frames at once from the memory in which they lie, by a run of the program release_frames
+ * on live frames (bpf/live.h; Documentation/bpf/bpf_prog_run.rst). They arrive where the VM's own frames do.
+ * A frame costs less than half of its cost in PacketSocket; a run costs as much as six or seven frames there.
  */
 import {
   LIVE_FRAME,
@@ -52,7 +51,7 @@ export class LiveFrames {
 
   /**
    * @param worker whose list this is, from 0; frames enter in the network namespace of the thread that calls
-   * flush()
+   * send()
    */
   constructor({ programFd, listsFd, workers, tapIfindex }: LiveFramesSetup, worker = 0) {
     if (worker >= workers) throw new RangeError(`There are ${workers} workers, so none is number ${worker}.`);
@@ -81,16 +80,16 @@ export class LiveFrames {
     this.#repeat = options + TEST_RUN.repeat;
   }
 
-  /** Frames that wait for the flush; there may be LIVE_LIST_MAX. */
+  /** Frames that wait for send(); there may be LIVE_LIST_MAX. */
   get queued(): number {
     return this.#queued;
   }
 
   /**
-   * Adds a frame to the next flush.
+   * Adds a frame to the next send().
    *
    * @param address of a virtio_net_hdr without segmentation and the frame behind it; has to stay as it is
-   *   until flush()
+   *   until send()
    * @param byteLength of both together, LIVE_SEND_BYTES_MAX at most
    */
   queue(address: Address, byteLength: number): void {
@@ -103,10 +102,10 @@ export class LiveFrames {
   /**
    * Sends what is queued.
    *
-   * @returns how many frames that was; if fewer than were queued, the kernel does not go on: the others are
-   *   still to be sent
+   * @returns the number of frames; if it is less than {@link queued} was, the kernel has stopped, and the
+   *   others are still to be sent
    */
-  flush(): number {
+  send(): number {
     const queued = this.#queued;
     this.#queued = 0;
     const list = this.#list;

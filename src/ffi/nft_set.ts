@@ -1,10 +1,10 @@
 /**
- * Replaces the elements of a set of nftables in one transaction, by a netlink message and its answer: what
- * renews a lease ten times a second starts no process for it, and knows at once when the kernel has refused.
+ * Replaces the elements of a set of nftables in one transaction, by a netlink message and its answer. A lease
+ * is renewed ten times a second: that starts no process, and a refusal of the kernel is known at once.
  *
  * The messages are those of net/netfilter/nf_tables_api.c (nf_tables_newsetelem, nf_tables_delsetelem): a
- * batch that empties the set and fills it again takes effect as a whole, so that a frame meets either what
- * was there before or what is there afterwards.
+ * batch that empties the set and fills it again takes effect as a whole. A frame meets the old elements or
+ * the new ones.
  */
 import { Arena, check, closeFd, EAGAIN, errno, libc, SystemError } from "./libc.ts";
 
@@ -66,7 +66,7 @@ export class NftSet {
   /**
    * Makes `keys` the set's only elements.
    *
-   * @param timeoutMs each of them is gone after so long by itself; for a set with `flags timeout`
+   * @param timeoutMs the kernel removes each of them after this time; for a set with `flags timeout`
    * @throws SystemError if the kernel refuses: without CAP_NET_ADMIN, or when the table is gone (ENOENT)
    */
   replace(keys: readonly number[], timeoutMs?: number): void {

@@ -1,5 +1,5 @@
 /**
- * Sends frames out of memory that they already lie in: an AF_PACKET socket with PACKET_VNET_HDR (packet(7),
+ * Sends frames from the memory in which they lie: an AF_PACKET socket with PACKET_VNET_HDR (packet(7),
  * net/packet/af_packet.c) and sendmmsg, many frames a call. Segmentation and checksum offload travel in the
  * header.
  */
@@ -123,16 +123,16 @@ export class PacketSocket {
   }
 
   /**
-   * Adds a frame to the next flush; flushes by itself when MESSAGES_MAX are queued.
+   * Adds a frame to the next send(); sends by itself when MESSAGES_MAX are queued.
    *
-   * @param address of a 10-byte virtio_net_hdr with the frame behind it; has to stay as it is until flush()
+   * @param address of a 10-byte virtio_net_hdr with the frame behind it; has to stay as it is until send()
    * @param byteLength of both together
    */
   queue(address: Address, byteLength: number): void {
     const message = this.#queued;
     if (this.#pieces[message] !== 1) this.#setIovecs(message, 1);
     this.#setIovec(message * IOVECS_MAX * IOVEC_BYTES, address, byteLength);
-    if (++this.#queued === MESSAGES_MAX) this.#send();
+    if (++this.#queued === MESSAGES_MAX) this.#sendQueued();
   }
 
   /**
@@ -157,10 +157,10 @@ export class PacketSocket {
     if (this.#pieces[message] !== iovecs) this.#setIovecs(message, iovecs);
     this.#setIovec(iovec, this.#startsAddress + this.startOffset, startBytes);
     if (byteLength > 0) this.#setIovec(iovec + IOVEC_BYTES, address, byteLength);
-    if (++this.#queued === MESSAGES_MAX) this.#send();
+    if (++this.#queued === MESSAGES_MAX) this.#sendQueued();
   }
 
-  /** Frames that wait for the flush; the next one's message has this number. */
+  /** Frames that wait for send(); the next one's message has this number. */
   get queued(): number {
     return this.#queued;
   }
@@ -176,7 +176,7 @@ export class PacketSocket {
   }
 
   /**
-   * Makes a queued message begin with `startBytes` of {@link starts}, to be written before flush(), instead
+   * Makes a queued message begin with `startBytes` of {@link starts}, to be written before send(), instead
    * of what is there; then come `byteLength` bytes from `address` on.
    */
   splitQueued(message: number, startBytes: number, address: Address, byteLength: number): void {
@@ -205,9 +205,9 @@ export class PacketSocket {
     this.#first = message;
   }
 
-  /** Sends what is queued; returns how many messages were sent since the last flush. */
-  flush(): number {
-    if (this.#queued > 0) this.#send();
+  /** Sends what is queued; returns how many messages were sent since the last send(). */
+  send(): number {
+    if (this.#queued > 0) this.#sendQueued();
     const sent = this.#sent;
     this.#sent = 0;
     return sent;
@@ -218,7 +218,7 @@ export class PacketSocket {
     this.#arena.close();
   }
 
-  #send(): void {
+  #sendQueued(): void {
     this.sendUpTo(this.#queued);
     this.#frames.fill(1, 0, this.#queued);
     this.#queued = 0;

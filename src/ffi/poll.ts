@@ -16,7 +16,7 @@ const EFD_NONBLOCK = 0o4000;
 const EFD_CLOEXEC = 0o2000000;
 const EPOLL_CLOEXEC = 0o2000000;
 
-/** Size of the doorbell ring in bpf/maps.h. */
+/** Size of a doorbell ring: a page, the smallest that the kernel makes (kernel/bpf/ringbuf.c). */
 export const DOORBELL_BYTES = 4096;
 
 export class Waiter {

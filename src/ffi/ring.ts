@@ -5,6 +5,7 @@
  * The kernel maps the data area twice in a row, so a record never wraps. All positions are kept modulo 2^32:
  * a ring is much smaller than that.
  */
+import { RECORD_HEADER_BYTES } from "./layout.ts";
 import { Mapping, PAGE_BYTES, PROT_READ } from "./libc.ts";
 import type { Address } from "./native.ts";
 
@@ -15,7 +16,7 @@ const LENGTH_MASK = 0x3fff_ffff;
 /** The smallest thing a ring of this project holds: header and an 8-byte token of the doorbell. */
 const SMALLEST_RECORD_BYTES = HEADER_BYTES + 8;
 /** The smallest record of a packet ring: header, struct colo_record, no frame. */
-const SMALLEST_PACKET_BYTES = HEADER_BYTES + 64;
+const SMALLEST_PACKET_BYTES = HEADER_BYTES + RECORD_HEADER_BYTES;
 
 const SLOT_FREE = 0;
 const SLOT_READ = 1;

@@ -1,6 +1,6 @@
 /**
- * Blocking unix sockets on native memory: whole megabytes a call, nothing copied on the way. For benchmarks
- * that feed another process and must not be what is measured.
+ * Blocking unix sockets on native memory: megabytes in one call, without a copy. For benchmarks that feed
+ * another process and must not limit it.
  */
 import { Arena, check, closeFd, EAGAIN, EINTR, errno, libc, SystemError } from "./libc.ts";
 import type { Address } from "./native.ts";

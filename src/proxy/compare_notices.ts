@@ -1,14 +1,14 @@
 /**
- * The line to a colo-compare of QEMU over its `notify_dev`: it says when the two VMs differ or one is late,
- * and takes the order to let go of everything it holds. A checkpoint QEMU makes has the same effect, without
- * this line. With it, colo-compare does not ask QEMU itself for checkpoints (net/colo-compare.c,
- * colo_compare_inconsistency_notify), so that they stay the agent's.
+ * The connection to a colo-compare of QEMU over its `notify_dev`. colo-compare reports there when the two VMs
+ * differ or one is late, and flushes all held packets on request, as it does at a checkpoint. While the
+ * connection is there, colo-compare asks the agent and not QEMU for checkpoints (net/colo-compare.c,
+ * colo_compare_inconsistency_notify).
  */
 import { connect, type Socket } from "node:net";
 
 const DIFFERENT = "DO_CHECKPOINT";
 const LET_GO = "COLO_CHECKPOINT";
-/** A question that is answered when everything sent before has been dealt with. */
+/** A request whose answer comes behind the effect of all earlier ones. */
 const ASK = "COLO_USERSPACE_PROXY_INIT";
 const ANSWER = "COLO_COMPARE_GET_XEN_INIT";
 const LENGTH_BYTES = 4;
@@ -41,7 +41,7 @@ export class CompareNotices {
     });
   }
 
-  /** Lets everything go that is held; resolves when colo-compare has done it. Throws after `timeoutMs`. */
+  /** Makes colo-compare release all held packets; resolves when it has. Throws after `timeoutMs`. */
   async letGo(timeoutMs: number): Promise<void> {
     if (this.#ended !== undefined) throw this.#ended;
     const { promise, resolve, reject } = Promise.withResolvers<void>();

@@ -78,7 +78,7 @@ export function tapFramesTaken(tap: string): number {
   return transmittedFrames + transmitDrops;
 }
 
-/** Frames that QEMU has written to the tap, whatever became of them. */
+/** Frames that QEMU has written to the tap, dropped ones included. */
 export function tapFramesGiven(tap: string): number {
   return deviceCounters(tap).receivedFrames;
 }

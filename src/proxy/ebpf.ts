@@ -1,7 +1,7 @@
 /**
- * The agent's own data plane for a VM: for each network interface the BPF programs on its tap and a worker
- * that compares (ebpf_nic.ts). What is decided here is decided for all of them: a checkpoint covers every
- * interface, and each of them is switched before the next step of the procedure begins.
+ * The agent's own data plane for a VM: for each network interface the BPF programs on its tap and its workers
+ * (ebpf_nic.ts). Each step is taken on all interfaces before the next one begins: a checkpoint covers them
+ * all.
  */
 
 import type { DataPathEvents } from "../datapath/handle.ts";
@@ -20,11 +20,9 @@ import {
   type ProxyEvents,
 } from "./proxy.ts";
 
-/**
- * STOP's stamp is cut to microseconds, and no checkpoint resumes a VM this fast (measured: 2 ms and more).
- */
+/** STOP's stamp is cut to microseconds. No checkpoint resumes a VM within this time (measured: 2 ms). */
 const BOUNDARY_SLACK_NS = 100_000;
-/** Frames of the secondary that are under way have arrived by then; the link is a LAN. */
+/** Frames of the secondary that were on the link have arrived after this time; the link is a LAN. */
 const SETTLE_QUIET_MS = 3;
 const SETTLE_LIMIT_MS = 100;
 /**
@@ -61,7 +59,7 @@ export class EbpfProxy implements PacketProxy, InputBarrier, Comparison, Adoptio
         nics.push(await EbpfNic.open(one, nicEvents));
       }
       const proxy = new EbpfProxy(nics);
-      // An interface that was added since.
+      // One interface may be new.
       if (!proxy.kept) proxy.block();
       return proxy;
     } catch (error) {
@@ -135,8 +133,8 @@ export class EbpfProxy implements PacketProxy, InputBarrier, Comparison, Adoptio
   }
 
   async beginCheckpoint(): Promise<void> {
-    // What the secondary has sent ahead of the primary is undone by the checkpoint; frames that the primary
-    // sends after it must not be compared with that, however late the news of STOP reaches us.
+    // The checkpoint undoes the output that the secondary sent ahead of the primary. The primary's frames
+    // after it must not be compared with that output, however late the STOP event arrives here.
     const horizonNs = bootNs();
     await this.#sum(({ dataPath }) => dataPath.beginCheckpoint(horizonNs));
   }
@@ -222,7 +220,7 @@ export class EbpfProxy implements PacketProxy, InputBarrier, Comparison, Adoptio
 
   async takenOver(loaded: boolean | undefined): Promise<void> {
     if (loaded === undefined) return;
-    // The state that goes on decides which offsets hold: those of before the checkpoint, or none.
+    // The VM's state decides which offsets hold: those from before the checkpoint, or none.
     if (!loaded) for (const { dataPlane } of this.nics) dataPlane.state.rewriteEpoch = this.epoch - 1;
     this.#setRole(ROLE.SOLO);
   }
@@ -265,7 +263,7 @@ export class EbpfProxy implements PacketProxy, InputBarrier, Comparison, Adoptio
     return this.nics.every(({ dataPlane }) => dataPlane.state.role === ROLE.SUCCESSOR);
   }
 
-  /** Does the same on all interfaces at once and adds up what it returns. */
+  /** Runs an action on all interfaces at once; returns the sum of the results. */
   async #sum(action: (nic: EbpfNic) => Promise<number>): Promise<number> {
     const counts = await Promise.all(this.nics.map(action));
     return counts.reduce((sum, count) => sum + count, 0);

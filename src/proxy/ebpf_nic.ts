@@ -2,12 +2,13 @@
  * One network interface of a VM on the agent's own data plane: its tap, the devices beside it, programs,
  * rings and worker.
  */
-import { join } from "node:path";
 import { DataPath, type DataPathEvents } from "../datapath/handle.ts";
 import type { WorkerSetup } from "../datapath/shared.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
 import { ROLE } from "../ffi/layout.ts";
+import { marksOf } from "../ffi/marks.ts";
 import { ensureDevices, type VmDevices } from "./devices.ts";
+import { nicPinDirectory } from "./pins.ts";
 import { TapQueue } from "./tap_queue.ts";
 
 export interface EbpfNicOptions {
@@ -25,28 +26,18 @@ export interface EbpfNicOptions {
   connectionsMax: number;
   comparing: Pick<WorkerSetup, "maxWaitMs" | "rules" | "limits">;
   /**
-   * If an earlier agent has left the tap in this role, it stays in it: a primary's output held, its input
-   * mirrored and its lease what it is; a secondary's output forwarded.
+   * If an earlier agent left the tap in this role, it stays in it. A primary's output stays held, its input
+   * mirrored and its lease unchanged; a secondary's output stays forwarded.
    */
   keep: typeof ROLE.PRIMARY | typeof ROLE.SECONDARY | undefined;
 }
 
-/** Marks live in the skb only inside this host; the tunnel id keeps those of several interfaces apart. */
-function marks(tunnelId: number) {
-  return {
-    injectMark: 0xc0100000 + tunnelId,
-    deliverMark: 0xc0200000 + tunnelId,
-    replayMark: 0xc0300000 + tunnelId,
-  };
-}
-
 export class EbpfNic {
-  /** What the VM has not read yet of what was put into its tap, while it is primary or runs alone. */
+  /** Frames in the tap that the VM has not read, while it is primary or runs alone. */
   readonly #input: TapQueue;
   #mirrored: TapQueue | undefined;
   /**
-   * What the primary's mirror count is ahead of our delivery count by, so that lost frames are not waited
-   * for.
+   * The primary's count of mirrored frames minus our count of delivered ones: lost frames are not awaited.
    */
   #mirrorBase = 0;
 
@@ -66,8 +57,8 @@ export class EbpfNic {
   }
 
   /**
-   * Makes the devices, loads and attaches the programs, or takes over what an earlier agent left: closed,
-   * unless it is to be kept.
+   * Makes the devices, loads and attaches the programs, or adopts those of an earlier agent. The gate is
+   * shut, unless {@link EbpfNicOptions.keep} applies.
    */
   static async open(options: EbpfNicOptions, events: DataPathEvents): Promise<EbpfNic> {
     const { tap, tunnelId, peerAddress } = options;
@@ -101,7 +92,7 @@ export class EbpfNic {
     dataPlane.state.role = ROLE.SECONDARY;
   }
 
-  /** As it does already, if that was kept. */
+  /** Continues to follow, after an adoption. */
   followAgain(mirrorBase: number): void {
     this.#mirrored = new TapQueue(this.tap, () => this.dataPlane.counter("delivered"));
     this.#mirrorBase = mirrorBase;
@@ -133,13 +124,13 @@ function loadDataPlane(options: EbpfNicOptions, devices: VmDevices): DataPlane {
   const [a, b, c, d] = options.peerAddress.split(".").map(Number) as [number, number, number, number];
   return DataPlane.load({
     objectPath: options.objectPath,
-    pinDirectory: join(options.pinDirectory, `nic${options.tunnelId}`),
+    pinDirectory: nicPinDirectory(options.pinDirectory, options.tunnelId),
     settings: {
       tapIfindex: devices.tapIfindex,
       tunnelIfindex: devices.tunnelIfindex,
       peerIpv4: a * 2 ** 24 + b * 2 ** 16 + c * 2 ** 8 + d,
       tunnelId: options.tunnelId,
-      ...marks(options.tunnelId),
+      ...marksOf(options.tunnelId),
     },
     workers: options.workers,
     ringBytes: options.ringBytes,
@@ -158,7 +149,7 @@ function openDataPath(
       dataPlane,
       injectIfindex: devices.injectIfindex,
       tapIfindex: devices.tapIfindex,
-      replayMark: marks(options.tunnelId).replayMark,
+      replayMark: marksOf(options.tunnelId).replayMark,
       ...options.comparing,
     },
     events,

@@ -175,7 +175,7 @@ export interface Adoption {
    * until {@link InputBarrier.replayInput}. `epoch` is the secondary's.
    */
   resume(epoch: number): Promise<void>;
-  /** On the secondary. The protection goes on with the mirror bases of the earlier agent. */
+  /** On the secondary. The protection continues with the mirror bases of the earlier agent. */
   followAgain(mirrorBases: readonly number[]): void;
   /** By interface: the primary's count of mirrored frames minus this host's count of delivered ones. */
   readonly mirrorBases: number[];

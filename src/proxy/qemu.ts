@@ -1,7 +1,7 @@
 /**
  * QEMU's own packet proxy as a VM's data plane: filters and colo-compare inside the two QEMUs
- * (qemu_filters.ts), and a gate of nftables at the taps (tap_gate.ts), which neither of them can open by
- * itself. It needs no BPF; docs/proxies.md tells what it does not do.
+ * (qemu_filters.ts), and a gate of nftables at the taps (tap_gate.ts), which QEMU cannot open. It needs no
+ * BPF; docs/proxies.md lists its limits.
  *
  * QEMU compares, releases what a checkpoint covers and rewrites numbers by itself, so the optional parts of
  * PacketProxy are not here. A new agent can adopt nothing: the notices that QEMU's comparer sent meanwhile
@@ -33,10 +33,7 @@ import { TapGate } from "./tap_gate.ts";
 
 const CONNECT_TIMEOUT_MS = 2_000;
 const LET_GO_TIMEOUT_MS = 2_000;
-/**
- * What was released is on its way through QEMU's sockets to the tap until the tap's count has stood still for
- * so long.
- */
+/** Released frames have passed QEMU's sockets when the tap's count has not changed for this time. */
 const QUIET_MS = 5;
 const QUIET_LIMIT_MS = 500;
 const LOOK_INTERVAL_MS = 500;
@@ -149,8 +146,8 @@ export class QemuProxy implements PacketProxy {
   }
 
   /**
-   * A change that the kernel refuses is made up for by {@link ping}: until then the lease is not longer than
-   * it was.
+   * A change that the kernel refuses is repeated by {@link ping}. Until then the lease is not longer than
+   * before.
    */
   #gated(change: () => void): void {
     try {
@@ -174,8 +171,8 @@ export class QemuProxy implements PacketProxy {
   }
 
   /**
-   * Lets go of what is held, in order, and takes away all but the rewriters. Returns the frames that left
-   * meanwhile.
+   * Releases the held frames in order and removes all filters but the rewriters. Returns the number of
+   * frames that left meanwhile.
    */
   async #takeDown(): Promise<number> {
     const { nics, directory, log } = this.options;
@@ -186,7 +183,7 @@ export class QemuProxy implements PacketProxy {
     const before = this.#framesGiven();
     try {
       await removeMirrors(this.#qmp, nics);
-      // An earlier agent's lines are gone with it.
+      // An earlier agent's connections ended with it.
       if (this.#notices.length === 0) this.#notices = await this.#openNotices();
       await this.#letGo(); // before anything newer leaves
       await removeCaptures(this.#qmp, nics);
@@ -220,8 +217,7 @@ export class QemuProxy implements PacketProxy {
   }
 
   /**
-   * Out of band: QEMU writes to a peer that hangs until it takes it, and does nothing else meanwhile
-   * (net/filter-mirror.c).
+   * Out of band: QEMU's main loop blocks while it writes to a peer that hangs (net/filter-mirror.c).
    */
   async #cutPeer(): Promise<void> {
     const open = await query(this.#qmp, yankInstances, "query-yank", undefined, { oob: true });

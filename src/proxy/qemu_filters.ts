@@ -2,8 +2,8 @@
  * QEMU's packet proxy for one network interface, made and taken away over QMP on a QEMU that runs
  * (docs/system/qemu-colo.rst; options of QEMU 11.1):
  *
- *   primary    tap ─▶ mirror copies input ─────────────── port N ───▶ follow ──▶ rewriter ─▶ SVM         secondary
- *              PVM ─▶ capture ─▶ colo-compare ◀────────── port N+1 ◀─ forward ◀─ rewriter ◀─┘
+ *   primary    tap ─▶ mirror copies input ────────── port N ───▶ follow ──▶ rewriter ─▶ SVM   secondary
+ *              PVM ─▶ capture ─▶ colo-compare ◀───── port N+1 ◀─ forward ◀─ rewriter ◀─┘
  *              tap ◀─ release ◀───┘ (in a thread of its own)
  *
  * A VM that took over keeps its rewriter, which the connections of that time need: between the tap and what
@@ -57,7 +57,7 @@ export function noticesPath(directory: string, nic: FilterNic): string {
 /** The netdev of QEMU that has opened `tap`. */
 async function netdevOf(qmp: QmpClient, { tap, netdev }: FilterNic): Promise<string> {
   if (netdev !== undefined) return netdev;
-  // QMP has no command that tells it.
+  // QMP has no command for that.
   const text = await query(qmp, z.string(), "human-monitor-command", { "command-line": "info network" });
   for (const line of text.split("\n")) {
     const found = /^\s*(?:\\\s*)?([^\s:]+): .*\btype=tap\b.*\bifname=([^,\s]+)/.exec(line);
@@ -151,7 +151,7 @@ export async function addSecondaryFilters(
   }
 }
 
-/** What of the primary's or the secondary's side is there. */
+/** Which side's filters are there. */
 export interface FiltersPresent {
   primary: boolean;
   secondary: boolean;
@@ -172,13 +172,14 @@ export async function removeMirrors(qmp: QmpClient, nics: readonly FilterNic[]):
   for (const nic of nics) await removeObject(qmp, nameOf("mirror", nic));
 }
 
-/** From now on the VM's output leaves at once; what has been captured until then is held still. */
+/** From now on the VM's output leaves at once; packets captured before stay held. */
 export async function removeCaptures(qmp: QmpClient, nics: readonly FilterNic[]): Promise<void> {
   for (const nic of nics) await removeObject(qmp, nameOf("capture", nic));
 }
 
 /**
- * Takes the rest of the primary's side away. What colo-compare holds then is lost (colo_compare_finalize).
+ * Removes the rest of the primary's side. Packets that colo-compare then holds are lost
+ * (colo_compare_finalize).
  */
 export async function removePrimaryFilters(
   qmp: QmpClient,
@@ -194,7 +195,7 @@ export async function removePrimaryFilters(
   await removeObject(qmp, THREAD);
 }
 
-/** Takes the secondary's side away, but for the rewriters. */
+/** Removes the secondary's side, but for the rewriters. */
 export async function removeSecondaryFilters(qmp: QmpClient, nics: readonly FilterNic[]): Promise<void> {
   for (const nic of nics) {
     for (const object of ["forward", "follow"]) await removeObject(qmp, nameOf(object, nic));

@@ -1,11 +1,11 @@
 /**
- * What keeps a VM from sending on a host where no BPF program stands at its taps: a table of nftables with
- * one chain for what comes out of the taps and one for what goes in. Both drop. The first lets through while
- * the lease holds: an element of a set that the kernel takes out by itself when its time is over, whatever
- * has become of the agent. The second lets through as long as the agent has said so.
+ * The gate of a VM without BPF programs at its taps: a table of nftables with one chain for the taps' output
+ * and one for their input. Both drop. The first passes frames while the lease holds. The lease is an element
+ * of a set, which the kernel removes at its timeout, even if the agent is dead. The second passes frames from
+ * letInput() to keepInputOut().
  *
- * The timers of nftables stand still while the host is suspended: a host that runs VMs under this gate must
- * not be.
+ * The timers of nftables stop while the host is suspended. Do not suspend a host that runs VMs behind this
+ * gate.
  */
 
 import { ifindex } from "../ffi/libc.ts";
@@ -13,10 +13,11 @@ import { NftSet } from "../ffi/nft_set.ts";
 import { bootMs } from "../host/clock.ts";
 
 /**
- * An element's timer may run out this late: a tick of the slowest kernel (HZ=100). It comes off the lease.
+ * An element's timeout may be this late, by a tick of the slowest kernel (HZ=100); the lease is shortened by
+ * it.
  */
 const TICK_MS = 10;
-/** Before everything else that a host may have at the hook. */
+/** Before all other chains that a host may have at the hook. */
 const PRIORITY = -500;
 
 export class TapGate {
@@ -51,7 +52,7 @@ export class TapGate {
     }
   }
 
-  /** Takes the table away; then the taps are as if there had never been one. No error when there is none. */
+  /** Removes the table; then the taps are open. No error if there is none. */
   static async remove(table: string): Promise<void> {
     if (Bun.which("nft") === null) return;
     await nft(`add table netdev ${table}\ndelete table netdev ${table}\n`);
@@ -90,8 +91,8 @@ export class TapGate {
   }
 
   /**
-   * Looks whether the table is there still: "flush ruleset", as a restart of the host's firewall does it,
-   * takes it away and opens the taps. Then it is made anew without a lease, and this throws.
+   * Checks that the table is there. "flush ruleset", for example in a restart of the host's firewall, removes
+   * it and opens the taps. It is then made again without a lease, and this throws.
    */
   async check(): Promise<void> {
     try {

@@ -1,10 +1,10 @@
 /**
  * The input side of the checkpoint barrier: has the VM read everything that was put into its tap?
  *
- * Both VMs must go into a checkpoint having consumed the same input (docs/architecture.md). QEMU does not
- * read the tap of a stopped VM, so what is still queued at STOP would reach one VM and not the other. The
- * programs count what they put in, the tap counts what has been taken out; while nothing new is put in,
- * equality means that the queue is empty.
+ * Both VMs must have consumed the same input at a checkpoint (docs/architecture.md). QEMU does not read the
+ * tap of a stopped VM, so a frame that is queued at STOP would reach one VM and not the other. The programs
+ * count the frames put in, the tap counts those taken out. While no new frame comes, equality means an empty
+ * queue.
  */
 import { tapFramesTaken } from "./devices.ts";
 
@@ -29,8 +29,7 @@ export class TapQueue {
 
   /**
    * Waits until at least `putMin` frames have been put in and none is queued, at most `timeoutMs`. False when
-   * the time was up; what is missing then counts as lost, so that one lost frame does not delay every later
-   * checkpoint.
+   * the time was up. Missing frames then count as lost: one lost frame must not delay every later checkpoint.
    */
   async drained(putMin: number, timeoutMs: number): Promise<boolean> {
     const deadline = performance.now() + timeoutMs;

@@ -161,7 +161,7 @@ class Releaser {
     }
     for (let slot = this.#primary.next(); slot >= 0; slot = this.#primary.next()) this.#held.push(slot);
     this.#held = this.#held.filter((slot) => !this.#release(slot));
-    this.released += this.#socket.flush();
+    this.released += this.#socket.send();
     for (const slot of this.#sent.splice(0)) this.#primary.done(slot);
   }
 

@@ -212,7 +212,7 @@ function sendRecord(socket: PacketSocket, ring: Ring, slot: number): number {
     ring.address + at + RECORD_SEND_OFFSET,
     VNET_BYTES + ring.view.getUint32(at + RECORD.frame_bytes, true),
   );
-  return socket.flush();
+  return socket.send();
 }
 
 describe("hold and release", () => {
@@ -287,7 +287,7 @@ describe("hold and release", () => {
         VNET_BYTES + ring.view.getUint32(at + RECORD.frame_bytes, true),
       );
     }
-    expect(primary.inject.flush()).toBe(150);
+    expect(primary.inject.send()).toBe(150);
     for (let i = 0; i < 150; i++) {
       const arrived = await until("released frame", () => primary.neighbour.read());
       expect(readSegment(arrived.subarray(VNET_BYTES)).sequence).toBe(i);
@@ -456,7 +456,7 @@ describe("mirror and deliver", () => {
       const sent = vxlan(source, vni, INPUT[0][1].subarray(VNET_BYTES));
       const before = secondary.plane.counters();
       socket.queue(arena.copy(sent), sent.length);
-      expect(socket.flush()).toBe(1);
+      expect(socket.send()).toBe(1);
       await until("counter", () => secondary.plane.counters()[counter] > before[counter]);
       expect(counterDifference(before, secondary.plane.counters())).toEqual({ [counter]: 1 });
       expect(secondary.vm.read() !== undefined).toBe(counter === "delivered");

@@ -4,7 +4,7 @@
  */
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import type { DataPlane } from "../../src/ffi/data_plane.ts";
-import { RECORD, ROLE, SLEEP, VNET_BYTES } from "../../src/ffi/layout.ts";
+import { BULK_BYTES, RECORD, ROLE, SLEEP, VNET_BYTES } from "../../src/ffi/layout.ts";
 import { closeFd } from "../../src/ffi/libc.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
 import { createEventfd, Waiter } from "../../src/ffi/poll.ts";
@@ -246,7 +246,7 @@ test("a worker that waits for pairs is not woken by a large frame of one VM whil
   const [plane] = planes;
   const long = join(
     partial(34, 1, 1000),
-    segment({ sequence: 1, partialChecksum: true, payload: bulk(17_000) }),
+    segment({ sequence: 1, partialChecksum: true, payload: bulk(BULK_BYTES) }),
   );
   const short = plain(segment({ sequence: 1, payload: bulk(10) }));
   const { worker } = await placeOf(long);

@@ -1,6 +1,7 @@
 import { heapStats } from "bun:jsc";
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { Comparer } from "../../src/compare/comparer.ts";
+import { RECORD, RECORD_HEADER_BYTES } from "../../src/ffi/layout.ts";
 import { Mapping, memcmp } from "../../src/ffi/libc.ts";
 import { ACK, fragments, tcp, udp, udpDatagram } from "./frames.ts";
 
@@ -43,8 +44,8 @@ function sideOf(cut: number): Side {
     ];
     for (const [i, frame] of frames.entries()) {
       const record = (flow * RECORDS + i) * STRIDE;
-      view.setUint32(record + 8, frame.length, true);
-      bytes.set(frame, record + 64);
+      view.setUint32(record + RECORD.frame_bytes, frame.length, true);
+      bytes.set(frame, record + RECORD_HEADER_BYTES);
     }
   }
   return { mapping, bytes, view, address: mapping.address };
@@ -68,7 +69,7 @@ test("steady state allocates nothing for a packet", () => {
     secondary,
     memcmp,
     sink: {
-      release: () => {
+      permit: () => {
         released++;
       },
       finish: () => {

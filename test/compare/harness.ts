@@ -3,7 +3,7 @@ import { KIND_BYPASS } from "../../src/compare/flow_key.ts";
 import type { FrameChange } from "../../src/compare/frame_change.ts";
 import { parseRecord } from "../../src/compare/parse.ts";
 import { ParsedFrame } from "../../src/compare/parsed_frame.ts";
-import { RECORD_HEADER_BYTES } from "../../src/ffi/layout.ts";
+import { RECORD, RECORD_HEADER_BYTES, VNET } from "../../src/ffi/layout.ts";
 
 /**
  * Parses a frame that ends exactly where the memory ends, and checks that nothing beyond was read and that
@@ -53,24 +53,31 @@ export class Records {
   put(frame: Uint8Array, timeNs: number, epoch: number, gso: { type?: number; size?: number } = {}): number {
     const offset = this.at;
     const { view } = this;
-    view.setBigUint64(offset, BigInt(timeNs), true);
-    view.setUint32(offset + 8, frame.length, true);
-    view.setUint32(offset + 12, epoch, true);
-    view.setUint8(offset + 55, gso.type ?? 0);
-    view.setUint16(offset + 58, gso.size ?? 0, true);
-    this.bytes.set(frame, offset + 64);
-    this.at = (offset + 64 + frame.length + 7) & ~7;
+    view.setBigUint64(offset + RECORD.time_ns, BigInt(timeNs), true);
+    view.setUint32(offset + RECORD.frame_bytes, frame.length, true);
+    view.setUint32(offset + RECORD.epoch, epoch, true);
+    view.setUint8(offset + RECORD.vnet + VNET.gso_type, gso.type ?? 0);
+    view.setUint16(offset + RECORD.vnet + VNET.gso_size, gso.size ?? 0, true);
+    this.bytes.set(frame, offset + RECORD_HEADER_BYTES);
+    this.at = (offset + RECORD_HEADER_BYTES + frame.length + 7) & ~7;
     return offset;
   }
 
   /** Makes a record unreadable, as if the ring had been written on. */
   spoil(offset: number): void {
-    this.bytes.fill(0xdd, offset, offset + 64 + this.view.getUint32(offset + 8, true));
+    this.bytes.fill(
+      0xdd,
+      offset,
+      offset + RECORD_HEADER_BYTES + this.view.getUint32(offset + RECORD.frame_bytes, true),
+    );
   }
 
   /** A copy of a record's frame. */
   frame(offset: number): Uint8Array {
-    return this.bytes.slice(offset + 64, offset + 64 + this.view.getUint32(offset + 8, true));
+    return this.bytes.slice(
+      offset + RECORD_HEADER_BYTES,
+      offset + RECORD_HEADER_BYTES + this.view.getUint32(offset + RECORD.frame_bytes, true),
+    );
   }
 
   rewind(): void {
@@ -152,8 +159,8 @@ export class Bench {
       seed: 1,
       ...rest,
       sink: {
-        ...(parts ? { part: (slot, change) => this.depart(slot, change, false) } : {}),
-        release: (slot, change) => {
+        ...(parts ? { permitPart: (slot, change) => this.depart(slot, change, false) } : {}),
+        permit: (slot, change) => {
           if (this.wasReleased.has(slot)) throw new Error(`primary slot ${slot} was released twice`);
           if (change === null) this.departures.push(slot);
           else this.depart(slot, change, true);
@@ -285,7 +292,7 @@ export class Bench {
     for (let step = 2 ** Math.floor(Math.log2(offsets.length)); step >= 1; step /= 2) {
       if (only < 0 && slot + step < offsets.length && offsets[slot + step] <= from) slot += step;
     }
-    const frame = offsets[slot] + 64;
+    const frame = offsets[slot] + RECORD_HEADER_BYTES;
     const end = frame + this[side].view.getUint32(offsets[slot] + 8, true);
     if (from < frame || from + n > end || gone.has(slot)) {
       throw new Error(`${from} to ${from + n} is outside of the ${side}'s frame ${slot}, ${frame} to ${end}`);

@@ -47,7 +47,7 @@ beforeEach(() => {
     secondary,
     memcmp: memcmpOf(primary, secondary),
     sink: {
-      release: (slot) => released.push(slot),
+      permit: (slot) => released.push(slot),
       finish: (slot) => finished.push(slot),
       diverged: (divergence) => diverged.push(divergence.class),
     },

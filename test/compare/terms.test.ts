@@ -31,7 +31,7 @@ class Link {
   #epoch = 0;
 
   constructor({ takesParts = true, maxWaitMs = 1000 } = {}) {
-    const note = (slot: number, change: Parameters<NonNullable<Parts["part"]>>[1] | null) => {
+    const note = (slot: number, change: Parameters<NonNullable<Parts["permitPart"]>>[1] | null) => {
       if (change === null) {
         this.sent.push({ slot });
       } else if (!change.silent) {
@@ -55,12 +55,12 @@ class Link {
       maxWaitNs: maxWaitMs * MS,
       partAfterNs: PART_AFTER_MS * MS,
       sink: {
-        release: (slot, change) => {
+        permit: (slot, change) => {
           expect(this.released).not.toContain(slot);
           this.released.push(slot);
           note(slot, change);
         },
-        ...(takesParts ? { part: note } : {}),
+        ...(takesParts ? { permitPart: note } : {}),
         finish: () => {},
         diverged: (divergence) => this.divergences.push(divergence),
       },

@@ -3,13 +3,14 @@
  * Nothing may be forgotten for that: whoever is first, and when one of them falls silent.
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
+import { BULK_BYTES } from "../../src/ffi/layout.ts";
 import { bootTimeNsNumber } from "../../src/ffi/libc.ts";
 import { join, segment } from "../bpf/frames.ts";
 import { removeNamespaces, until } from "../bpf/network.ts";
 import { ProtectedVm } from "./protected_vm.ts";
 
 const PREFIX = "colo-test-paired-";
-const PAYLOAD = new Uint8Array(17_000).fill(7);
+const PAYLOAD = new Uint8Array(BULK_BYTES).fill(7);
 /** TCP over IPv4 in segments of 1000 bytes, checksums to be filled in. */
 const VNET = Uint8Array.from([1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0]);
 const PAIRS = 40;

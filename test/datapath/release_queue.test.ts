@@ -114,7 +114,7 @@ function heldSlots(): number[] {
 /** What leaves in a run is put at the tap of the namespace that the thread is in. */
 function releaseAll(queue: ReleaseQueue, slots: readonly number[]): void {
   inNamespace(HOST, () => {
-    for (const slot of slots) queue.release(slot);
+    for (const slot of slots) queue.enqueue(slot);
     queue.flush();
   });
 }
@@ -135,7 +135,7 @@ async function released(sent: readonly Uint8Array[]): Promise<number> {
     const bytes = VNET_BYTES + ring.view.getUint32(at + RECORD.frame_bytes, true);
     socket.queue(ring.address + at + RECORD_SEND_OFFSET, bytes);
   }
-  socket.flush();
+  socket.send();
   const alone = await captured(neighbour, sent.length);
   expect(alone).toHaveLength(sent.length);
 

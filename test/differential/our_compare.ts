@@ -37,7 +37,7 @@ export class OurCompare {
       limits: LIMITS,
       seed: 1,
       sink: {
-        release: (slot) => this.reaction.released.push(slot),
+        permit: (slot) => this.reaction.released.push(slot),
         finish: () => {},
         diverged: (divergence) => this.reaction.divergences.push(divergence),
       },

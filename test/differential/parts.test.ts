@@ -15,7 +15,7 @@ const single = given("COLO_DIFF_SEED") !== undefined;
 const sequences = single ? 1 : count("COLO_DIFF_SEQUENCES");
 const first = count(single ? "COLO_DIFF_SEED" : "COLO_DIFF_FIRST");
 
-type Change = NonNullable<Parameters<ComparerSink["release"]>[1]>;
+type Change = NonNullable<Parameters<ComparerSink["permit"]>[1]>;
 
 const totals = { parts: 0, changed: 0, silent: 0 };
 const primary = new Records(1 << 18, 0x7f00_0000_0000);
@@ -65,7 +65,7 @@ function run(steps: readonly Step[]): void {
     partAfterNs: 3000,
     seed: 1,
     sink: {
-      release: (slot, change) => {
+      permit: (slot, change) => {
         if (change !== null) {
           totals.changed++;
           if (change.silent) totals.silent++;
@@ -78,7 +78,7 @@ function run(steps: readonly Step[]): void {
         const reasons = truth.released(slot).filter((reason) => reason !== "behind");
         if (reasons.length > 0) throw new Error(`RULE 1: #${slot} was released: ${reasons}`);
       },
-      part: (slot, change) => {
+      permitPart: (slot, change) => {
         totals.parts++;
         verify(slot, change, false);
       },

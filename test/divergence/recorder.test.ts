@@ -57,7 +57,7 @@ class Pair {
       maxWaitNs: 200 * MS,
       rules: parseRules(lines),
       sink: {
-        release: () => undefined,
+        permit: () => undefined,
         finish: () => undefined,
         diverged: (found) => {
           const evidence = evidenceOf(found, this.#primary, this.#secondary);

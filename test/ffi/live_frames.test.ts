@@ -71,7 +71,7 @@ function queue(to: LiveFrames | PacketSocket, ...parts: Uint8Array[]): void {
   to.queue(arena.copy(bytes), bytes.length);
 }
 
-const flush = (frames: LiveFrames = live): number => inNamespace(HOST, () => frames.flush());
+const flush = (frames: LiveFrames = live): number => inNamespace(HOST, () => frames.send());
 
 async function arrived(count: number): Promise<string[]> {
   return (await captured(neighbour, count)).map((frame) => frame.toHex());
@@ -111,7 +111,7 @@ const KINDS: [string, Uint8Array, Uint8Array][] = [
 
 test("arrive as through the packet socket, each kind, in order", async () => {
   for (const to of [live, socket]) for (const [, header, frame] of KINDS) queue(to, header, frame);
-  socket.flush();
+  socket.send();
   const bySocket = await arrived(KINDS.length);
   expect(flush()).toBe(KINDS.length);
   expect(await arrived(KINDS.length)).toEqual(bySocket);
@@ -128,7 +128,7 @@ test("of every length, and a list as long as can be", async () => {
       queue(to, partial(IPV4_TRANSPORT, TCP_CHECKSUM), frame);
     }
   }
-  socket.flush();
+  socket.send();
   const bySocket = await arrived(lengths.length);
   expect(flush()).toBe(lengths.length);
   const frames = await arrived(lengths.length);

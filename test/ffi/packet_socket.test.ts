@@ -50,8 +50,8 @@ test("frames leave in order, across several calls, and only when flushed", async
   for (let i = 0; i < 63; i++) sent.push(queue(socket, NO_OFFLOAD, segment({ sequence: i, payload: [i] })));
   expect(tap.read()).toBeUndefined();
   for (let i = 63; i < 200; i++) sent.push(queue(socket, NO_OFFLOAD, segment({ sequence: i, payload: [i] })));
-  expect(socket.flush()).toBe(200);
-  expect(socket.flush()).toBe(0);
+  expect(socket.send()).toBe(200);
+  expect(socket.send()).toBe(0);
   for (const message of sent) {
     expect(await until("frame", () => tap.read())).toEqual(Uint8Array.from(message));
   }
@@ -64,14 +64,14 @@ test("a frame that is refused is counted with its reason, those around it are se
   queue(socket, NO_OFFLOAD, segment({ sequence: 1 }));
   queue(socket, NO_OFFLOAD, segment({ sequence: 2, payload: new Uint8Array(3000) }));
   queue(socket, NO_OFFLOAD, segment({ sequence: 3 }));
-  expect(socket.flush()).toBe(2);
+  expect(socket.send()).toBe(2);
   expect(socket.failed).toBe(1);
   expect(socket.lastErrno).toBe(EMSGSIZE);
 
   // A header that promises a segmentation which does not exist.
   queue(socket, Uint8Array.from([1, 77, 54, 0, 100, 0, 34, 0, 16, 0]), segment({ sequence: 4 }));
   queue(socket, NO_OFFLOAD, segment({ sequence: 5 }));
-  expect(socket.flush()).toBe(1);
+  expect(socket.send()).toBe(1);
   expect(socket.failed).toBe(2);
   expect(socket.lastErrno).toBe(EINVAL);
   for (let i = 0; i < 3; i++) await until("frame", () => tap.read());
@@ -96,7 +96,7 @@ test("a frame may begin with something written for it, amid others that lie ther
     socket.queueWithStart(startBytes, rest.length > 0 ? arena.copy(rest) : 0, rest.length);
     sent.push(message);
   }
-  expect(socket.flush()).toBe(150);
+  expect(socket.send()).toBe(150);
   for (const message of sent) {
     expect(await until("frame", () => tap.read())).toEqual(Uint8Array.from(message));
   }
@@ -109,7 +109,7 @@ test("an interface that is down refuses everything", () => {
   ip(`-n ${NAMESPACE} link set tap0 down`);
   try {
     for (let i = 0; i < 70; i++) queue(socket, NO_OFFLOAD, segment());
-    expect(socket.flush()).toBe(0);
+    expect(socket.send()).toBe(0);
     expect(socket.failed).toBe(70);
   } finally {
     ip(`-n ${NAMESPACE} link set tap0 up`);

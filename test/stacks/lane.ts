@@ -275,7 +275,7 @@ export class Lane {
   #announce({ announcer }: Host): void {
     const frame = announcement();
     announcer.queue(this.#memory.copy(frame), frame.length);
-    announcer.flush();
+    announcer.send();
     this.#memory.reset();
   }
 

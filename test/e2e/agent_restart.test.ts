@@ -21,7 +21,7 @@ async function end(lab: Lab, host: HostLetter): Promise<void> {
   const agent = lab.host(host).agent!;
   const { out, exitCode } = await operate(lab, host, "restart");
   expect({ out, exitCode }).toEqual({
-    out: expect.stringContaining("goes on if it begins again"),
+    out: expect.stringContaining("protection continues if it starts again"),
     exitCode: 0,
   });
   await until("the agent has ended", () => !isAlive(agent));

@@ -1,22 +1,22 @@
 /*
- * Who may send, who takes over: two agents, one arbiter, one VM. README.md beside this file says what is assumed, what is
- * checked and how to run it.
- *
- * To read it: first the state, then what must hold (assertions in `lets_out` and `apply`), then the steps of the holder, of
- * the other one, of an agent that starts, and last what the world does (arbiter, losses, clocks). Each step is one inline
- * `name(i)` with its guard `may_name(i)`: i is the agent's own host, OTHER(i) its peer. A step is indivisible; between two
- * steps of an agent any time may pass and anything may happen, so an agent that is slow, starved or stopped (SIGSTOP) needs
- * no step of its own.
- *
- * Nothing in it grows for ever. Times are kept as "ticks left" or "ticks since", up to a bound. A revision is not a number:
- * whoever remembers one has a bit `fresh`, which every write to the record clears, and a compare-and-swap succeeds if and
- * only if the bit is still set. Only generations and terms are numbers; MAX_GENERATION and MAX_TERM bound them.
- *
- * Variants: -DLATE_ENTER (requests outlive the agent that they were sent to), -DRECOVERY (from every state back to
- * protected). Each -DMUTATE_... leaves one of the protocol's rules out; each of them makes an assertion fail.
+ * Who may send, who takes over: two agents, one arbiter, one VM. README.md beside this file says what is
+ * assumed, what is checked and how to run it.  To read it: first the state, then what must hold (assertions
+ * in `lets_out` and `apply`), then the steps of the holder, of the other one, of an agent that starts, and
+ * last what the world does (arbiter, losses, clocks). Each step is one inline `name(i)` with its guard
+ * `may_name(i)`: i is the agent's own host, OTHER(i) its peer. A step is indivisible; between two steps of an
+ * agent any time may pass and anything may happen, so an agent that is slow, starved or stopped (SIGSTOP)
+ * needs no step of its own.  Nothing in it grows for ever. Times are kept as "ticks left" or "ticks since",
+ * up to a bound. A revision is not a number: whoever remembers one has a bit `fresh`, which every write to
+ * the record clears, and a compare-and-swap succeeds if and only if the bit is still set. Only generations
+ * and terms are numbers; MAX_GENERATION and MAX_TERM bound them.  Variants: -DLATE_ENTER (requests outlive
+ * the agent that they were sent to), -DRECOVERY (from every state back to protected). Each -DMUTATE_...
+ * leaves one of the protocol's rules out; each of them makes an assertion fail.
  */
 
-/* --- bounds -------------------------------------------------------------------------------------------------------------- */
+/*
+ * --- bounds ------------------------------------------------------------------------------------------------
+ * --------------
+ */
 
 /* In ticks. */
 #ifndef LEASE
@@ -30,7 +30,10 @@
 #endif
 /* From its last answer to the moment at which a secondary may take over. */
 #define DUE (LEASE + MARGIN)
-/* One host's clock may gain a tick on the other's, then again after so many ticks of both: the drift that MARGIN covers. */
+/*
+ * One host's clock may gain a tick on the other's, then again after so many ticks of both: the drift that
+ * MARGIN covers.
+ */
 #ifdef MUTATE_DRIFT
 #define DRIFT_PERIOD 1
 #endif
@@ -45,13 +48,16 @@
 #define MAX_TERM 3
 #endif
 
-/* --- state --------------------------------------------------------------------------------------------------------------- */
+/*
+ * --- state -------------------------------------------------------------------------------------------------
+ * --------------
+ */
 
 mtype:phase = {
   starting, stopped,
   /*
-   * The holder. It renews its lease itself in the first two; in the next three only the peer's answers do, and in the two of an agent
-   * that goes on with its earlier life's replica; then nothing.
+   * The holder. It renews its lease itself in the first two; in the next three only the peer's answers do,
+   * and in the two of an agent that goes on with its earlier life's replica; then nothing.
    */
   alone, protecting, primed, recording, protected, resuming, rerecording, going_alone,
   /* The other one. Resting: its agent ends, and begins again at once. */
@@ -72,10 +78,16 @@ typedef Write {
   byte term
 };
 
-/* The age of a heartbeat whose sender has stopped waiting for the answer, or had not begun to: the answer does not count. */
+/*
+ * The age of a heartbeat whose sender has stopped waiting for the answer, or had not begun to: the answer
+ * does not count.
+ */
 #define VOID (LEASE + 1)
 
-/* A heartbeat or the answer to one; generation 0: there is none. `age` by the clock of the heartbeat's sender, up to LEASE. */
+/*
+ * A heartbeat or the answer to one; generation 0: there is none. `age` by the clock of the heartbeat's
+ * sender, up to LEASE.
+ */
 typedef Beat {
   byte generation;
   byte age
@@ -91,11 +103,16 @@ typedef Host {
   byte since;
   /* claiming: the record as read is still the record. */
   bool read_fresh;
-  /* The call that the agent waits for, its outcome, and one that it waits for no more but which may still happen. */
+  /*
+   * The call that the agent waits for, its outcome, and one that it waits for no more but which may still
+   * happen.
+   */
   Write call;
   mtype:outcome outcome;
   Write late;
-  /* What this host has sent and what is on its way back. A message that stays there for ever is a lost one. */
+  /*
+   * What this host has sent and what is on its way back. A message that stays there for ever is a lost one.
+   */
   Beat heartbeat;
   Beat answer;
   byte enter;
@@ -131,7 +148,10 @@ bool qemu_lost;
 #define leans_on_peer(i) (h[i].phase == primed || h[i].phase == recording || h[i].phase == protected \
   || h[i].phase == resuming || h[i].phase == rerecording)
 
-/* --- what must hold ------------------------------------------------------------------------------------------------------ */
+/*
+ * --- what must hold
+ * ------------------------------------------------------------------------------------------------------
+ */
 
 /* The kernel of host i lets output through for `ticks` more, unless it does so for longer already. */
 inline lets_out(i, ticks) {
@@ -139,7 +159,10 @@ inline lets_out(i, ticks) {
   :: ticks > h[i].lease -> h[i].lease = ticks
   :: else
   fi;
-  /* ONE PRIMARY: never two hosts at the same instant. A lease only shrinks otherwise, so this is the place to look. */
+  /*
+   * ONE PRIMARY: never two hosts at the same instant. A lease only shrinks otherwise, so this is the place to
+   * look.
+   */
   assert(h[0].lease == 0 || h[1].lease == 0);
   /* NO CONTRADICTION: what goes on covers all that clients have seen. (A QEMU that is gone sends nothing.) */
   assert(h[i].lease == 0 || h[i].copy == vm || h[i].copy == lost)
@@ -149,7 +172,10 @@ inline lets_out(i, ticks) {
 inline apply(w, i) {
   if
   :: w.goal == to_take ->
-     /* NO OLD REPLICA: neither an invalid one nor one of another generation, nor one that a restart has thrown away. */
+     /*
+      * NO OLD REPLICA: neither an invalid one nor one of another generation, nor one that a restart has
+      * thrown away.
+      */
      assert(record.valid && record.generation == w.generation);
      assert(h[i].copy == replica || h[i].copy == lost);
      /* TERM: grows with each change of holder, and with nothing else. */
@@ -180,7 +206,10 @@ inline forget(w) {
   w.term = 0
 }
 
-/* --- calls to the arbiter ------------------------------------------------------------------------------------------------ */
+/*
+ * --- calls to the arbiter
+ * ------------------------------------------------------------------------------------------------
+ */
 
 #define idle(i) (h[i].call.goal == none && h[i].outcome == unknown)
 
@@ -193,7 +222,10 @@ inline send_write(i, what, number, of_term) {
   h[i].outcome = unknown
 }
 
-/* The agent waits no longer. What was on its way may still arrive, once, at any time (an earlier such call is lost). */
+/*
+ * The agent waits no longer. What was on its way may still arrive, once, at any time (an earlier such call is
+ * lost).
+ */
 inline stop_waiting(i) {
   if
 #ifdef MUTATE_BLIND_WRITE
@@ -217,11 +249,15 @@ inline time_out(i) {
   stop_waiting(i)
 }
 
-/* --- the holder ---------------------------------------------------------------------------------------------------------- */
+/*
+ * --- the holder
+ * ----------------------------------------------------------------------------------------------------------
+ */
 
 /*
- * What a phase does not need is forgotten, so that states that differ in nothing else are one. Answers to heartbeats that
- * were sent before the replica was primed do not count: the holder has renewed its lease by itself since.
+ * What a phase does not need is forgotten, so that states that differ in nothing else are one. Answers to
+ * heartbeats that were sent before the replica was primed do not count: the holder has renewed its lease by
+ * itself since.
  */
 inline enter_phase(i, p) {
   h[i].phase = p;
@@ -429,7 +465,30 @@ inline end(i) {
   stop(i)
 }
 
-/* --- the other one ------------------------------------------------------------------------------------------------------- */
+/*
+ * The replica that is to take over does not, and the administrator wants the VM booted from this host's
+ * disks. That is another VM, which the model does not follow; before it may start, the record must forbid the
+ * takeover.
+ */
+#define may_boot(i) (h[i].phase == stopped && h[i].copy == lost && record.holder == i && record.valid && idle(i))
+inline boot(i) {
+#ifdef MUTATE_BOOT_UNRECORDED
+  h[i].copy = vm;
+  run_alone(i)
+#else
+  send_write(i, to_invalid, record.generation, record.term)
+#endif
+}
+
+#define may_have_booted(i) (h[i].phase == stopped && h[i].outcome == swapped)
+inline have_booted(i) {
+  h[i].outcome = unknown
+}
+
+/*
+ * --- the other one
+ * -------------------------------------------------------------------------------------------------------
+ */
 
 #ifdef LATE_ENTER
 #define may_follow_late(i) (h[i].phase == waiting && h[OTHER(i)].late_enter != 0)
@@ -492,8 +551,8 @@ inline hear_give_up(i) {
 #define may_take(i) (record.holder == OTHER(i) && record_valid_ok && record_generation_ok(i))
 
 /*
- * The holder seems lost, for whatever reason: the record decides what this replica is worth. A heartbeat that comes while
- * the lease is waited for ends the claim.
+ * The holder seems lost, for whatever reason: the record decides what this replica is worth. A heartbeat that
+ * comes while the lease is waited for ends the claim.
  */
 #define may_claim(i) (h[i].phase == standby && record.term < MAX_TERM)
 inline claim(i) {
@@ -539,12 +598,15 @@ inline be_useless(i) {
   stop(i)
 }
 
-/* --- an agent that starts ------------------------------------------------------------------------------------------------ */
+/*
+ * --- an agent that starts
+ * ------------------------------------------------------------------------------------------------
+ */
 
 /*
- * It ends at any moment (and a frozen one lets the kernel's lease run down first). A new one blocks before anything else, unless it
- * finds the primary of a pair: then the lease goes on as it is.
- * Its connections end with it: what was asked of it there, and what it has asked, is gone. Writes to the arbiter are not.
+ * It ends at any moment (and a frozen one lets the kernel's lease run down first). A new one blocks before
+ * anything else, unless it finds the primary of a pair: then the lease goes on as it is. Its connections end
+ * with it: what was asked of it there, and what it has asked, is gone. Writes to the arbiter are not.
  */
 #define may_restart(i) (h[i].phase != starting)
 inline restart(i) {
@@ -561,7 +623,10 @@ inline restart(i) {
 #endif
 }
 
-/* As announced: nothing of a takeover is under way, and the primary makes no checkpoint that it would not hear of. */
+/*
+ * As announced: nothing of a takeover is under way, and the primary makes no checkpoint that it would not
+ * hear of.
+ */
 #define may_rest(i) (h[i].phase == standby && h[i].since < DUE)
 inline rest(i) {
   enter_phase(i, resting)
@@ -624,7 +689,10 @@ inline start(i) {
 #endif
      fi
 #ifndef MUTATE_RESTART_UNDISOWNED
-  /* Its replica is given up: the record must say so, also because a takeover of its earlier life may still be on its way. */
+  /*
+   * Its replica is given up: the record must say so, also because a takeover of its earlier life may still be
+   * on its way.
+   */
   :: record.holder != i && record.valid -> send_write(i, to_disown, record.generation, record.term)
 #endif
   :: else -> wait_for_holder(i)
@@ -641,7 +709,10 @@ inline have_started(i) {
   fi
 }
 
-/* --- the world ----------------------------------------------------------------------------------------------------------- */
+/*
+ * --- the world
+ * -----------------------------------------------------------------------------------------------------------
+ */
 
 #ifdef MUTATE_BLIND_WRITE
 #define succeeds(w) true
@@ -733,6 +804,8 @@ proctype host(bit i) {
   :: STEP(go_alone)
   :: STEP(give_up)
   :: STEP(end)
+  :: STEP(boot)
+  :: STEP(have_booted)
 
   :: STEP(follow)
 #ifdef LATE_ENTER
@@ -794,12 +867,16 @@ inline begin_host(i, p, c, ticks) {
 }
 
 #ifdef RECOVERY
-/* --- protected again ----------------------------------------------------------------------------------------------------- */
+/*
+ * --- protected again
+ * -----------------------------------------------------------------------------------------------------
+ */
 
 /*
- * PROTECTED AGAIN: from each state that can be reached, if faults stop, the administrator starts what has stopped, and each
- * agent does the step that its situation asks for, the VM ends up protected. Unless its last copy is gone; and that is so only
- * after a QEMU has died. This runs as one indivisible step and then goes back to the first state, so it adds no states.
+ * PROTECTED AGAIN: from each state that can be reached, if faults stop, the administrator starts what has
+ * stopped, and each agent does the step that its situation asks for, the VM ends up protected. Unless its
+ * last copy is gone; and that is so only after a QEMU has died. This runs as one indivisible step and then
+ * goes back to the first state, so it adds no states.
  */
 #define ROUNDS 60
 

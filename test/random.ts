@@ -1,4 +1,6 @@
-/** xoshiro128** (Blackman and Vigna, 2018), seeded by splitmix32: all chance of a test comes from one number. */
+/**
+ * xoshiro128** (Blackman and Vigna, 2018), seeded by splitmix32: all chance of a test comes from one number.
+ */
 export class Random {
   #a: number;
   #b: number;

@@ -28,6 +28,7 @@ import type { Tuning } from "./tuning.ts";
 const ARBITER_RETRY_MS = 300;
 /** Pause between attempts to protect a VM that runs alone while the peer offers a replica. */
 const PROTECT_RETRY_MS = 1_000;
+const TAKEOVER_PATIENCE_MS = 10_000;
 /** What a QEMU has where the data plane could not be kept as an earlier agent left it. */
 const WITHOUT_DATA_PLANE: Partial<Record<QemuHas, QemuHas>> = { protected: "running", following: "replica" };
 
@@ -159,6 +160,7 @@ function settingsOf(
     arbiterRetryMs: ARBITER_RETRY_MS,
     protectRetryMs: PROTECT_RETRY_MS,
     restartMs: agent.heartbeat.restart_ms,
+    takeoverPatienceMs: TAKEOVER_PATIENCE_MS,
     // QEMU's proxy keeps no state that a new agent could adopt.
     adoptable: proxy.adoption !== undefined,
     fence: fence.policy,

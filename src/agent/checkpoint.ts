@@ -12,7 +12,7 @@
 import { requestCheckpoint } from "../colo/index.ts";
 import type { VmConfig } from "../config/config.ts";
 import type { Logger } from "../host/log.ts";
-import type { InputBarrier, PacketProxy } from "../proxy/proxy.ts";
+import type { Comparison, InputBarrier } from "../proxy/proxy.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import type { Tuning } from "./tuning.ts";
 
@@ -48,7 +48,10 @@ export interface CheckpointParts {
   config: Omit<VmConfig["checkpoint"], "period_ms">;
   tuning: Pick<Tuning, "periodMs" | "onChange">;
   qmp: QmpClient;
-  proxy: PacketProxy;
+  proxy: {
+    readonly inputBarrier?: Pick<InputBarrier, "divertInput" | "drainInput" | "replayInput">;
+    readonly comparison?: Pick<Comparison, "beginCheckpoint" | "releaseCheckpoint">;
+  };
   log: Logger;
   /** Asks the secondary's agent whether its taps have been read empty. */
   drainPeer(mirroredFrames: number[], timeoutMs: number): Promise<boolean>;
@@ -221,7 +224,7 @@ export class Checkpoints {
   }
 
   /** Holds input back and waits until both VMs have read the same; false if one of them was late. */
-  async #drainInput(barrier: InputBarrier): Promise<boolean> {
+  async #drainInput(barrier: Pick<InputBarrier, "divertInput" | "drainInput">): Promise<boolean> {
     const { input_drain_ms: limitMs } = this.#parts.config;
     const mirrored = barrier.divertInput();
     const [own, peer] = await Promise.all([

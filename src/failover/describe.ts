@@ -41,7 +41,8 @@ function sentenceNow(s: State, since: string, nowMs: number): string {
       return `${self} is receiving a replica from ${peer}, ${since}`;
     case "standby":
       return s.claim === undefined
-        ? `${self} is the secondary of ${peer}, ${since}; the peer is ${judgePeer(s, nowMs).replace("_", " ")}${restart(s, nowMs)}`
+        ? `${self} is the secondary of ${peer}, ${since}; the peer is ` +
+            `${judgePeer(s, nowMs).replace("_", " ")}${restart(s, nowMs)}`
         : `${self} is the secondary and waits for the end of ${peer}'s lease`;
     case "taking_over":
       return `${self} is taking over the VM from ${peer}, ${since}${waits}`;
@@ -81,7 +82,8 @@ function prospects(s: State): Omit<VmInWords, "now"> {
       };
     case "going_alone":
       return {
-        ifThisHostDies: `${peer} may still take over, unless the arbiter has recorded that this host is alone`,
+        ifThisHostDies:
+          `${peer} may still take over, unless the arbiter has recorded that this host is ` + "alone",
         ifPeerDies: "this host would continue alone",
       };
     case "taking_over":

@@ -71,6 +71,8 @@ function goalFits(s: State): boolean {
   }
 }
 
+export const INVARIANT_COUNT = Object.keys(INVARIANTS).length;
+
 /** The name of an invariant that the state breaks; undefined: it breaks none. */
 export function brokenInvariant(s: State): string | undefined {
   for (const [name, holds] of Object.entries(INVARIANTS)) if (!holds(s)) return name;

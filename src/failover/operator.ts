@@ -6,9 +6,6 @@ import { promoteByHand } from "./replica.ts";
 import { awaitsTakeover, isHolder, type State } from "./state.ts";
 import { answer, type Step, want } from "./step.ts";
 
-/** A peer that is to take the VM over has done so by then, or needs somebody's help. */
-const TAKEOVER_PATIENCE_MS = 10_000;
-
 type Command = Extract<
   Event,
   { type: "fail_over_wanted" | "unprotect_wanted" | "protect_wanted" | "promote_wanted" | "boot_wanted" }
@@ -54,7 +51,7 @@ function refusalOf({ s, now }: Step, command: Command["type"]): string | undefin
       if (s.phase === "standby") return undefined;
       return `there is no complete replica here, this host says "${s.phase}"`;
     case "boot_wanted":
-      if (awaitsTakeover(s) && s.goal === undefined && now - s.sinceMs >= TAKEOVER_PATIENCE_MS)
+      if (awaitsTakeover(s) && s.goal === undefined && now - s.sinceMs >= s.settings.takeoverPatienceMs)
         return undefined;
       return `this host says "${s.phase}"; there is nothing to start`;
     case "unprotect_wanted":

@@ -58,6 +58,9 @@ export function arbiterAnswered(step: Step, { call, result }: Extract<Event, { t
     return;
   }
   s.record = result.record;
+  // The peer has taken this host's VM over, as it was to.
+  if (s.phase === "waiting" && result.record?.holder === s.settings.peer)
+    s.reason = `${s.settings.peer} runs the VM`;
   step.informed = true;
   if (result.kind === "swapped") stands(step);
 }

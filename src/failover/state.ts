@@ -87,6 +87,8 @@ export interface Settings {
   readonly protectRetryMs: number;
   /** An agent whose restart was announced counts as lost only after this time. */
   readonly restartMs: number;
+  /** A peer that is to take the VM over has done so by then, or needs somebody's help. */
+  readonly takeoverPatienceMs: number;
   /**
    * The data plane can be adopted by the next agent as this one leaves it, so that a protection outlives a
    * restart of the agent.

@@ -3,10 +3,11 @@ import { describe, expect, test } from "bun:test";
 import type { Action } from "../../src/failover/actions.ts";
 import { nextDeadlineMs } from "../../src/failover/deadlines.ts";
 import { decide, heartbeatGeneration } from "../../src/failover/decide.ts";
-import type { Event } from "../../src/failover/events.ts";
+import type { Event, Request } from "../../src/failover/events.ts";
 import { takeoverRefusal } from "../../src/failover/goal.ts";
-import { brokenInvariant } from "../../src/failover/invariants.ts";
+import { brokenInvariant, INVARIANT_COUNT } from "../../src/failover/invariants.ts";
 import { initialState, type Settings, type State } from "../../src/failover/state.ts";
+import { goldenText } from "../golden.ts";
 
 const settings: Settings = {
   self: "a",
@@ -19,6 +20,7 @@ const settings: Settings = {
   arbiterRetryMs: 300,
   protectRetryMs: 1_000,
   restartMs: 5_000,
+  takeoverPatienceMs: 10_000,
   adoptable: true,
   fence: "none",
 };
@@ -98,7 +100,126 @@ const without = (s: State, changes: Partial<Settings>): State => ({
   settings: { ...s.settings, ...changes },
 });
 
+/** The record names this host, whose VM is gone, and the peer's replica is to take over. */
+const awaitsTakeover = state({ phase: "waiting", term: undefined, sinceMs: NOW - 20_000, record: own });
+const booting = state({ ...awaitsTakeover, goal: "boot", call: 4 });
+const restarting = state({ ...held, restarting: true });
+
 const CASES: Case[] = [
+  ["wait for takeover: asks again", awaitsTakeover, { type: "deadline" }, "waiting", ["read_record"]],
+  ["wait for takeover: not yet", { ...awaitsTakeover, call: 4 }, answer(own), "waiting", []],
+  ["wait for takeover: done", { ...awaitsTakeover, call: 4 }, answer(theirs), "waiting", []],
+  [
+    "replica gone: only the disks are left",
+    { ...awaitsTakeover, call: 4 },
+    answer({ ...own, replicaValid: false }),
+    "stopped",
+    [],
+  ],
+  ["boot", awaitsTakeover, { type: "boot_wanted", request: 1 }, "waiting", ["yes", "swap_record"]],
+  [
+    "boot: the peer gets its time",
+    { ...awaitsTakeover, sinceMs: NOW - 9_000, call: 4 },
+    { type: "boot_wanted", request: 1 },
+    "waiting",
+    ["no"],
+  ],
+  ["boot: nothing to start", alone, { type: "boot_wanted", request: 1 }, "alone", ["no"]],
+  ["boot: written", booting, swapped({ ...own, replicaValid: false }), "stopped", []],
+  ["boot: the peer has taken over first", booting, answer(theirs, "conflict"), "waiting", []],
+  [
+    "boot: another write came between",
+    booting,
+    answer({ ...own, revision: 8 }, "conflict"),
+    "waiting",
+    ["swap_record"],
+  ],
+  ["restart: alone", alone, { type: "restart_wanted", request: 1 }, "alone", ["extend_lease", "yes"]],
+  ["restart: protected", held, { type: "restart_wanted", request: 1 }, "protected", ["pause_checkpoints"]],
+  ["restart: standby", standby, { type: "restart_wanted", request: 1 }, "standby", ["ask_peer_to_wait"]],
+  ["restart: not between two phases", copying, { type: "restart_wanted", request: 1 }, "protecting", ["no"]],
+  [
+    "restart: nothing is kept with QEMU's proxy",
+    without(held, { adoptable: false }),
+    { type: "restart_wanted", request: 1 },
+    "protected",
+    ["yes"],
+  ],
+  ["restart: one at a time", restarting, { type: "restart_wanted", request: 1 }, "protected", ["no"]],
+  [
+    "restart: no checkpoint is under way",
+    restarting,
+    { type: "checkpoints_paused", request: 1, whose: "own", generation: 5 },
+    "protected",
+    ["ask_peer_to_wait"],
+  ],
+  [
+    "restart: a hand-over began meanwhile, and needs its last checkpoint",
+    { ...handing, restarting: true },
+    { type: "checkpoints_paused", request: 1, whose: "own", generation: 5 },
+    "handing_over",
+    ["catch_up", "no"],
+  ],
+  [
+    "restart: the peer waits",
+    restarting,
+    { type: "peer_waits", request: 1, refusal: undefined, atRest: false },
+    "protected",
+    ["yes"],
+  ],
+  [
+    "restart: the peer does not",
+    restarting,
+    { type: "peer_waits", request: 1, refusal: "it is away", atRest: false },
+    "protected",
+    ["no"],
+  ],
+  [
+    "restart: a replica in a checkpoint",
+    { ...standby, restarting: true },
+    { type: "peer_waits", request: 1, refusal: undefined, atRest: false },
+    "standby",
+    ["no"],
+  ],
+  ["restart cancelled: protected", restarting, { type: "restart_cancelled" }, "protected", ["catch_up"]],
+  [
+    "restart cancelled: a hand-over waits for its last checkpoint",
+    { ...handing, restarting: true },
+    { type: "restart_cancelled" },
+    "handing_over",
+    ["catch_up"],
+  ],
+  [
+    "restart cancelled: standby",
+    { ...standby, restarting: true },
+    { type: "restart_cancelled" },
+    "standby",
+    ["tell_peer back"],
+  ],
+  ["restart cancelled: nothing was begun", held, { type: "restart_cancelled" }, "protected", []],
+  [
+    "restart announced: not to one that restarts itself",
+    restarting,
+    { type: "peer_restarts", request: 1, generation: 5 },
+    "protected",
+    ["no"],
+  ],
+  ["succeed", standby, { type: "succeed", request: 1, generation: 5 }, "standby", ["yes"]],
+  ["succeed: another replica", standby, { type: "succeed", request: 1, generation: 4 }, "standby", ["no"]],
+  [
+    "resume wanted: not after `succeed`",
+    { ...standby, succeeding: true },
+    { type: "resume_wanted", request: 1, generation: 5 },
+    "standby",
+    ["no"],
+  ],
+  [
+    "end succession",
+    { ...alone, peerReady: false, succeededAtMs: NOW },
+    { type: "deadline" },
+    "alone",
+    ["end_succession"],
+  ],
   [
     "start: asks",
     state({ phase: "starting", call: undefined }),
@@ -596,6 +717,15 @@ function told(action: Action): string {
   return action.type;
 }
 
+test("each case's actions, whole", async () => {
+  const lines = CASES.map(([name, before, event]) => {
+    const actions = decide(before, event, NOW).actions.map((action) => `  ${JSON.stringify(action)}`);
+    return [name, ...actions].join("\n");
+  });
+  const text = `${lines.join("\n")}\n`;
+  expect(text).toBe(await goldenText("decisions.txt", text));
+});
+
 test.each(CASES)("%s", (_, before, event, phase, actions) => {
   const copy = structuredClone(before);
   const decision = decide(before, event, NOW);
@@ -808,4 +938,68 @@ describe("a primary's agent that is restarted as announced", () => {
     const other = decide(standby, { type: "peer_restarts", request: 1, generation: 4 }, NOW).state;
     expect(decide(other, { type: "control_closed" }, NOW + 10).state.claim).toBeDefined();
   });
+});
+
+describe("invariants", () => {
+  const BROKEN: [string, State][] = [
+    ["a replica with a lease", { ...standby, leaseFrom: "peer" }],
+    ["a holder that is alone and depends on answers", { ...alone, leaseFrom: "peer" }],
+    ["protected, and still being copied", { ...held, protecting: "copying" }],
+    ["copying, and answers count", { ...copying, leaseFrom: "peer" }],
+    ["going alone outside of going_alone", { ...held, goingAlone: "probing" }],
+    ["a lease before the replica is invalid", { ...recording, leaseFrom: "self" }],
+    ["a takeover wanted without a claim", { ...standby, goal: "take" }],
+    ["a question without an arbiter", without({ ...asked, call: 4 }, { arbiter: false })],
+    ["a claim of a holder", { ...held, claim: { reason: "", sinceMs: NOW, fence: "none" } }],
+    ["a takeover that is not committed", { ...taking, committed: false }],
+    ["retired outside of a hand-over", { ...alone, retiredMs: NOW }],
+    ["a holder that succeeds", { ...alone, succeeding: true }],
+    ["a holder of no term", { ...alone, term: undefined }],
+  ];
+
+  test.each(BROKEN)("%s", (_, broken) => {
+    expect(brokenInvariant(broken)).toBeString();
+  });
+
+  test("each of them is broken by one of these", () => {
+    const names = new Set(BROKEN.map(([, broken]) => brokenInvariant(broken)));
+    expect(names.size).toBe(INVARIANT_COUNT);
+  });
+});
+
+test("each request gets one answer, at once or after what it waits for, in every phase", () => {
+  const requests: Request[] = [
+    { type: "heartbeat", path: "control", generation: 5 },
+    { type: "prepare", generation: 6 },
+    { type: "entered", generation: 5 },
+    { type: "succeed", generation: 5 },
+    { type: "resume_wanted", generation: 5 },
+    { type: "peer_restarts", generation: 5 },
+    { type: "peer_is_back", generation: 5 },
+    { type: "restart_wanted" },
+    { type: "fail_over_wanted", reason: "" },
+    { type: "unprotect_wanted", untilMs: NOW + 1_000 },
+    { type: "protect_wanted" },
+    { type: "promote_wanted" },
+    { type: "boot_wanted" },
+  ];
+  for (const [name, before] of CASES) {
+    for (const request of requests) {
+      let { state: s, actions } = decide(before, { ...request, request: 9 }, NOW);
+      const answers: Action[] = [];
+      for (let step = 0; step < 4; step++) {
+        answers.push(...actions.filter(({ type }) => type === "answer"));
+        const next = actions.find(
+          (action) => action.type === "pause_checkpoints" || action.type === "ask_peer_to_wait",
+        );
+        if (next === undefined) break;
+        const event: Event =
+          next.type === "pause_checkpoints"
+            ? { ...next, type: "checkpoints_paused" }
+            : { type: "peer_waits", request: 9, refusal: undefined, atRest: true };
+        ({ state: s, actions } = decide(s, event, NOW + 1));
+      }
+      expect([name, request.type, answers.length]).toEqual([name, request.type, 1]);
+    }
+  }
 });

@@ -17,6 +17,7 @@ const SETTINGS: Settings = {
   arbiterRetryMs: 300,
   protectRetryMs: 1_000,
   restartMs: 5_000,
+  takeoverPatienceMs: 10_000,
   adoptable: true,
   fence: "none",
 };

@@ -27,6 +27,7 @@ const MUTATIONS: Record<string, string[]> = {
   "a secondary's agent that is back counts from then": ["MUTATE_REST_COUNTS"],
   "a restarted secondary disowns its replica": ["MUTATE_RESTART_UNDISOWNED"],
   "a QEMU started afresh is not taken for the VM": ["MUTATE_FRESH_QEMU_ADOPTED"],
+  "the record forbids a takeover before the VM is booted from disks": ["MUTATE_BOOT_UNRECORDED"],
   "a request dies with the agent it was sent to": ["MUTATE_ENTER_TWICE"],
   "who gives up has blocked itself": ["MUTATE_GIVE_UP_UNBLOCKED"],
   "writes are compare-and-swaps": ["MUTATE_BLIND_WRITE"],

@@ -18,9 +18,11 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
     needs: "the packages of package-lock.json and libpcap; no root, no BPF, no QEMU",
     together: true,
     entries: [
+      "test/agent/checkpoint.test.ts",
       "test/agent/client_path.test.ts",
       "test/agent/control_channel.test.ts",
       "test/agent/fence.test.ts",
+      "test/agent/keeper.test.ts",
       "test/agent/life_memory.test.ts",
       "test/agent/metrics.test.ts",
       "test/agent/next_instance.test.ts",

@@ -94,6 +94,7 @@ export class World {
       arbiterRetryMs: 300,
       protectRetryMs: 1_000,
       restartMs: 3_000,
+      takeoverPatienceMs: 1_000,
       adoptable: true,
       fence: random.pick(["none", "none", "none", "none", "try", "required"]),
     };

@@ -99,10 +99,10 @@ struct colo_record {
 	struct colo_vnet_hdr vnet;
 };
 
-/* A run of live frames (live.h): frames of this length at most, so many in a list. */
+/* A run of live frames (live.h): longest frame in bytes, most frames in a list. */
 #define COLO_LIVE_FRAME_MAX 1536
 #define COLO_LIVE_LIST_MAX 256
-/* The run is started with a frame of so many bytes, and one more for each worker before this one. */
+/* Bytes of the frame that starts a run, plus one for each worker before this one. */
 #define COLO_LIVE_START_BYTES 64
 
 struct colo_live_frame {

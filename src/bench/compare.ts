@@ -69,8 +69,7 @@ const WORKING_SET_QUICK_BYTES = 128 * 1024 * 1024;
 const FRAMES_MAX = 100_000;
 const FRAMES_MAX_QUICK = 20_000;
 /**
- * Runs before those that count. Each thread's code is compiled anew, by the cores that several workers keep
- * busy.
+ * Runs before the counted ones. Each thread compiles its own code, on cores that several workers keep busy.
  */
 const WARM_UPS_OF_WORKERS = 8;
 
@@ -107,7 +106,7 @@ function compareAlone(one: CompareCase, context: BenchContext, results: ResultSe
   }
 }
 
-/** A subject that fails is left out of the case, and says why; the others go on. */
+/** A subject that fails is left out of the case, with the reason; the others continue. */
 async function compareAndRelease(context: BenchContext, results: ResultSet): Promise<void> {
   removeLeftovers();
   for (const one of context.quick ? QUICK_RELEASE_CASES : RELEASE_CASES) {

@@ -15,7 +15,7 @@ import { type Bench, type BenchContext, ResultSet, type Subject } from "./result
 import { type RunningWay, startWays, VM_LABS } from "./vm_ways.ts";
 
 /**
- * The same traffic first, not measured: TCG has to translate the code for it, on a secondary anew after each
+ * The same traffic first, not measured: TCG has to translate the code for it, on a secondary again after each
  * checkpoint.
  */
 const WARM_UP_SECONDS = 2;

@@ -1,11 +1,11 @@
 /**
- * What a checkpoint makes of the comparison.
+ * The effect of a checkpoint on the comparison.
  *
  * Three times matter. Frames of the primary up to the *boundary*, its STOP, are part of the state that the
  * secondary has loaded: they leave without a comparison. Frames newer than the *horizon*, the moment before
- * the checkpoint was asked for, must not be compared with output that the secondary is about to undo: they
- * wait. After the checkpoint both VMs go on from the same state, and every flow starts from what was released
- * of it.
+ * the checkpoint was requested, must not be compared with output that the secondary is about to undo: they
+ * wait. After the checkpoint both VMs continue from the same state, and every flow starts from its released
+ * frames.
  */
 import type { Admission, FlowComparers } from "./admission.ts";
 import type { Deadlines } from "./deadlines.ts";

@@ -1,6 +1,6 @@
 /**
- * Secondary records of an epoch that has not begun here yet: the secondary runs on as soon as it has loaded a
- * checkpoint, a little before this side is told. In order of arrival; grows as needed, the ring bounds it.
+ * Secondary records of an epoch that has not begun here yet: the secondary continues as soon as it has loaded
+ * a checkpoint, shortly before this side learns it. In order of arrival; grows as needed, the ring bounds it.
  */
 export class EarlyRecords {
   length = 0;

@@ -10,11 +10,11 @@
  * each one as a segment of its own, else as pieces of one datagram. There they take their place as if all of
  * them had just arrived.
  *
- * What cannot be put together goes to a flow of its own, where frames are compared in order as they are:
- * fragments without a first one before them (its beginning was covered by a checkpoint, or the guest sends
- * the last one first), those that overlap or repeat others, are empty, or end where no datagram can
- * (teardrop; RFC 5722 forbids them), and datagrams whose first fragment does not hold all of the headers (RFC
- * 7112 forbids it).
+ * Fragments that cannot be joined go to a flow of their own, where frames are compared one by one in order.
+ * These are fragments without a first one before them (a checkpoint covered it, or the guest sends the last
+ * one first). They are also fragments that overlap or repeat others, are empty, or end where no datagram can
+ * (teardrop; RFC 5722 forbids them). The third kind are datagrams whose first fragment lacks some of the
+ * headers (RFC 7112 forbids it).
  *
  * There is no state but the fragments in the list of the waiting room, and the identification of the last one
  * that was compared as it is. A datagram that never becomes complete runs into the timeout, and a checkpoint
@@ -104,7 +104,7 @@ export class FragmentFlows {
     else if (state.flows.pending[flow] > WAITING_MAX) this.#tooMany(flow);
   }
 
-  /** After a checkpoint. Both sides go on from the same place in the datagrams that it cut through. */
+  /** After a checkpoint. Both sides continue from the same place in the datagrams that it cut through. */
   restart(flow: number): void {
     this.#state.flows.flags[flow] &= ~(FLOW_PRIMARY_STRAY_KNOWN | FLOW_SECONDARY_STRAY_KNOWN);
   }

@@ -49,9 +49,9 @@ const EXTENSION_HEADERS_MAX = 8;
 /**
  * Parses the record at byte `offset` of `bytes`. Never throws and never reads past the frame.
  *
- * With `datagramBytes`, for the first fragment of a datagram whose fragmented part (what follows the IPv4
- * header, or the IPv6 fragment header) has so many bytes in all: the result is that of the whole datagram,
- * and `data` is where it begins in this fragment. KIND_UNPARSED when this fragment does not hold all headers.
+ * With `datagramBytes`, for the first fragment of a datagram whose fragmented part (behind the IPv4 header,
+ * or the IPv6 fragment header) has this many bytes in all: the result describes the whole datagram, and
+ * `data` is where it begins in this fragment. KIND_UNPARSED when this fragment does not hold all headers.
  */
 export function parseRecord(
   bytes: Uint8Array,

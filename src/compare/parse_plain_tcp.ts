@@ -21,7 +21,7 @@ import { type ParsedFrame, recordTimeNs } from "./parsed_frame.ts";
 /**
  * parseRecord() for the usual frame, without the flow's key: TCP with ACK and neither SYN, FIN, RST nor URG,
  * whole, untagged, over IPv4 without options or IPv6 without extension headers. Returns false for every other
- * one, and for whatever is not as it should be; then nothing of `frame` counts.
+ * frame, also a malformed one; the contents of `frame` are then undefined.
  */
 export function parsePlainTcp(view: DataView, offset: number, frame: ParsedFrame): boolean {
   const start = offset + RECORD_HEADER_BYTES;

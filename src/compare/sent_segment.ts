@@ -1,6 +1,6 @@
 /**
- * The numbers of a TCP segment as it left, which are not always those that the primary VM gave it. One
- * object, used again and again: what is in it holds until the call that it was handed to returns.
+ * The numbers of a released TCP segment, which may differ from the primary VM's. One reused object: its
+ * contents are valid only during the call that receives it.
  */
 import type { ParsedFrame } from "./parsed_frame.ts";
 import type { SegmentPool } from "./segment_pool.ts";

@@ -1,5 +1,5 @@
 /**
- * The life of a TCP connection on its flow: opened by a SYN, followed by another on the same ports.
+ * A TCP connection on its flow: opened by a SYN, followed by another on the same ports.
  *
  * The primary's segments of a later connection wait in the flow's queue behind those of the current one, the
  * secondary's in secondaryQueue. Each SYN of the primary that opens another connection is counted in
@@ -42,8 +42,7 @@ const SAME_OPENING_BYTES = 65_536;
 const WINDOW_SCALE_MAX = 14;
 
 /**
- * What became of a secondary's segment: kept or used, given back unused, or refused since the pool is
- * exhausted.
+ * The result for a secondary's segment: kept or used, given back unused, or refused because the pool is full.
  */
 export const ARRIVAL_TAKEN = 0;
 const ARRIVAL_DISCARDED = 1;

@@ -16,8 +16,8 @@ export class TcpResets {
   /**
    * A RST is released when the secondary has sent one at the same sequence number that acknowledges at least
    * as much; one with sequence number 0 answers a segment without a connection (RFC 9293 3.10.7.1), so its
-   * acknowledgement must be the same. Each RST of the secondary serves once, but one that says no more than
-   * the last pair needs no other: it tells the client nothing new.
+   * acknowledgement must be the same. Each RST of the secondary serves one time. A repetition of the last
+   * pair needs no other: it tells the client nothing new.
    */
   match(flow: number, segment: number): boolean {
     const state = this.#state;

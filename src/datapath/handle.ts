@@ -10,7 +10,7 @@ import { type WorkerEvents, WorkerHandle } from "./worker_handle.ts";
 export interface DataPathEvents extends WorkerEvents {
   /** `epoch`: the one in force when the frames were compared. */
   diverged: WorkerEvents["diverged"];
-  /** A worker has stopped; nothing of its flows is released any more. Called once. */
+  /** A worker has stopped and releases nothing of its flows. Called at most one time. */
   failed: WorkerEvents["failed"];
 }
 

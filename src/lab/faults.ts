@@ -66,8 +66,7 @@ export class LabFaults {
   }
 
   /**
-   * A power cut: from one moment on nothing comes from the host any more, not even the end of its
-   * connections.
+   * A power failure: from one moment on the host sends nothing, not even the end of its connections.
    */
   async powerOff(letter: HostLetter): Promise<void> {
     this.signal(`both-${letter}`, "SIGSTOP");

@@ -1,31 +1,34 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A QEMU plugin that makes COLO usable without KVM. It mends three things that go wrong with checkpoints under TCG, where CPU,
- * time and the tracking of changed memory are QEMU's own business. Under KVM none of them exists.
+ * A QEMU plugin that makes COLO usable without KVM. It corrects three faults of checkpoints under TCG,
+ * where QEMU itself implements CPU, time and the tracking of changed memory. None of them exists under KVM.
  *
- * Stale code. TCG keeps translations of the guest's code. A checkpoint replaces the memory behind the back of whatever keeps
- * translations and code the same, so they have to be thrown away. QEMU up to 10.1 did so whenever a CPU's state was loaded
- * (cpu_common_post_load); since then it does so only for loadvm (accel/tcg/tcg-all.c, tcg_vm_change_state), not for COLO.
- * Seen with 11.1.2: a guest whose code changes ran old code after 97 of 100 checkpoints.
+ * Stale code. TCG keeps translations of the guest's code. A checkpoint replaces the memory without the
+ * mechanism that keeps translations and code equal, so the translations must be discarded. QEMU up to 10.1
+ * did so whenever a CPU's state was loaded (cpu_common_post_load). Since then it does so only for loadvm
+ * (accel/tcg/tcg-all.c, tcg_vm_change_state), not for COLO. Seen with 11.1.2: a guest whose code changes
+ * ran old code after 97 of 100 checkpoints.
  *
- * A clock that runs ahead. The time stamp counter never goes back (system/cpu-timers.c, cpu_get_ticks: cpu_ticks_prev), not
- * even to the value that has just been loaded. But a secondary runs a little longer than the primary between two checkpoints,
- * since it resumes first; so its guest's clock gained about 30 ms with each one (seen: 3.2 s after 100), all its timers fired
- * early, and each checkpoint was a jump.
+ * A clock that is fast. The time stamp counter never goes back (system/cpu-timers.c, cpu_get_ticks:
+ * cpu_ticks_prev), not even to the value that was just loaded. But a secondary runs a little longer than
+ * the primary between two checkpoints, because it resumes first. So its guest's clock gained about 30 ms
+ * with each one (seen: 3.2 s after 100), all its timers fired early, and each checkpoint was a jump.
  *
- * Both are set right each time the VM stops: until it runs again no translation arises and the counter stands still. Only while
- * checkpoints come in, since a guest pays for each translation that is thrown away.
+ * Both are corrected each time the VM stops: until it runs again no translation is made and the counter
+ * stands still. This is done only while checkpoints arrive, because a guest pays for each discarded
+ * translation.
  *
- * Changed memory that is not sent. A store goes the fast way, past the dirty bitmap, when the CPU's TLB says that its page is marked
- * already. Reading the bitmap clears the marks and has to reset the TLB, but that is left out when every page found was waiting to
- * be sent anyway (include/system/physmem.h, physical_memory_sync_dirty_bitmap: num_dirty counts only pages new to the migration's
- * own bitmap). So it is after the last round of the first migration, when the VM stops soon enough after the round before it: the
- * primary goes on with a TLB that hides its stores, and the first checkpoint lacks the page. Seen with 11.1.2, comparing all pages
- * at each STOP: in 2 of 100 pairs one page was old, mostly a kernel stack, and the secondary's guest stood still or fell over.
- * The TLB is emptied each time the VM starts, on both sides.
+ * Changed memory that is not sent. A store takes the fast path, past the dirty bitmap, when the CPU's TLB
+ * says that its page is already marked. Reading the bitmap clears the marks and must reset the TLB, but
+ * QEMU omits that when every page found was already waiting to be sent (include/system/physmem.h,
+ * physical_memory_sync_dirty_bitmap: num_dirty counts only pages new to the migration's own bitmap). This
+ * happens after the last round of the first migration, if the VM stops soon after the round before it: the
+ * primary continues with a TLB that hides its stores, and the first checkpoint lacks the page. Seen with
+ * 11.1.2, comparing all pages at each STOP: in 2 of 100 pairs one page was old, mostly a kernel stack, and
+ * the secondary's guest hung or crashed. The TLB is emptied each time the VM starts, on both sides.
  */
 
-/* include/plugins/qemu-plugin.h: the interface of QEMU 11.1; nothing of it is used but being loaded. */
+/* include/plugins/qemu-plugin.h: the interface of QEMU 11.1; the plugin only has to be loadable. */
 __attribute__((visibility("default"))) int qemu_plugin_version = 7;
 
 /* Exported by QEMU's program itself. */

@@ -50,7 +50,7 @@ export class CompareNotices {
       () => reject(new Error(`colo-compare has not answered within ${timeoutMs} ms`)),
       timeoutMs,
     );
-    this.#send(LET_GO);
+    this.#send(FLUSH);
     this.#send(ASK);
     await promise.finally(() => clearTimeout(timer));
   }

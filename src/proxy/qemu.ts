@@ -185,9 +185,9 @@ export class QemuProxy implements PacketProxy {
       await removeMirrors(this.#qmp, nics);
       // An earlier agent's connections ended with it.
       if (this.#notices.length === 0) this.#notices = await this.#openNotices();
-      await this.#letGo(); // before anything newer leaves
+      await this.#flush(); // before anything newer leaves
       await removeCaptures(this.#qmp, nics);
-      await this.#letGo(); // what was captured in between
+      await this.#flush(); // what was captured in between
     } catch (error) {
       log.warn("the frames that QEMU held are lost; TCP retransmits", { error });
     }
@@ -196,9 +196,9 @@ export class QemuProxy implements PacketProxy {
     return this.#framesGiven() - before;
   }
 
-  async #letGo(): Promise<void> {
+  async #flush(): Promise<void> {
     await this.#quiet();
-    await Promise.all(this.#notices.map((notices) => notices.letGo(LET_GO_TIMEOUT_MS)));
+    await Promise.all(this.#notices.map((notices) => notices.flush(FLUSH_TIMEOUT_MS)));
     await this.#quiet();
   }
 

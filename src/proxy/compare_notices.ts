@@ -7,7 +7,7 @@
 import { connect, type Socket } from "node:net";
 
 const DIFFERENT = "DO_CHECKPOINT";
-const LET_GO = "COLO_CHECKPOINT";
+const FLUSH = "COLO_CHECKPOINT";
 /** A request whose answer comes behind the effect of all earlier ones. */
 const ASK = "COLO_USERSPACE_PROXY_INIT";
 const ANSWER = "COLO_COMPARE_GET_XEN_INIT";
@@ -42,7 +42,7 @@ export class CompareNotices {
   }
 
   /** Makes colo-compare release all held packets; resolves when it has. Throws after `timeoutMs`. */
-  async letGo(timeoutMs: number): Promise<void> {
+  async flush(timeoutMs: number): Promise<void> {
     if (this.#ended !== undefined) throw this.#ended;
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.#questions.push({ resolve, reject });

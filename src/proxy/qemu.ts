@@ -32,7 +32,7 @@ import {
 import { TapGate } from "./tap_gate.ts";
 
 const CONNECT_TIMEOUT_MS = 2_000;
-const LET_GO_TIMEOUT_MS = 2_000;
+const FLUSH_TIMEOUT_MS = 2_000;
 /** Released frames have passed QEMU's sockets when the tap's count has not changed for this time. */
 const QUIET_MS = 5;
 const QUIET_LIMIT_MS = 500;

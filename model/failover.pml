@@ -57,7 +57,7 @@ mtype:phase = {
   starting, stopped,
   /*
    * The holder. It renews its lease itself in the first two; in the next three only the peer's answers do,
-   * and in the two of an agent that goes on with its earlier life's replica; then nothing.
+   * and in the two of an agent that resumes its predecessor's replica; then nothing.
    */
   alone, protecting, primed, recording, protected, resuming, rerecording, going_alone,
   /* The other one. Resting: its agent ends, and begins again at once. */
@@ -164,7 +164,7 @@ inline lets_out(i, ticks) {
    * look.
    */
   assert(h[0].lease == 0 || h[1].lease == 0);
-  /* NO CONTRADICTION: what goes on covers all that clients have seen. (A QEMU that is gone sends nothing.) */
+  /* NO CONTRADICTION: the sender covers all that clients have seen. (A QEMU that is gone sends nothing.) */
   assert(h[i].lease == 0 || h[i].copy == vm || h[i].copy == lost)
 }
 
@@ -391,7 +391,7 @@ inline record_valid(i) {
   fi
 }
 
-/* Written even if it stands there: "invalid" of its earlier life fails only at a new revision. */
+/* Written even if it stands there: an earlier "invalid" fails only at a new revision. */
 #define may_record_again(i) (h[i].phase == rerecording && idle(i))
 inline record_again(i) {
   if
@@ -605,7 +605,7 @@ inline be_useless(i) {
 
 /*
  * It ends at any moment (and a frozen one lets the kernel's lease run down first). A new one blocks before
- * anything else, unless it finds the primary of a pair: then the lease goes on as it is. Its connections end
+ * anything else, unless it finds the primary of a pair: then the lease stays as it is. Its connections end
  * with it: what was asked of it there, and what it has asked, is gone. Writes to the arbiter are not.
  */
 #define may_restart(i) (h[i].phase != starting)
@@ -657,7 +657,7 @@ inline wait_for_holder(i) {
 #else
 #define has_given_up(i) (h[i].gave_up == record.generation)
 #endif
-/* The replica of its earlier life: whoever stands by for it says whether it still does. */
+/* The replica of the earlier agent: its own agent says whether it still stands by. */
 #define may_resume(i) (h[i].phase == starting && idle(i) && record.holder == i && h[i].copy == vm \
   && record.valid && !has_given_up(i))
 inline resume(i) {

@@ -42,7 +42,7 @@ export interface HostParts {
   log: Logger;
   /** The compiled BPF programs. */
   objectPath: string;
-  /** A data plane has failed: only a new agent can go on from here. */
+  /** A data plane has failed: only a new agent can continue from here. */
   failed(message: string): void;
 }
 

@@ -10,7 +10,7 @@ export interface HeartbeatVm {
   /** `generation`: the replica that the lease of this host depends on, or that is being made. */
   readonly heartbeat: { generation: number | undefined; ready: boolean; uplink: boolean };
   peerSeen(path: Path, about: { ready: boolean; uplink: boolean }): void;
-  /** The peer's heartbeat for this VM; `answer` is called with whether its lease may go on. */
+  /** The peer's heartbeat for this VM; `answer` is called with whether it may extend its lease. */
   heartbeatCame(path: Path, generation: number, answer: (accepted: boolean) => void): void;
   heartbeatAnswered(path: Path, sentMs: number, generation: number, accepted: boolean): void;
 }

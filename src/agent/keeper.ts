@@ -80,7 +80,7 @@ export class VmKeeper {
   }
 
   /**
-   * Begins. A QEMU that somebody else has started is adopted before this returns, so that what is wrong with
+   * Begins. A QEMU that another program started is adopted before this returns, so that what is wrong with
    * it is reported at once; everything else happens later. Throws an Error whose message says what to do.
    */
   async begin(): Promise<void> {
@@ -323,7 +323,7 @@ export class VmKeeper {
 
   async #adopt(): Promise<VmInstance> {
     const { rest } = this.#memory.kept;
-    // Whatever becomes of it now, no later instance may rely on it.
+    // No later instance may rely on it, even if this one fails.
     this.#memory.keep({ rest: undefined });
     const instance = await this.tools.adopt(this.config, this.agent, this.parts, {
       rest,

@@ -35,7 +35,7 @@ export class ProtectionError extends Error {
   override name = "ProtectionError";
 
   constructor(
-    /** The data plane had been set to hold: what it holds has to be released. */
+    /** The data plane holds frames, which have to be released. */
     readonly entered: boolean,
     cause: unknown,
   ) {
@@ -99,7 +99,7 @@ export class Primary {
   }
 
   /**
-   * Asks QEMU for a sign of life. Out of band first: a hung secondary can block the main loop, and cutting
+   * Probes QEMU. Out of band first: a hung secondary can block the main loop, and cutting
    * the connections to it gets it free. Throws when QEMU answers neither.
    */
   async probe(): Promise<void> {
@@ -211,9 +211,9 @@ export class Primary {
     this.#checkpoints?.begin();
   }
 
-  /** One of the two agents is about to end, and another one to go on: no checkpoint is left under way. */
+  /** One of the two agents is about to restart: no checkpoint is left under way. */
   async pauseCheckpoints(): Promise<void> {
-    await this.#checkpoints?.pause().catch(() => undefined); // reported as what has broken the pair
+    await this.#checkpoints?.pause().catch(() => undefined); // reported by the loop
   }
 
   /** The secondary's agent is back. What it could not see meanwhile a checkpoint makes up for. */
@@ -243,8 +243,8 @@ export class Primary {
 
   /**
    * Brings both VMs to the same point and lets the secondary hold its own output from there on; resolves when
-   * all that it had sent before has been released here. The VM can still go on on this host if the hand-over
-   * is not completed.
+   * all that it had sent before has been released here. The VM can still continue on this host if the
+   * hand-over is not completed.
    */
   async handOver(generation: number): Promise<void> {
     const { peer, config, proxy, log } = this.#machine;

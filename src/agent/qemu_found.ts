@@ -1,4 +1,4 @@
-/** What an agent that starts finds in its QEMU, which may have run under an earlier life of the agent. */
+/** What an agent that starts finds in its QEMU, which may have run under an earlier agent. */
 
 import type { QemuFacts } from "../colo/check.ts";
 import type { QemuHas } from "../failover/state.ts";
@@ -10,7 +10,7 @@ import { coloMode } from "../qmp/vm.ts";
  * that waits untouched, and from one that has the VM (migration/colo.c: the mode says on which side of COLO a
  * QEMU is).
  *
- * @param leftInOrder the agent's last life has left a replica to be followed again
+ * @param leftInOrder the last agent left a replica to be followed again
  */
 export async function whatQemuHas(qmp: QmpClient, facts: QemuFacts, leftInOrder: boolean): Promise<QemuHas> {
   if (facts.runState === "inmigrate") return facts.migrationStatus === "none" ? "incoming" : "replica";

@@ -14,7 +14,7 @@ const OVERLAY_LOOK_MS = 200;
 const SETTLE_POLL_MS = 5;
 const BACK_RETRY_MS = 100;
 /**
- * Then the images hold all that the VM had written before its primary began to record what it writes
+ * Then the images hold all that the VM had written before its primary began to record its writes
  * (storage/dirty_bitmaps.ts).
  */
 const CHECKPOINTS_UNTIL_MARKED = 2;
@@ -61,11 +61,11 @@ export class Secondary {
     const { config, qmp, proxy, replicationAddress, marker, tls, log } = this.#machine;
     proxy.block();
     this.#generation = generation;
-    // It stays true while a primary only copies: what it writes is its own content, and its bitmaps go on
-    // recording. Once they are gone, since this protection is further, the marker fits nothing until it is
-    // written anew.
+    // The marker stays valid while the primary is only copying: it writes data that the marker accounts for,
+    // and its bitmaps still record every change. When this protection replaces those bitmaps the marker
+    // matches none of them, until it is written again.
     const replicaOf = marker?.generationOf(imagesOf(config));
-    // Frames of the VM's former life on this host: others have gone on from there, so they must never be
+    // Frames of an earlier instance of the VM: another host has continued from there, so they must not be
     // sent.
     const discarded = (await proxy.comparison?.discard()) ?? 0;
     if (discarded > 0) log.info("frames that an earlier agent had held were dropped", { discarded });
@@ -119,7 +119,7 @@ export class Secondary {
     }
   }
 
-  /** What the next agent needs to know; undefined if it could not go on from here. */
+  /** What the next agent needs to know; undefined if it could not continue from here. */
   get atRest(): ReplicaAtRest | undefined {
     const { adoption } = this.#machine.proxy;
     if (adoption === undefined || this.#unlisten.length === 0 || this.#inCheckpoint) return undefined;
@@ -241,7 +241,7 @@ export class Secondary {
     } catch (error) {
       log.warn("could not report the checkpoint", { error });
     }
-    // Unless this life of the VM has ended meanwhile.
+    // Unless the instance has ended meanwhile.
     if (this.#unlisten.length === 0) return;
     proxy.comparison?.loaded(this.#epoch);
     if (this.#epoch - this.#firstEpoch === CHECKPOINTS_UNTIL_MARKED) {

@@ -22,7 +22,7 @@ export type Action =
   /** Let everything through, get QEMU out of COLO; ends in `alone`. */
   | { type: "run_alone" }
   /**
-   * Ask QEMU for a sign of life, cutting connections it may hang on; ends in `qemu_answers`, `qemu_silent` or
+   * Probe QEMU, cutting connections it may hang on; ends in `qemu_answers`, `qemu_silent` or
    * `qemu_gone`.
    */
   | { type: "probe_qemu" }

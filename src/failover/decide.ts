@@ -8,7 +8,7 @@
  * not run out. While the record says that the replica is valid, the lease is prolonged only by heartbeats
  * that the secondary has answered, up to `lease` after the moment the heartbeat was *sent*. The secondary
  * writes itself into the record only `lease + margin` after its last *answer*, which is later than that, and
- * from then on it answers no heartbeat. To go on without those answers, the holder first writes "replica
+ * from then on it answers no heartbeat. To continue without those answers, the holder first writes "replica
  * invalid", from which nobody takes over. All writes are compare-and-swaps on the record's revision, so of
  * two that exclude each other one happens.
  *

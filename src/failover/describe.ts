@@ -82,8 +82,7 @@ function prospects(s: State): Omit<VmInWords, "now"> {
       };
     case "going_alone":
       return {
-        ifThisHostDies:
-          `${peer} may still take over, unless the arbiter has recorded that this host is ` + "alone",
+        ifThisHostDies: `${peer} may take over, unless the arbiter has recorded that this host is alone`,
         ifPeerDies: "this host would continue alone",
       };
     case "taking_over":

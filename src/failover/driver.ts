@@ -15,7 +15,7 @@ interface DriverParts {
   now(): number;
   /** Calls back after `ms` of that clock; returns what cancels it. */
   setTimer(ms: number, run: () => void): () => void;
-  /** Carries out an action, without waiting for its end. Answers go to whoever has asked. */
+  /** Carries out an action, without waiting for its end. Answers go to the asker. */
   perform(action: Exclude<Action, { type: "answer" }>): void;
   /** Called before the actions of the decision. */
   decided?(before: State, event: Event, after: State, actions: readonly Action[]): void;
@@ -64,7 +64,7 @@ export class Driver {
   }
 
   /**
-   * Somebody asks for something; `answered` is called once, at once or when what has to come before it is
+   * A request; `answered` is called once, at once or when what has to come before it is
    * done.
    */
   ask(request: Request, answered: Answered): void {

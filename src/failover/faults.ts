@@ -7,7 +7,7 @@ import { isHolder } from "./state.ts";
 import { type Step, want } from "./step.ts";
 import { peerVerdict } from "./verdict.ts";
 
-/** `QEMU gone`: a VM that was shut down stays down; one that was lost lives on in its replica. */
+/** `QEMU gone`: a VM that was shut down stays down; one that was lost continues as its replica. */
 export function qemuGone(step: Step, reason: string): void {
   const { s, actions } = step;
   if (s.phase === "stopped") return;

@@ -173,7 +173,7 @@ export function holderStops(step: Step, reason: string): void {
   enter(step, "stopped", reason);
 }
 
-/** Until "replica invalid" has been confirmed the replica may be the one that goes on. */
+/** Until "replica invalid" is confirmed, the replica may still take over. */
 export function couldBeValid(s: State): boolean {
   return s.leaseFrom === "peer" || s.goingAlone === "probing" || s.goingAlone === "recording";
 }

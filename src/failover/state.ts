@@ -107,7 +107,7 @@ export type Goal =
   | "first"
   /** The holder has no replica here any more. */
   | "renounce"
-  /** This agent goes on alone; the replica is out of date from now on. */
+  /** This agent continues alone; the replica is out of date from now on. */
   | "invalid"
   /** The replica of this generation may take over. */
   | "valid"
@@ -130,7 +130,7 @@ export interface State {
   unsuitable: string | undefined;
   /** When the phase began. */
   sinceMs: number;
-  /** Why the phase is what it is, where that is not plain. */
+  /** The reason for the phase, where there is one to tell. */
   reason: string | undefined;
   /** Holder: the term in which this agent became it. */
   term: number | undefined;

@@ -4,7 +4,7 @@
  *
  * Invariants:
  * - only `holder` lets the VM's output onto the network;
- * - the holder goes on alone only after it has written `replicaValid: false`;
+ * - the holder continues alone only after it has written `replicaValid: false`;
  * - another agent takes over only from a record with `replicaValid: true`, and only after the holder's lease
  *   has run out or has been given up; it writes itself as holder with `replicaValid: false`;
  * - it takes over only with a replica of the record's `generation`. So of a primary and a secondary that lose

@@ -290,7 +290,7 @@ const CASES: Case[] = [
     "going_alone",
     ["end_protection", "probe_qemu"],
   ],
-  ["resume: recorded anew", recordingAgain, swapped(own), "resuming", ["resume"]],
+  ["resume: recorded again", recordingAgain, swapped(own), "resuming", ["resume"]],
   [
     "resume: given up in the record meanwhile",
     recordingAgain,
@@ -745,7 +745,7 @@ describe("what is written", () => {
     });
   });
 
-  test("invalid, anew even if it stands there", () => {
+  test("invalid, again even if it stands there", () => {
     expect(swap({ ...asked, found: "running" }, answer({ ...own, replicaValid: false }))).toMatchObject({
       expectedRevision: 7,
       record: { term: 3, generation: 5, holder: "a", replicaValid: false },

@@ -152,6 +152,26 @@ describe("the timer", () => {
 });
 
 describe("requests", () => {
+  test("move the deadline like any other event: a heartbeat puts off the claim", () => {
+    const all = rig();
+    all.onAction = (action) => {
+      if (action.type !== "read_record") return;
+      const record = { ...RECORD, holder: "b" };
+      all.driver.tell({ type: "arbiter", call: action.call, result: { kind: "record", record } });
+    };
+    all.driver.tell({ type: "started", vm: "incoming" });
+    for (const type of ["prepare", "entered"] as const)
+      all.driver.ask({ type, generation: 1 }, (refusal) => expect(refusal).toBeUndefined());
+    expect(all.driver.state.phase).toBe("standby");
+    const set = all.timers.length;
+    all.nowMs += 100;
+    all.driver.ask({ type: "heartbeat", path: "control", generation: 1 }, (refusal) =>
+      expect(refusal).toBeUndefined(),
+    );
+    const [timer, ...others] = all.timers.slice(set);
+    expect([timer?.ms, timer?.cancelled, others]).toEqual([SETTINGS.timeoutMs, false, []]);
+  });
+
   test("are answered in the decision, or when what comes first is done", () => {
     const all = rig();
     runAlone(all);

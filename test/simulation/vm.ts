@@ -40,7 +40,7 @@ export class Outside {
 
 let ids = 0;
 
-/** Ids only name states in traces; they begin anew with each world so that a replay reads the same. */
+/** Ids only name states in traces; they start at 1 in each world so that a replay reads the same. */
 export function resetIds(): void {
   ids = 0;
 }

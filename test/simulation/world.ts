@@ -67,7 +67,7 @@ export class World {
   readonly #settings: Omit<Settings, "self" | "peer" | "configuredRole">;
   readonly #driftPpm: number;
   readonly #worstClocks: boolean;
-  #lives = 0;
+  #agents = 0;
 
   constructor(
     readonly seed: number,
@@ -164,7 +164,7 @@ export class World {
   }
 
   startAgent(host: Host): void {
-    host.agent = new Agent(host, `${host.id}.${++this.#lives}`);
+    host.agent = new Agent(host, `${host.id}.${++this.#agents}`);
   }
 
   // --- what must hold ---

@@ -14,23 +14,23 @@ export const BENCHES: Record<BenchName, BenchEntry> = {
   compare: {
     title: "comparing and releasing frames",
     minutes: 3,
-    load: async () => (await import("./compare.ts")).benchCompare,
+    load: async () => (await import("./bench_compare.ts")).benchCompare,
   },
   path: {
     title: "delay of a frame on its way to the network",
     minutes: 4,
-    load: async () => (await import("./path.ts")).benchPath,
+    load: async () => (await import("./bench_path.ts")).benchPath,
   },
   vm: {
     title: "a protected VM's traffic",
     minutes: 9,
     runs: { usual: 3, quick: 1 },
-    load: async () => (await import("./vm.ts")).benchVm,
+    load: async () => (await import("./bench_vm.ts")).benchVm,
   },
   checkpoint: {
     title: "the VM's pause for a checkpoint",
     minutes: 4,
     runs: { usual: 3, quick: 1 },
-    load: async () => (await import("./checkpoint.ts")).benchCheckpoint,
+    load: async () => (await import("./bench_checkpoint.ts")).benchCheckpoint,
   },
 };

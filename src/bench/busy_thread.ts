@@ -2,7 +2,7 @@
 import { Mapping } from "../ffi/libc.ts";
 import { readAvailable } from "../ffi/stream_socket.ts";
 import { TAP_FRAME_BYTES_MAX, writeFrame } from "../ffi/tap.ts";
-import { Traffic } from "./traffic.ts";
+import { Traffic } from "./segments.ts";
 
 declare const self: Worker;
 

@@ -9,7 +9,7 @@ import { BATCH_RECORDS } from "../datapath/loop.ts";
 import { RECORD_HEADER_BYTES, SOURCE, VNET_BYTES } from "../ffi/layout.ts";
 import { memcmp } from "../ffi/libc.ts";
 import { RecordedTraffic, recordStride } from "./record_memory.ts";
-import { HEADER_BYTES, Traffic } from "./traffic.ts";
+import { HEADER_BYTES, Traffic } from "./segments.ts";
 import type { Usage } from "./usage.ts";
 import { measureUsage } from "./usage.ts";
 

@@ -6,7 +6,7 @@
 import type { BusySetup } from "./busy_thread.ts";
 import { ProtectedBridge } from "./path_ways.ts";
 import { addDelays, type BenchContext, type ResultSet } from "./result.ts";
-import { SEGMENT_BYTES } from "./traffic.ts";
+import { SEGMENT_BYTES } from "./segments.ts";
 
 const RATE = 500;
 const RUN_SECONDS = 2;

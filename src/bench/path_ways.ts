@@ -10,9 +10,9 @@ import { bootTimeNs, bootTimeNsNumber, ifindex, Mapping } from "../ffi/libc.ts";
 import type { Address } from "../ffi/native.ts";
 import { readAvailable, type StreamSocket } from "../ffi/stream_socket.ts";
 import { TAP_FRAME_BYTES_MAX, Tap } from "../ffi/tap.ts";
-import { BenchNamespace, loadPlane } from "./network.ts";
+import { BenchNamespace, loadPlane } from "./bench_namespace.ts";
 import { QEMU_FRAMING_BYTES, QemuProcess, writeQemuFraming } from "./qemu_process.ts";
-import { NUMBER_OFFSET, SEGMENT_BYTES, Traffic } from "./traffic.ts";
+import { NUMBER_OFFSET, SEGMENT_BYTES, Traffic } from "./segments.ts";
 
 const FLOWS = 100;
 /** After the last frame was written: what has not arrived by then is lost. */

@@ -5,7 +5,7 @@
 import { Mapping } from "../ffi/libc.ts";
 import type { FeederOrder, FeederReport, FeederSetup } from "./qemu_feeder.ts";
 import { QEMU_FRAMING_BYTES, QEMU_TIMEOUT_MS, QemuProcess } from "./qemu_process.ts";
-import { Traffic, type TrafficOptions } from "./traffic.ts";
+import { Traffic, type TrafficOptions } from "./segments.ts";
 import { processCpuSeconds, type Usage } from "./usage.ts";
 
 const READ_BYTES = 1024 * 1024;

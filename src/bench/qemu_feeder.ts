@@ -5,7 +5,7 @@
 import { Mapping } from "../ffi/libc.ts";
 import { StreamSocket } from "../ffi/stream_socket.ts";
 import { QEMU_FRAMING_BYTES, writeQemuFraming } from "./qemu_process.ts";
-import { Traffic, type TrafficOptions } from "./traffic.ts";
+import { Traffic, type TrafficOptions } from "./segments.ts";
 
 declare const self: Worker;
 

@@ -2,7 +2,7 @@
 import type { RecordSource } from "../compare/intake.ts";
 import { RECORD, RECORD_HEADER_BYTES, RECORD_SEND_OFFSET, SOURCE } from "../ffi/layout.ts";
 import { Mapping } from "../ffi/libc.ts";
-import type { Traffic } from "./traffic.ts";
+import type { Traffic } from "./segments.ts";
 
 /** The kernel's own header before each record (kernel/bpf/ringbuf.c). */
 const RING_HEADER_BYTES = 8;

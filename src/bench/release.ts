@@ -17,6 +17,7 @@ import { ROLE } from "../ffi/layout.ts";
 import { bootTimeNs, ifindex, Mapping } from "../ffi/libc.ts";
 import { PacketSocket } from "../ffi/packet_socket.ts";
 import { Tap } from "../ffi/tap.ts";
+import { BenchNamespace, loadPlane } from "./bench_namespace.ts";
 import {
   DrivenLoop,
   type DrivenLoopSetup,
@@ -25,9 +26,8 @@ import {
   SHARED_INTS,
   Task,
 } from "./driven_loop.ts";
-import { BenchNamespace, loadPlane } from "./network.ts";
 import { recordStride } from "./record_memory.ts";
-import { Traffic } from "./traffic.ts";
+import { Traffic } from "./segments.ts";
 import { measureUsage, type Usage } from "./usage.ts";
 
 const RING_BYTES = 64 * 1024 * 1024;

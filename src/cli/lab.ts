@@ -4,7 +4,7 @@ import { Command, Option } from "commander";
 import pc from "picocolors";
 import { requireRoot } from "../host/root.ts";
 import { Lab } from "../lab/lab.ts";
-import type { LabReport } from "../lab/report.ts";
+import type { LabReport } from "../lab/lab_report.ts";
 import { JSON_HELP, wholeNumber } from "./arguments.ts";
 
 interface UpOptions {

@@ -2,6 +2,7 @@
 import { join } from "node:path";
 import { guestKernel, qemuArgv, qemuEnvironment, qemuImgArgv } from "../host/installed.ts";
 import { guestCommandLine, guestInitrd, wrongQemu } from "./assets.ts";
+import { type LabState, labDirectory } from "./lab_state.ts";
 import {
   CLIENT_IPV4,
   GUEST_IPV4,
@@ -16,7 +17,6 @@ import {
 } from "./network.ts";
 import { LAB_PORTS } from "./ports.ts";
 import { LAB_NODES, type LabMachine, labArguments, labPaths } from "./qemu.ts";
-import { type LabState, labDirectory } from "./state.ts";
 
 export const VM_NAME = "vm1";
 

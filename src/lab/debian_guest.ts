@@ -2,8 +2,8 @@
 
 import { guestKernel } from "../host/installed.ts";
 import { debianGuestDisk, debianGuestInitrd, guestCommandLine } from "./assets.ts";
+import type { LabOptions } from "./lab_options.ts";
 import { GUEST_IPV4, GUEST_IPV6 } from "./network.ts";
-import type { LabOptions } from "./options.ts";
 
 const MEMORY_MIB = 512;
 

@@ -18,6 +18,17 @@ import { endProcess, isAlive, type ProcessIdentity, startDetached } from "../qem
 import type { QemuRole } from "../qemu/settings.ts";
 import { agentConfig, certificatePath, labMachine, VM_NAME } from "./agent_config.ts";
 import { guestReadyPattern } from "./assets.ts";
+import type { LabOptions } from "./lab_options.ts";
+import { type LabReport, labReport } from "./lab_report.ts";
+import {
+  type HostState,
+  hasLabState,
+  type LabState,
+  LETTERS,
+  labDirectory,
+  readLabState,
+  writeLabState,
+} from "./lab_state.ts";
 import {
   CLIENT_IPV4,
   createNetwork,
@@ -29,19 +40,8 @@ import {
   run,
   TAP,
 } from "./network.ts";
-import type { LabOptions } from "./options.ts";
 import { LAB_PORTS } from "./ports.ts";
 import { labDisk, labPaths, startLabQemu } from "./qemu.ts";
-import { type LabReport, labReport } from "./report.ts";
-import {
-  type HostState,
-  hasLabState,
-  type LabState,
-  LETTERS,
-  labDirectory,
-  readLabState,
-  writeLabState,
-} from "./state.ts";
 
 const CERTIFICATE_DAYS = 30;
 const DISK_BYTES = 64 << 20;

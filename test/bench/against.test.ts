@@ -101,10 +101,18 @@ describe("what a benchmark prints", () => {
   });
 
   test.each([
-    ["no JSON", "median 3", "has not printed a list in JSON"],
-    ["no list", "{}", "the benchmark's list is not as expected"],
-    ["a median that is no number", JSON.stringify([{ ...result(1), median: "3" }]), "is not as expected"],
-    ["a benchmark that does not exist", JSON.stringify([{ ...result(1), bench: "x" }]), "is not as expected"],
+    ["no JSON", "median 3", "the output of bench --json: not JSON: median 3"],
+    ["no list", "{}", "the output of bench --json: Invalid input"],
+    [
+      "a median that is no number",
+      JSON.stringify([{ ...result(1), median: "3" }]),
+      "the output of bench --json: 0: Invalid input",
+    ],
+    [
+      "a benchmark that does not exist",
+      JSON.stringify([{ ...result(1), bench: "x" }]),
+      "the output of bench --json: 0: Invalid input",
+    ],
   ])("%s is an error", (_, text, message) => {
     expect(() => parseBenchOutput(text)).toThrow(message);
   });

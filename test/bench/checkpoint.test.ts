@@ -2,7 +2,7 @@
  * `bench checkpoint` in its quick form: every figure has its peer and makes sense. How fast is not tested.
  */
 import { expect, test } from "bun:test";
-import { benchCheckpoint } from "../../src/bench/checkpoint.ts";
+import { benchCheckpoint } from "../../src/bench/bench_checkpoint.ts";
 import { expectFigures, figure } from "./figures.ts";
 
 const TIMEOUT_MS = 240_000;

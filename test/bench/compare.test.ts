@@ -2,7 +2,7 @@
 import { expect, test } from "bun:test";
 import { existsSync, readdirSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { benchCompare } from "../../src/bench/compare.ts";
+import { benchCompare } from "../../src/bench/bench_compare.ts";
 import type { BenchResult } from "../../src/bench/result.ts";
 import { expectFigures, figure } from "./figures.ts";
 

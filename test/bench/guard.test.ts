@@ -4,9 +4,9 @@
  */
 import { heapStats } from "bun:jsc";
 import { expect, test } from "bun:test";
-import { removeLeftovers } from "../../src/bench/network.ts";
+import { removeLeftovers } from "../../src/bench/bench_namespace.ts";
 import { ReleaseBench } from "../../src/bench/release.ts";
-import { Traffic } from "../../src/bench/traffic.ts";
+import { Traffic } from "../../src/bench/segments.ts";
 
 const TIMEOUT_MS = 240_000;
 

@@ -1,6 +1,6 @@
 /** `bench path` in its quick form: every figure has its peers and makes sense. How fast is not tested. */
 import { expect, test } from "bun:test";
-import { benchPath } from "../../src/bench/path.ts";
+import { benchPath } from "../../src/bench/bench_path.ts";
 import { expectFigures, figure } from "./figures.ts";
 
 const TIMEOUT_MS = 240_000;

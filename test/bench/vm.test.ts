@@ -3,7 +3,7 @@
  */
 import { expect, test } from "bun:test";
 import { existsSync } from "node:fs";
-import { benchVm } from "../../src/bench/vm.ts";
+import { benchVm } from "../../src/bench/bench_vm.ts";
 import { namespacePath, namespacesOf } from "../../src/lab/network.ts";
 import { expectFigures, figure } from "./figures.ts";
 

@@ -4,7 +4,7 @@
  * one's backlog has begun to leave arrives before the backlog's end.
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { Traffic } from "../../src/bench/traffic.ts";
+import { Traffic } from "../../src/bench/segments.ts";
 import { Mapping } from "../../src/ffi/libc.ts";
 import type { Tap } from "../../src/ffi/tap.ts";
 import { removeNamespaces, until } from "../bpf/network.ts";

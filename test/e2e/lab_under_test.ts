@@ -2,8 +2,8 @@
 import { afterAll, beforeAll } from "bun:test";
 import { join } from "node:path";
 import { Lab } from "../../src/lab/lab.ts";
+import type { LabOptions } from "../../src/lab/lab_options.ts";
 import type { HostLetter } from "../../src/lab/network.ts";
-import type { LabOptions } from "../../src/lab/options.ts";
 
 const LAB_TIMEOUT_MS = 240_000;
 

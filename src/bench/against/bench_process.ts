@@ -4,6 +4,7 @@
  */
 import { join } from "node:path";
 import { z } from "zod";
+import { jsonAs } from "../../host/json.ts";
 import { runToEnd } from "../../host/run_to_end.ts";
 import type { BenchName, BenchResult, BenchSkipped } from "../result.ts";
 
@@ -33,21 +34,12 @@ const RESULT = z.object({
 });
 const SKIPPED = z.object({ bench: BENCH_NAME, subject: z.string(), skipped: z.string() });
 
-/** Reads what `bench --json` has printed. Throws an Error if it is something else. */
+/** Reads what `bench --json` has printed. Throws MalformedError if it is something else. */
 export function parseBenchOutput(text: string): BenchOutput {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (cause) {
-    throw new Error("the benchmark printed no JSON list", { cause });
-  }
-  const parsed = z.array(z.union([RESULT, SKIPPED])).safeParse(value);
-  if (!parsed.success) {
-    throw new Error(`the benchmark's list is not as expected: ${z.prettifyError(parsed.error)}`);
-  }
+  const list = jsonAs(z.array(z.union([RESULT, SKIPPED])), text, "the output of bench --json");
   return {
-    results: parsed.data.filter((one) => "metric" in one),
-    skipped: parsed.data.filter((one) => "skipped" in one),
+    results: list.filter((one) => "metric" in one),
+    skipped: list.filter((one) => "skipped" in one),
   };
 }
 

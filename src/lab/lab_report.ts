@@ -2,9 +2,9 @@
 import type { VmStatus } from "../api/status.ts";
 import { findQemu } from "../qemu/instance.ts";
 import { isAlive, type ProcessIdentity } from "../qemu/process.ts";
+import { type LabState, LETTERS } from "./lab_state.ts";
 import { GUEST_IPV4, GUEST_IPV6, GUEST_MAC, HOST_ADDRESSES, type HostLetter, TAP } from "./network.ts";
 import { LAB_PORTS } from "./ports.ts";
-import { type LabState, LETTERS } from "./state.ts";
 
 interface LabHost {
   name: string;

@@ -6,8 +6,8 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
 import { jsonAs } from "../host/json.ts";
+import type { LabOptions } from "./lab_options.ts";
 import type { HostLetter } from "./network.ts";
-import type { LabOptions } from "./options.ts";
 
 const ROOT = "/run/colo-agent-lab";
 const FILE = "state.json";

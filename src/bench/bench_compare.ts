@@ -4,12 +4,18 @@
  */
 
 import { VNET_BYTES } from "../ffi/layout.ts";
+import { removeLeftovers } from "./bench_namespace.ts";
 import { CompareAlone } from "./compare_alone.ts";
-import { removeLeftovers } from "./network.ts";
 import { QemuColoCompare } from "./qemu_compare.ts";
 import { ReleaseBench, roundsPerRing } from "./release.ts";
 import { type Bench, type BenchContext, ResultSet, type Subject } from "./result.ts";
-import { HEADER_BYTES, LARGE_PAYLOAD_BYTES, SEGMENT_BYTES, Traffic, type TrafficOptions } from "./traffic.ts";
+import {
+  HEADER_BYTES,
+  LARGE_PAYLOAD_BYTES,
+  SEGMENT_BYTES,
+  Traffic,
+  type TrafficOptions,
+} from "./segments.ts";
 import { addRates, type Usage } from "./usage.ts";
 
 interface CompareCase {

@@ -8,11 +8,12 @@
  *
  * One thread writes, reads and takes both times; it spins, so the agent has one core less.
  */
+
+import { removeLeftovers } from "./bench_namespace.ts";
 import { benchNeighbours } from "./neighbours.ts";
-import { removeLeftovers } from "./network.ts";
 import { PlainBridge, ProtectedBridge, QemuSockets, type Way } from "./path_ways.ts";
 import { addDelays, type Bench, type BenchContext, ResultSet, type Subject } from "./result.ts";
-import { SEGMENT_BYTES } from "./traffic.ts";
+import { SEGMENT_BYTES } from "./segments.ts";
 
 const RATES = [1_000, 5_000, 20_000, 50_000];
 const RATES_QUICK = [5_000];

@@ -1,7 +1,7 @@
 /** The half of docs/failover.md that is about the holder: who may send, and when the replica is given up. */
 import type { Event } from "./events.ts";
 import { isHolder, type State } from "./state.ts";
-import { answer, enter, retryProtectionLater, type Step, want } from "./step.ts";
+import { answer, enter, retryProtectionLater, type Step, stop, want } from "./step.ts";
 
 /** `run alone`: the record says that there is no replica, so the agent itself keeps the lease up. */
 export function runAlone(step: Step): void {
@@ -158,19 +158,8 @@ export function holderGivesUp(step: Step, reason: string): void {
 }
 
 export function holderStops(step: Step, reason: string): void {
-  const { s, actions } = step;
-  s.leaseFrom = "none";
-  s.protecting = undefined;
-  s.goingAlone = undefined;
-  s.retiredMs = undefined;
-  s.succeededAtMs = undefined;
-  s.goal = undefined;
-  s.call = undefined;
-  s.claim = undefined;
-  s.committed = false;
-  s.succeeding = false;
-  actions.push({ type: "block", reason }, { type: "end_protection", reason });
-  enter(step, "stopped", reason);
+  stop(step, reason);
+  step.actions.push({ type: "end_protection", reason });
 }
 
 /** Until "replica invalid" is confirmed, the replica may still take over. */

@@ -2,9 +2,10 @@
  * What holds of every state between two decisions. The driver checks it after each decision, in production
  * too: a state that breaks one is a fault of the decisions, and nothing that follows from it can be trusted.
  */
-import type { Action, Decision } from "./actions.ts";
+import type { Decision } from "./actions.ts";
 import type { Event } from "./events.ts";
 import { awaitsTakeover, isHolder, type Phase, type State } from "./state.ts";
+import { answer, begin, stop } from "./step.ts";
 
 type Lease = State["leaseFrom"];
 
@@ -83,29 +84,12 @@ export function brokenInvariant(s: State): string | undefined {
  * Instead of a decision that broke an invariant: this VM's output is blocked, and an administrator has to
  * look at it.
  */
-export function stopBroken(before: State, event: Event, name: string, nowMs: number): Decision {
+export function stopBroken(broken: State, event: Event, name: string, nowMs: number): Decision {
+  const step = begin(broken, nowMs);
   const reason = `invariant ${name}`;
-  const state: State = {
-    ...before,
-    phase: "stopped",
-    sinceMs: nowMs,
-    reason,
-    leaseFrom: "none",
-    protecting: undefined,
-    goingAlone: undefined,
-    retiredMs: undefined,
-    claim: undefined,
-    committed: false,
-    succeeding: false,
-    succeededAtMs: undefined,
-    goal: undefined,
-    call: undefined,
-    needsAdministrator: true,
-  };
-  const actions: Action[] = [
-    { type: "block", reason },
-    { type: "end_protection", reason },
-  ];
-  if ("request" in event) actions.push({ type: "answer", request: event.request, refusal: reason });
-  return { state, actions };
+  stop(step, reason);
+  step.s.needsAdministrator = true;
+  step.actions.push({ type: "end_protection", reason });
+  if ("request" in event) answer(step, event.request, reason);
+  return { state: step.s, actions: step.actions };
 }

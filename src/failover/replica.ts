@@ -4,7 +4,7 @@
  */
 import type { Event } from "./events.ts";
 import type { State } from "./state.ts";
-import { answer, enter, retryProtectionLater, type Step, want } from "./step.ts";
+import { answer, enter, retryProtectionLater, type Step, stop, want } from "./step.ts";
 
 type Of<T extends Event["type"]> = Extract<Event, { type: T }>;
 
@@ -173,15 +173,7 @@ export function endSuccession({ s, actions }: Step): void {
 export function replicaUseless(step: Step, reason: string): void {
   const { s, actions } = step;
   const told = s.phase === "standby" || s.phase === "incoming";
-  s.leaseFrom = "none";
-  s.claim = undefined;
-  s.committed = false;
-  s.succeeding = false;
-  s.restarting = false;
-  s.goal = undefined;
-  s.call = undefined;
-  actions.push({ type: "block", reason });
-  enter(step, "stopped", reason);
+  stop(step, reason);
   if (told) actions.push({ type: "tell_peer", what: "replica_lost", generation: s.generation, reason });
 }
 

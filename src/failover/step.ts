@@ -25,6 +25,28 @@ export function enter({ s, now }: Step, phase: Phase, reason?: string): void {
   s.reason = reason;
 }
 
+/** What only a phase has that does something. */
+const IDLE = {
+  leaseFrom: "none",
+  protecting: undefined,
+  goingAlone: undefined,
+  retiredMs: undefined,
+  claim: undefined,
+  committed: false,
+  succeeding: false,
+  succeededAtMs: undefined,
+  restarting: false,
+  goal: undefined,
+  call: undefined,
+} as const satisfies Partial<State>;
+
+/** This host stops for the VM: nothing of it leaves any more, and nothing is under way. */
+export function stop(step: Step, reason: string): void {
+  Object.assign(step.s, IDLE);
+  step.actions.push({ type: "block", reason });
+  enter(step, "stopped", reason);
+}
+
 /** Sets what is to stand in the arbiter's record. The pump at the end of the step sees to it. */
 export function want(step: Step, goal: Goal): void {
   const { s, now } = step;

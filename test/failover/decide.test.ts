@@ -8,28 +8,14 @@ import { takeoverRefusal } from "../../src/failover/goal.ts";
 import { brokenInvariant, INVARIANT_COUNT } from "../../src/failover/invariants.ts";
 import { initialState, type Settings, type State } from "../../src/failover/state.ts";
 import { goldenText } from "../golden.ts";
+import { SETTINGS } from "./settings.ts";
 
-const settings: Settings = {
-  self: "a",
-  peer: "b",
-  configuredRole: "primary",
-  arbiter: true,
-  timeoutMs: 500,
-  leaseMs: 1_000,
-  marginMs: 200,
-  arbiterRetryMs: 300,
-  protectRetryMs: 1_000,
-  restartMs: 5_000,
-  takeoverPatienceMs: 10_000,
-  adoptable: true,
-  fence: "none",
-};
 const NOW = 10_000;
 const own = { revision: 7, term: 3, generation: 5, holder: "a", replicaValid: true };
 const theirs = { ...own, holder: "b" };
 
 function state(changes: Partial<State>): State {
-  const base = initialState(settings, 9_000);
+  const base = initialState(SETTINGS, 9_000);
   return {
     ...base,
     found: "incoming",
@@ -774,12 +760,12 @@ describe("the lease", () => {
       generation: 5,
       accepted: true,
     };
-    expect(until(held, event)).toBe(NOW - 90 + settings.leaseMs);
-    expect(until(held, event, NOW + 5_000)).toBe(NOW - 90 + settings.leaseMs);
+    expect(until(held, event)).toBe(NOW - 90 + SETTINGS.leaseMs);
+    expect(until(held, event, NOW + 5_000)).toBe(NOW - 90 + SETTINGS.leaseMs);
   });
 
   test("is prolonged by a round only where the record says that there is no replica", () => {
-    expect(until({ ...alone, peerReady: false }, round)).toBe(NOW + settings.leaseMs);
+    expect(until({ ...alone, peerReady: false }, round)).toBe(NOW + SETTINGS.leaseMs);
     for (const before of [held, awaiting, probing, recording, retired, standby, taking])
       expect(until(before, round)).toBeUndefined();
   });
@@ -879,7 +865,7 @@ describe("a secondary's agent that is restarted as announced", () => {
       state: { phase: "protected" },
       actions: [],
     });
-    const late = NOW + settings.restartMs;
+    const late = NOW + SETTINGS.restartMs;
     expect(nextDeadlineMs(closed.state)).toBe(late);
     expect(decide(closed.state, round, late - 1).state.phase).toBe("protected");
     expect(decide(closed.state, round, late).state.phase).toBe("going_alone");
@@ -895,10 +881,10 @@ describe("a secondary's agent that is restarted as announced", () => {
   });
 
   test("that does not end after all is not waited for any longer", () => {
-    const answered: Event = { ...refused, sentMs: NOW + settings.restartMs, accepted: true };
-    const { state: heard } = decide(announced, answered, NOW + settings.restartMs);
-    const later = { ...heard, heardMs: { ...heard.heardMs, control: NOW + settings.restartMs } };
-    const { state: on, actions } = decide(later, round, NOW + settings.restartMs + 1);
+    const answered: Event = { ...refused, sentMs: NOW + SETTINGS.restartMs, accepted: true };
+    const { state: heard } = decide(announced, answered, NOW + SETTINGS.restartMs);
+    const later = { ...heard, heardMs: { ...heard.heardMs, control: NOW + SETTINGS.restartMs } };
+    const { state: on, actions } = decide(later, round, NOW + SETTINGS.restartMs + 1);
     expect(on.phase).toBe("protected");
     expect(actions.map(({ type }) => type)).toEqual(["catch_up"]);
   });
@@ -916,7 +902,7 @@ describe("a primary's agent that is restarted as announced", () => {
 
   test("is waited for, for as long as is configured", () => {
     expect(closed.claim).toBeUndefined();
-    const late = NOW + settings.restartMs;
+    const late = NOW + SETTINGS.restartMs;
     expect(decide(closed, round, late - 1).state.claim).toBeUndefined();
     const { state: given, actions } = decide(closed, round, late);
     expect(given.claim).toBeDefined();

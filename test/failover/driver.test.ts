@@ -4,23 +4,8 @@ import type { Action } from "../../src/failover/actions.ts";
 import { decide } from "../../src/failover/decide.ts";
 import { Driver } from "../../src/failover/driver.ts";
 import type { Event } from "../../src/failover/events.ts";
-import type { Settings } from "../../src/failover/state.ts";
+import { SETTINGS } from "./settings.ts";
 
-const SETTINGS: Settings = {
-  self: "a",
-  peer: "b",
-  configuredRole: "primary",
-  arbiter: true,
-  timeoutMs: 500,
-  leaseMs: 1_000,
-  marginMs: 200,
-  arbiterRetryMs: 300,
-  protectRetryMs: 1_000,
-  restartMs: 5_000,
-  takeoverPatienceMs: 10_000,
-  adoptable: true,
-  fence: "none",
-};
 const RECORD = { revision: 1, term: 1, generation: 0, holder: "a", replicaValid: false };
 
 interface Rig {

@@ -7,7 +7,7 @@ import type { Action } from "../failover/actions.ts";
 import type { ArbiterResult, Event } from "../failover/events.ts";
 import { quickenAcks } from "./delayed_ack.ts";
 import type { Fence } from "./fence.ts";
-import type { ReplicaAtRest } from "./life_memory.ts";
+import type { ReplicaAtRest } from "./instance_memory.ts";
 import type { Machine } from "./machine.ts";
 import { TELL_TIMEOUT_MS } from "./peer_api.ts";
 import type { Primary, ProtectionError } from "./primary.ts";

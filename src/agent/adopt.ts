@@ -13,7 +13,7 @@ import { QmpClient } from "../qmp/client.ts";
 import type { ReplicaMarker } from "../storage/replica_marker.ts";
 import type { Fence } from "./fence.ts";
 import { VmInstance } from "./instance.ts";
-import type { ReplicaAtRest } from "./life_memory.ts";
+import type { ReplicaAtRest } from "./instance_memory.ts";
 import type { Machine } from "./machine.ts";
 import type { AgentMetrics } from "./metrics/agent_metrics.ts";
 import { openProxy } from "./open_proxy.ts";

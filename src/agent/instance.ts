@@ -17,7 +17,7 @@ import { accepted } from "./accepted.ts";
 import { type ActionParts, Actions } from "./actions.ts";
 import { quickenAcks } from "./delayed_ack.ts";
 import type { HeartbeatVm } from "./heartbeats.ts";
-import type { ReplicaAtRest } from "./life_memory.ts";
+import type { ReplicaAtRest } from "./instance_memory.ts";
 import type { Machine } from "./machine.ts";
 import type { SecondaryAddresses } from "./peer_api.ts";
 import type { Primary } from "./primary.ts";

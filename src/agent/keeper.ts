@@ -20,7 +20,7 @@ import { overlayPaths, secondaryNodes } from "../storage/disk_graph.ts";
 import { ReplicaMarker } from "../storage/replica_marker.ts";
 import { adopt, type HostParts } from "./adopt.ts";
 import type { VmInstance } from "./instance.ts";
-import { LifeMemory } from "./life_memory.ts";
+import { InstanceMemory } from "./instance_memory.ts";
 import { type InstanceFacts, type NextInstance, nextInstance } from "./next_instance.ts";
 import { powerDown } from "./power_down.ts";
 import { type Between, statusBetween } from "./status_between.ts";
@@ -51,7 +51,7 @@ const TOOLS: KeeperTools = { adopt, findQemu, startQemu, endQemu, commitOverlays
 export class VmKeeper {
   #instance: VmInstance | undefined;
   #between: Between = { phase: "starting", reason: "the agent begins" };
-  readonly #memory: LifeMemory;
+  readonly #memory: InstanceMemory;
   readonly #tuning: Tuning;
   readonly #marker: ReplicaMarker | undefined;
   readonly #waiter = new Waiter();
@@ -68,7 +68,7 @@ export class VmKeeper {
     private readonly tools: KeeperTools,
   ) {
     const directory = join(agent.agent.state_directory, "vm");
-    this.#memory = new LifeMemory(join(directory, `${config.name}.json`), config.nic.length);
+    this.#memory = new InstanceMemory(join(directory, `${config.name}.json`), config.nic.length);
     this.#tuning = new Tuning(config);
     // Of a QEMU that somebody else starts, images may be written by anybody.
     this.#marker = config.managed === undefined ? undefined : new ReplicaMarker(directory, config.name);

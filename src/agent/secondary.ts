@@ -6,7 +6,7 @@
 import { announceSelf, endReplica, prepareSecondary, removeTls, secondaryFailover } from "../colo/index.ts";
 import { adoptionOf, type ProxyEntry } from "../proxy/proxy.ts";
 import { type OverlayVerdict, OverlayWatch, overlayFiles, readOverlays } from "../storage/overlay_watch.ts";
-import type { ReplicaAtRest } from "./life_memory.ts";
+import type { ReplicaAtRest } from "./instance_memory.ts";
 import { imagesOf, type Machine } from "./machine.ts";
 import { type SecondaryAddresses, TELL_TIMEOUT_MS } from "./peer_api.ts";
 

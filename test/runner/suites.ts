@@ -23,7 +23,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
       "test/agent/control_channel.test.ts",
       "test/agent/fence.test.ts",
       "test/agent/keeper.test.ts",
-      "test/agent/life_memory.test.ts",
+      "test/agent/instance_memory.test.ts",
       "test/agent/metrics.test.ts",
       "test/agent/next_instance.test.ts",
       "test/agent/peer_api.test.ts",

@@ -3,7 +3,7 @@ import { afterEach, beforeEach, expect, test } from "bun:test";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { LifeMemory } from "../../src/agent/life_memory.ts";
+import { InstanceMemory } from "../../src/agent/instance_memory.ts";
 
 let directory: string;
 let path: string;
@@ -16,19 +16,19 @@ afterEach(() => rmSync(directory, { recursive: true }));
 const REST = { generation: 3, epoch: 17, mirrorBases: [5, -2] };
 
 test("what is kept of a VM outlives the agent", () => {
-  const memory = new LifeMemory(path, 1);
+  const memory = new InstanceMemory(path, 1);
   expect(memory.kept).toEqual({ recordSeen: false, lastRun: "never" });
   memory.keep({ off: "shut down", recordSeen: true });
   memory.keep({ lastRun: "alone" });
-  expect(new LifeMemory(path, 1).kept).toEqual({ off: "shut down", recordSeen: true, lastRun: "alone" });
+  expect(new InstanceMemory(path, 1).kept).toEqual({ off: "shut down", recordSeen: true, lastRun: "alone" });
   memory.keep({ off: undefined });
-  expect(new LifeMemory(path, 1).kept.off).toBeUndefined();
+  expect(new InstanceMemory(path, 1).kept.off).toBeUndefined();
 });
 
 test("a replica at rest is that of a VM with as many network interfaces", () => {
-  new LifeMemory(path, 2).keep({ rest: REST });
-  expect(new LifeMemory(path, 2).kept.rest).toEqual(REST);
-  expect(new LifeMemory(path, 1).kept).toEqual({ recordSeen: false, lastRun: "never" });
+  new InstanceMemory(path, 2).keep({ rest: REST });
+  expect(new InstanceMemory(path, 2).kept.rest).toEqual(REST);
+  expect(new InstanceMemory(path, 1).kept).toEqual({ recordSeen: false, lastRun: "never" });
 });
 
 const GOOD = { recordSeen: true, lastRun: "as_replica", rest: REST };
@@ -46,7 +46,7 @@ test.each<[string, unknown]>([
 ])("%s is an error that names the file and what to do", (_, content) => {
   mkdirSync(dirname(path));
   writeFileSync(path, typeof content === "string" ? content : JSON.stringify(content));
-  const read = () => new LifeMemory(path, 2);
+  const read = () => new InstanceMemory(path, 2);
   expect(read).toThrow(path);
   expect(read).toThrow(/remove the file/);
 });

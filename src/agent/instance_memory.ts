@@ -26,7 +26,7 @@ const factsKept = z.object({
 });
 type FactsKept = z.output<typeof factsKept>;
 
-export class LifeMemory {
+export class InstanceMemory {
   #kept: FactsKept = { recordSeen: false, lastRun: "never" };
 
   /**

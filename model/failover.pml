@@ -403,7 +403,8 @@ inline record_again(i) {
   fi
 }
 
-#define may_be_protected(i) ((h[i].phase == recording || h[i].phase == rerecording) && h[i].outcome == swapped)
+#define may_be_protected(i) ((h[i].phase == recording || h[i].phase == rerecording) \
+  && h[i].outcome == swapped)
 inline be_protected(i) {
   h[i].outcome = unknown;
   enter_phase(i, protected)
@@ -470,7 +471,8 @@ inline end(i) {
  * disks. That is another VM, which the model does not follow; before it may start, the record must forbid the
  * takeover.
  */
-#define may_boot(i) (h[i].phase == stopped && h[i].copy == lost && record.holder == i && record.valid && idle(i))
+#define may_boot(i) (h[i].phase == stopped && h[i].copy == lost && record.holder == i && record.valid \
+  && idle(i))
 inline boot(i) {
 #ifdef MUTATE_BOOT_UNRECORDED
   h[i].copy = vm;
@@ -921,7 +923,8 @@ inline recover(i) {
     && (h[OTHER(i)].phase != waiting || h[i].enter != h[i].generation), fail_to_protect);
   DO(h[i].phase == protecting && replica_of(i) && h[OTHER(i)].copy != nothing, fail_to_protect);
   DO(may_prime(i), prime);
-  DO(leans_on_peer(i) && (!replica_of(i) || h[i].phase == resuming || h[i].phase == rerecording), lose_replica);
+  DO(leans_on_peer(i) && (!replica_of(i) || h[i].phase == resuming || h[i].phase == rerecording),
+    lose_replica);
   DO(leans_on_peer(i) && h[OTHER(i)].copy != replica, lose_replica);
   DO(may_send_heartbeat(i), send_heartbeat);
   DO(may_hear_answer(i), hear_answer);

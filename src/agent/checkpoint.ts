@@ -44,7 +44,7 @@ export interface CheckpointReport {
   replayedFrames: number;
 }
 
-export interface CheckpointParts {
+interface CheckpointParts {
   config: Omit<VmConfig["checkpoint"], "period_ms">;
   tuning: Pick<Tuning, "periodMs" | "onChange">;
   qmp: QmpClient;

@@ -17,14 +17,14 @@ import type { State } from "./state.ts";
 import type { Step } from "./step.ts";
 import { peerVerdict } from "./verdict.ts";
 
-export interface Deadline {
+interface Deadline {
   /** CLOCK_BOOTTIME in ms; finite. */
   atMs: number;
   then(step: Step): void;
 }
 
 /** The deadlines of a state, in the order in which they are looked at. */
-export function due(s: State): Deadline[] {
+function due(s: State): Deadline[] {
   const { timeoutMs } = s.settings;
   const all: Deadline[] = [];
   const at = (atMs: number, then: Deadline["then"]) => {

@@ -1,7 +1,7 @@
 /** What has become of the peer, as far as its silence and its messages tell. */
 import type { State } from "./state.ts";
 
-export type PeerVerdict = "well" | "agent_gone" | "link_cut" | "host_gone";
+type PeerVerdict = "well" | "agent_gone" | "link_cut" | "host_gone";
 
 /**
  * The control connection closes by itself only when the peer's kernel lives. Heartbeats on the clients'

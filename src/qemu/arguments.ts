@@ -20,7 +20,7 @@ export function qemuArguments(settings: QemuSettings, role: QemuRole): string[] 
 }
 
 /** The -netdev and -device arguments of one card. */
-export function nicArguments(nic: ManagedNic, index: number): string[] {
+function nicArguments(nic: ManagedNic, index: number): string[] {
   const virtio = nic.model === "virtio-net-pci";
   const queues = virtio && nic.queues > 1 ? nic.queues : 1;
   const netdev = ["tap", `id=net${index}`, `ifname=${nic.tap}`, "script=no", "downscript=no", "vnet_hdr=on"];

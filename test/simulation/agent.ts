@@ -27,7 +27,7 @@ const DEADLINE_SLACK_MS = 20;
 /** After the answer to the administrator. */
 const RESTART_END_MS = 60;
 
-export type RequestType =
+type RequestType =
   | "prepare_secondary"
   | "enter_secondary"
   | "resume_secondary"
@@ -39,7 +39,7 @@ export type RequestType =
   | "replica_lost"
   | "give_up";
 
-export interface RequestBody {
+interface RequestBody {
   generation: number;
   reason: string;
   /** With "loaded": which one it is. */

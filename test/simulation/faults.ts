@@ -139,7 +139,7 @@ export const FAULTS = {
   shutdown: (world, host) => world.shutDownVm(host),
 } satisfies Record<string, Fault>;
 
-export type FaultName = keyof typeof FAULTS;
+type FaultName = keyof typeof FAULTS;
 
 /** Seldom, since little can be learnt of a run after it. */
 const RARE: ReadonlySet<FaultName> = new Set(["shutdown", "host replaced"]);

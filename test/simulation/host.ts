@@ -8,7 +8,7 @@ export function other(name: Name): Name {
   return name === "a" ? "b" : "a";
 }
 
-export type Role = "blocked" | "primary" | "secondary" | "solo" | "successor";
+type Role = "blocked" | "primary" | "secondary" | "solo" | "successor";
 
 export class Host {
   up = true;

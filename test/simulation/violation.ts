@@ -1,5 +1,5 @@
 /** The rules that must hold at every step; the numbers are those of docs/failover.md. */
-export const INVARIANTS = {
+const INVARIANTS = {
   1: "never two hosts that let output of the VM out",
   2: "no later primary contradicts what the network has seen",
   3: "no unprotected, incomplete or stale replica is promoted",

@@ -45,7 +45,7 @@ export function resetIds(): void {
   ids = 0;
 }
 
-export function successor(parent: VmState): VmState {
+function successor(parent: VmState): VmState {
   return { id: ++ids, parent, depth: parent.depth + 1 };
 }
 

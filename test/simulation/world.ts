@@ -35,9 +35,9 @@ export const REAL: Rules = { decide, driver: Driver };
 
 type Record = NonNullable<State["record"]>;
 
-export type Outcome = "protected" | "shut down" | "lost" | "no arbiter";
+type Outcome = "protected" | "shut down" | "lost" | "no arbiter";
 
-export interface TraceLine {
+interface TraceLine {
   atMs: number;
   who: string;
   text: string;

@@ -1,5 +1,5 @@
 /** Asks a running agent, and checks what it answers. */
-import { AgentUnreachableError, askAgent } from "../host/agent_http.ts";
+import { askAgent } from "../host/agent_http.ts";
 import { checkedAs } from "../host/json.ts";
 import { type AgentStatus, agentStatus, commandAnswer } from "./status.ts";
 
@@ -8,15 +8,7 @@ import { type AgentStatus, agentStatus, commandAnswer } from "./status.ts";
  * something that is no agent of this version.
  */
 export async function readStatus(api: string, timeoutMs: number): Promise<AgentStatus> {
-  let json: unknown;
-  try {
-    ({ json } = await askAgent(api, "/v1/status", { timeoutMs }));
-  } catch (error) {
-    if (!(error instanceof AgentUnreachableError)) throw error;
-    throw new AgentUnreachableError(`${error.message}; give the address of agent.api with --api`, {
-      cause: error.cause,
-    });
-  }
+  const { json } = await askAgent(api, "/v1/status", { timeoutMs });
   return checkedAs(agentStatus, json, `${api} answers as no agent of this version`);
 }
 
@@ -25,16 +17,8 @@ export async function readStatus(api: string, timeoutMs: number): Promise<AgentS
  * Throws an Error that says why the command was not carried out.
  */
 export async function carryOut(socket: string, path: string, timeoutMs: number): Promise<string> {
-  let json: unknown;
-  try {
-    ({ json } = await askAgent(`unix:${socket}`, path, { method: "POST", timeoutMs }));
-  } catch (error) {
-    if (!(error instanceof AgentUnreachableError)) throw error;
-    throw new AgentUnreachableError(
-      `${error.message}; run this as root on the agent's host, with --socket if agent.socket differs`,
-      { cause: error.cause },
-    );
-  }
+  const advice = "run this as root on the agent's host, with --socket if agent.socket differs";
+  const { json } = await askAgent(`unix:${socket}`, path, { method: "POST", timeoutMs, advice });
   const answer = checkedAs(commandAnswer, json, `${socket} answers as no agent of this version`);
   if ("error" in answer) throw new Error(answer.error);
   return answer.now;

@@ -1,6 +1,8 @@
 /** Certificates and keys from files, checked when they are read, so that a mistake is found at start. */
+
 import { createPrivateKey, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
+import { Problem } from "../errors/problem.ts";
 
 /** PEM texts, in the form that both Bun's fetch and node:tls take. */
 export interface TlsFiles {
@@ -55,13 +57,15 @@ export function readPair(paths: TlsPaths): { tls: Required<TlsFiles>; certificat
   const certificate = parse(paths.certificate, "certificate", () => new X509Certificate(cert));
   const privateKey = parse(paths.key, "private key", () => createPrivateKey(key));
   if (!certificate.checkPrivateKey(privateKey)) {
-    throw new Error(
-      `${paths.key} is not the key of ${paths.certificate}: give the two that were made together`,
+    throw new Problem(
+      `${paths.key} is not the key of ${paths.certificate}`,
+      "give the two that were made together",
     );
   }
   if (!certificate.verify(new X509Certificate(ca).publicKey)) {
-    throw new Error(
-      `${paths.certificate} is not signed by ${paths.ca}: all certificates of a site need one CA`,
+    throw new Problem(
+      `${paths.certificate} is not signed by ${paths.ca}`,
+      "give certificates of one CA, the site's",
     );
   }
   return { tls: { ca, cert, key }, certificate };
@@ -74,15 +78,16 @@ export function readTls(paths: TlsPaths, owner?: string): { tls: Required<TlsFil
   const { tls, certificate } = readPair(paths);
   const expiresMs = Date.parse(certificate.validTo);
   if (expiresMs <= Date.now()) {
-    throw new Error(
-      `${paths.certificate} expired on ${certificate.validTo}: make a new one (colo-agent certificates)`,
+    throw new Problem(
+      `${paths.certificate} expired on ${certificate.validTo}`,
+      "make a new one (colo-agent certificates --renew)",
     );
   }
   const name = commonName(certificate);
   if (owner !== undefined && name !== owner) {
-    throw new Error(
-      `${paths.certificate} is the certificate of "${name}", but this agent is "${owner}": ` +
-        "the certificate must be made for the agent's name",
+    throw new Problem(
+      `${paths.certificate} is the certificate of "${name}", but this agent is "${owner}"`,
+      "give the certificate that was made for the agent's name",
     );
   }
   return { tls, expiresMs };

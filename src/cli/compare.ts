@@ -10,6 +10,7 @@ import {
 } from "../capture/compare_captures.ts";
 import { renderReport } from "../capture/render.ts";
 import { collect, JSON_HELP, wholeNumber } from "./arguments.ts";
+import { failureText } from "./failure.ts";
 
 const EXIT_DIFFERENT = 1;
 const EXIT_ERROR = 2;
@@ -42,7 +43,7 @@ export function compareCommand(): Command {
     .option("--json", JSON_HELP)
     .addHelpText("after", "\nExit status: 0 same, 1 different, 2 error.")
     .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : EXIT_ERROR))
-    .action((primary: string, secondary: string, options: CompareOptions) => {
+    .action((primary: string, secondary: string, options: CompareOptions, command: Command) => {
       try {
         const report = compareCaptures({
           primary,
@@ -57,7 +58,8 @@ export function compareCommand(): Command {
         );
         process.exitCode = report.same ? 0 : EXIT_DIFFERENT;
       } catch (error) {
-        process.stderr.write(`colo-agent compare: ${(error as Error).message}\n`);
+        const { verbose = false } = command.optsWithGlobals<{ verbose?: boolean }>();
+        process.stderr.write(failureText("colo-agent compare", error, { verbose }));
         process.exitCode = EXIT_ERROR;
       }
     });

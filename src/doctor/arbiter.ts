@@ -8,7 +8,7 @@ import {
   configOf,
   type DoctorContext,
   type Finding,
-  fail,
+  failed,
   type Group,
   ok,
   warn,
@@ -46,7 +46,7 @@ async function records(context: DoctorContext): Promise<Finding[]> {
       if (tookMs < timeoutMs * SLOW_PART) return ok(words);
       return warn(words, "Move the arbiter nearer, or raise arbiter.timeout_ms and heartbeat.lease_ms.");
     } catch (error) {
-      return fail((error as Error).message, "Start the arbiter, and check its address and the certificates.");
+      return failed(error, "Start the arbiter, and check its address and the certificates.");
     }
   }
 }

@@ -4,6 +4,7 @@ import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { CREDENTIAL_FILES, checkStreamTls } from "../certificates/qemu_files.ts";
 import { readAuthority, readTls } from "../certificates/read.ts";
+import { explained } from "../errors/problem.ts";
 import {
   type Check,
   configOf,
@@ -25,7 +26,7 @@ function judge(what: string, read: () => { expiresMs: number }, renew = RENEW): 
   try {
     ({ expiresMs } = read());
   } catch (error) {
-    return fail((error as Error).message, renew);
+    return fail(explained(error).problem, renew);
   }
   const days = Math.floor((expiresMs - Date.now()) / DAY_MS);
   const words = `${what}: valid for ${days} days`;

@@ -3,6 +3,7 @@
  * A check is an entry of its group's list, a group a file beside this one.
  */
 import type { Config } from "../config/config.ts";
+import { explained } from "../errors/problem.ts";
 import type { DoctorQemu } from "./qemu_program.ts";
 import type { ScratchNamespace } from "./scratch_namespace.ts";
 
@@ -26,7 +27,7 @@ export interface Check {
   needsConfig?: boolean;
   /** Default 15 000. */
   timeoutMs?: number;
-  /** An error that is thrown is a "fail" with its message. */
+  /** An error that is thrown is a "fail"; a Problem gives its advice too. */
   run(context: DoctorContext): Finding | Finding[] | Promise<Finding | Finding[]>;
 }
 
@@ -80,6 +81,12 @@ export const ok = (found: string): Finding => ({ status: "ok", found });
 export const warn = (found: string, fix: string): Finding => ({ status: "warn", found, fix });
 export const fail = (found: string, fix: string): Finding => ({ status: "fail", found, fix });
 
+/** A "fail" with what the error says; `fix` where the error has no advice of its own. */
+export function failed(error: unknown, fix: string): Finding {
+  const { problem, advice } = explained(error);
+  return fail(problem, advice ?? fix);
+}
+
 /**
  * Runs the checks one after the other, those of one group in their order; calls `onResult` with each.
  * @param skip names of groups to leave out
@@ -110,7 +117,8 @@ async function findings(check: Check, context: DoctorContext, skipped: boolean):
     const found = await inTime(async () => check.run(context), check.timeoutMs ?? TIMEOUT_MS);
     return Array.isArray(found) ? found : [found];
   } catch (error) {
-    return [{ status: "fail", ...splitAdvice((error as Error).message) }];
+    const { problem, advice } = explained(error);
+    return [{ status: "fail", found: problem, ...(advice === undefined ? {} : { fix: advice }) }];
   }
 }
 
@@ -120,11 +128,4 @@ function inTime<T>(action: () => Promise<T>, timeoutMs: number): Promise<T> {
     timer = setTimeout(() => reject(new Error(`no result within ${timeoutMs / 1000} s`)), timeoutMs);
   });
   return Promise.race([action(), late]).finally(() => clearTimeout(timer));
-}
-
-/** Messages of this program read "what is wrong: what to do" or "what is wrong; what to do". */
-function splitAdvice(message: string): { found: string; fix?: string } {
-  const at = message.search(/[;:] (?=(?:use|run|install|make|give|start|load|build|raise|is agent)\b)/);
-  if (at < 0) return { found: message };
-  return { found: message.slice(0, at), fix: message.slice(at + 2) };
 }

@@ -1,6 +1,7 @@
 /** The kernel, this process's rights, and the libraries. */
 import { readFileSync } from "node:fs";
 import { release } from "node:os";
+import { explained } from "../errors/problem.ts";
 import { Btf } from "../ffi/btf.ts";
 import { libbpfVersion } from "../ffi/libbpf.ts";
 import { pcapVersion } from "../ffi/pcap.ts";
@@ -73,7 +74,8 @@ function pcapLibrary(): Finding {
     return ok(pcapVersion());
   } catch (error) {
     // Only `compare` and the export of divergences read captures.
-    return warn((error as Error).message, "Install libpcap 1.0 or later (Debian: libpcap0.8).");
+    const { problem, advice } = explained(error);
+    return warn(problem, advice ?? "Install libpcap 1.0 or later (Debian: libpcap0.8).");
   }
 }
 

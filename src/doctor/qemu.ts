@@ -10,7 +10,7 @@ import {
   startProtection,
 } from "../colo/index.ts";
 import { QmpClosedError } from "../qmp/errors.ts";
-import { type Check, type DoctorContext, type Finding, fail, type Group, ok, warn } from "./check.ts";
+import { type Check, type DoctorContext, type Finding, fail, failed, type Group, ok, warn } from "./check.ts";
 import { acceleratorOf } from "./kvm.ts";
 import { TinyQemu } from "./tiny_qemu.ts";
 
@@ -40,7 +40,7 @@ async function program(context: DoctorContext): Promise<Finding[]> {
     ];
   } catch (error) {
     // The sentences of src/colo/check.ts say what to take instead.
-    return [fail((error as Error).message, `Use ${QEMU_THAT_WORKS}.`)];
+    return [failed(error, `Use ${QEMU_THAT_WORKS}.`)];
   } finally {
     await one.kill();
   }

@@ -1,7 +1,9 @@
 /** Which QEMU the doctor tries, and small QEMUs of it. */
+
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import type { Config } from "../config/config.ts";
+import { Problem } from "../errors/problem.ts";
 import { qemuArgv, qemuEnvironment, qemuImgArgv } from "../host/installed.ts";
 
 const PROGRAM = "qemu-system-x86_64";
@@ -33,7 +35,8 @@ export function findQemu(named?: string, config?: Pick<Config, "vm">): DoctorQem
   }
   const path = named ?? Bun.which(PROGRAM) ?? undefined;
   if (path !== undefined) {
-    if (!existsSync(path)) throw new Error(`there is no ${path}: give the path of ${PROGRAM} with --qemu`);
+    if (!existsSync(path))
+      throw new Problem(`there is no ${path}`, `give the path of ${PROGRAM} with --qemu`);
     const beside = join(dirname(path), "qemu-img");
     const img = existsSync(beside) ? beside : (Bun.which("qemu-img") ?? undefined);
     return {
@@ -51,7 +54,7 @@ export function findQemu(named?: string, config?: Pick<Config, "vm">): DoctorQem
       description: "the one of scripts/setup",
     };
   } catch {
-    throw new Error(`there is no ${PROGRAM}: install QEMU, or give its path with --qemu`);
+    throw new Problem(`there is no ${PROGRAM}`, "install QEMU, or give its path with --qemu");
   }
 }
 

@@ -10,6 +10,7 @@ import {
   type DoctorContext,
   type Finding,
   fail,
+  failed,
   type Group,
   ok,
   warn,
@@ -20,9 +21,7 @@ const QMP_LIMIT_MS = 1_500;
 
 async function taps({ nic }: VmConfig): Promise<Finding[]> {
   return Promise.all(
-    nic.map(({ tap }) =>
-      oneTap(tap).catch((error: Error) => fail(error.message, "See docs/configuration.md.")),
-    ),
+    nic.map(({ tap }) => oneTap(tap).catch((error: Error) => failed(error, "See docs/configuration.md."))),
   );
 }
 
@@ -63,7 +62,7 @@ async function runningQemu({ qmp }: VmConfig): Promise<Finding[]> {
     const first = verdict.verdict === "works" ? ok(name) : warn(verdict.sentence, `Use ${QEMU_THAT_WORKS}.`);
     return [first, ...warnings.map((one) => warn(one, "Change its command line, on both hosts."))];
   } catch (error) {
-    return [fail((error as Error).message, `Use ${QEMU_THAT_WORKS}.`)];
+    return [failed(error, `Use ${QEMU_THAT_WORKS}.`)];
   } finally {
     client.close();
   }
@@ -73,7 +72,7 @@ function forEachVm(look: (vm: VmConfig) => Promise<Finding | Finding[]>): Check[
   return async (context: DoctorContext) => {
     const findings: Finding[] = [];
     for (const vm of configOf(context).vm) {
-      const found = await look(vm).catch((error: Error) => fail(error.message, "See docs/configuration.md."));
+      const found = await look(vm).catch((error: Error) => failed(error, "See docs/configuration.md."));
       for (const one of Array.isArray(found) ? found : [found]) findings.push({ ...one, subject: vm.name });
     }
     return findings;

@@ -5,8 +5,10 @@
  * loads the programs again, adopts the pinned maps with their content (the role, held frames, connections)
  * and replaces the filters one by one. There is no moment at which a frame meets no filter.
  */
+
 import { existsSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import { Problem } from "../errors/problem.ts";
 import { mapInfo } from "./bpf_map.ts";
 import { BpfObject } from "./bpf_object.ts";
 import { Connections } from "./connections.ts";
@@ -113,7 +115,7 @@ export class DataPlane {
     checkSettings(settings, options.workers ?? 1);
     if (!isRoot()) throw new Error("Loading BPF programs needs root.");
     if (!existsSync(objectPath)) {
-      throw new Error(`There is no BPF object at ${objectPath}: run scripts/build-bpf.`);
+      throw new Problem(`there is no BPF object at ${objectPath}`, "run scripts/build-bpf");
     }
     const kernel = kernelFeatures();
     preparePinDirectory(pinDirectory);

@@ -4,7 +4,9 @@
  * libbpf writes to standard error by itself; here it is silent. The exceptions say what went wrong: the
  * verifier's last lines for a program, the system's error for everything else.
  */
+
 import { FFIType } from "bun:ffi";
+import { Problem } from "../errors/problem.ts";
 import { SystemError } from "./libc.ts";
 import { type Address, openLibrary } from "./native.ts";
 
@@ -51,7 +53,7 @@ function open() {
       bpf_tc_detach: { args: [ptr, ptr], returns: i32 },
     });
   } catch (cause) {
-    throw new Error("libbpf.so.1 cannot be loaded: install libbpf 1.0 or later (Debian: libbpf1).", {
+    throw new Problem("libbpf.so.1 cannot be loaded", "install libbpf 1.0 or later (Debian: libbpf1)", {
       cause,
     });
   }

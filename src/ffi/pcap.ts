@@ -5,7 +5,9 @@
  * Nothing is captured here. The npm packages `pcap` and `cap` end the process when they open a file under
  * Bun.
  */
+
 import { FFIType, read } from "bun:ffi";
+import { Problem } from "../errors/problem.ts";
 import { Arena, libc, temporaryString, textAt } from "./libc.ts";
 import type { Address } from "./native.ts";
 import { openLibrary } from "./native.ts";
@@ -30,9 +32,13 @@ function open() {
       pcap_lib_version: { args: [], returns: ptr },
     });
   } catch (cause) {
-    throw new Error("libpcap.so.0.8 cannot be loaded: install libpcap 1.0 or later (Debian: libpcap0.8).", {
-      cause,
-    });
+    throw new Problem(
+      "libpcap.so.0.8 cannot be loaded",
+      "install libpcap 1.0 or later (Debian: libpcap0.8)",
+      {
+        cause,
+      },
+    );
   }
 }
 

@@ -2,8 +2,10 @@
  * The maps that outlive the agent: each is pinned under its name, with the content that an earlier agent
  * left. A pinned map keeps its size.
  */
+
 import { existsSync, mkdirSync, statfsSync } from "node:fs";
 import { dirname, join } from "node:path";
+import { Problem } from "../errors/problem.ts";
 import { pinnedMapInfo } from "./bpf_map.ts";
 import type { BpfObject } from "./bpf_object.ts";
 import { Arena, check, libc } from "./libc.ts";
@@ -80,7 +82,7 @@ export function preparePinDirectory(path: string): void {
   while (!existsSync(existing)) existing = dirname(existing);
   if (!isBpfFs(existing)) {
     if (path !== BPF_FS && !path.startsWith(`${BPF_FS}/`)) {
-      throw new Error(`${path} is not on a BPF file system: use a directory under ${BPF_FS}.`);
+      throw new Problem(`${path} is not on a BPF file system`, `use a directory under ${BPF_FS}`);
     }
     const arena = new Arena(4096);
     try {

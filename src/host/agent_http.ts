@@ -1,8 +1,9 @@
 /** JSON over HTTP from an agent: at http://ADDRESS:PORT, or on its unix socket as unix:/PATH. */
+import { Problem } from "../errors/problem.ts";
 import { MalformedError } from "./json.ts";
 
 /** No answer, or none of an agent's. */
-export class AgentUnreachableError extends Error {
+export class AgentUnreachableError extends Problem {
   override name = "AgentUnreachableError";
 }
 
@@ -29,12 +30,17 @@ function targetOf(api: string, pathAndQuery: string): Target {
 
 /**
  * Asks the agent at `api`. Throws {@link AgentUnreachableError}, or an Error if `api` is no address.
- * @param timeoutMs from now to the last byte of the answer
+ * @param options.timeoutMs from now to the last byte of the answer
+ * @param options.advice what to do if no agent answers
  */
 export async function askAgent(
   api: string,
   pathAndQuery: string,
-  { method = "GET", timeoutMs }: { method?: "GET" | "POST"; timeoutMs: number },
+  {
+    method = "GET",
+    timeoutMs,
+    advice = "give the address of agent.api with --api",
+  }: { method?: "GET" | "POST"; timeoutMs: number; advice?: string },
 ): Promise<AgentAnswer> {
   const { url, unix } = targetOf(api, pathAndQuery);
   try {
@@ -44,7 +50,7 @@ export async function askAgent(
     const isJson = response.headers.get("content-type")?.startsWith("application/json") === true;
     return { status: response.status, json: isJson ? parsed(text, api) : undefined };
   } catch (error) {
-    throw new AgentUnreachableError(`no agent answers at ${api}: ${(error as Error).message}`, {
+    throw new AgentUnreachableError(`no agent answers at ${api}: ${(error as Error).message}`, advice, {
       cause: error,
     });
   }

@@ -4,9 +4,11 @@
  *
  * Every function throws an Error that names the missing thing and says to run scripts/setup.
  */
+
 import { existsSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
+import { Problem } from "../errors/problem.ts";
 
 const repository = join(import.meta.dir, "../..");
 
@@ -16,7 +18,7 @@ export function cacheDirectory(): string {
 }
 
 export function present(path: string, what: string): string {
-  if (!existsSync(path)) throw new Error(`${what} is missing (${path}), run scripts/setup`);
+  if (!existsSync(path)) throw new Problem(`${what} is missing (${path})`, "run scripts/setup");
   return path;
 }
 

@@ -1,5 +1,7 @@
 /** Network interfaces and routes of this host, read and set with iproute2. */
+
 import { z } from "zod";
+import { Problem } from "../errors/problem.ts";
 import { ip, ipJson, NetworkSetupError } from "./ip.ts";
 
 const linkFacts = z.object({
@@ -30,17 +32,19 @@ export async function link(name: string): Promise<LinkFacts | undefined> {
   }
 }
 
-/** The tap's facts. Throws {@link NetworkSetupError} when it is missing or is not a tap. */
+/** The tap's facts. Throws {@link Problem} when it is missing or is not a tap. */
 export async function checkTap(name: string): Promise<LinkFacts> {
   const facts = await link(name);
   if (facts === undefined) {
-    throw new NetworkSetupError(
-      `there is no interface "${name}"; make the tap first (ip tuntap add dev ${name} mode tap vnet_hdr) and give its name as tap in [[vm.nic]]`,
+    throw new Problem(
+      `there is no interface "${name}"`,
+      `make the tap first (ip tuntap add dev ${name} mode tap vnet_hdr) and give its name as tap in [[vm.nic]]`,
     );
   }
   if (facts.linkinfo?.info_kind !== "tun" || facts.linkinfo.info_data?.type === "tun") {
-    throw new NetworkSetupError(
-      `interface "${name}" is not a tap device; tap in [[vm.nic]] must name one that QEMU uses`,
+    throw new Problem(
+      `interface "${name}" is not a tap device`,
+      "give the name of a tap that QEMU uses as tap in [[vm.nic]]",
     );
   }
   return facts;

@@ -22,10 +22,29 @@ const LEVELS = {
 
 export type LogLevel = keyof typeof LEVELS;
 
+/** What JSON.stringify() has no form for: a bigint as text, an error with its name, cause and stack. */
 function plain(value: unknown): unknown {
   if (typeof value === "bigint") return value.toString();
-  if (value instanceof Error) return value.message;
-  return value;
+  return value instanceof Error ? errorFields(value) : value;
+}
+
+/** An error as a journal can be searched for it; `cause` only if it is an error. */
+interface ErrorFields {
+  name: string;
+  message: string;
+  /** The lines of the stack, without the message. */
+  stack: string[];
+  cause?: ErrorFields;
+}
+
+/** Of an error whose causes are a circle. */
+const CAUSES_MAX = 10;
+
+function errorFields({ name, message, stack, cause }: Error, depth = 0): ErrorFields {
+  const lines = stack?.split("\n").map((line) => line.trim()) ?? [];
+  const fields: ErrorFields = { name, message, stack: lines.filter((line) => line.startsWith("at ")) };
+  if (cause instanceof Error && depth < CAUSES_MAX) fields.cause = errorFields(cause, depth + 1);
+  return fields;
 }
 
 function wrap(sink: ConsolaInstance, bound: Fields): Logger {

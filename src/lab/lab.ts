@@ -3,12 +3,14 @@
  * separate commands (up, status, down) can work on it. Nothing of it is a child of the command that started
  * it.
  */
+
 import { randomBytes } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { readStatus } from "../api/client.ts";
 import type { VmStatus } from "../api/status.ts";
 import { makeCertificates } from "../certificates/make.ts";
+import { Problem } from "../errors/problem.ts";
 import { DataPlane } from "../ffi/data_plane.ts";
 import { AgentUnreachableError } from "../host/agent_http.ts";
 import { qemuArgv, qemuEnvironment, qemuImgArgv } from "../host/installed.ts";
@@ -75,7 +77,7 @@ export class Lab {
     }
     const directory = labDirectory(options.name);
     if (existsSync(directory)) {
-      throw new Error(`lab "${options.name}" is up already; remove it first: colo-agent lab down`);
+      throw new Problem(`lab "${options.name}" is up already`, "remove it first with colo-agent lab down");
     }
     mkdirSync(directory, { recursive: true, mode: 0o700 });
     try {

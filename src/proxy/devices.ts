@@ -6,6 +6,7 @@
  * silent (no addresses, no IPv6), or their own packets would appear as the VM's.
  */
 import { readFileSync, writeFileSync } from "node:fs";
+import { Problem } from "../errors/problem.ts";
 import { ip, NetworkSetupError } from "../host/ip.ts";
 import { checkTap, link, routeTo } from "../host/links.ts";
 
@@ -37,9 +38,10 @@ export async function ensureDevices(options: {
   const route = await routeTo(options.peerAddress);
   const underlay = await link(route.dev);
   if (underlay !== undefined && underlay.mtu < tap.mtu + VXLAN_OVERHEAD_BYTES) {
-    throw new NetworkSetupError(
+    throw new Problem(
       `the replication link ${route.dev} has an MTU of ${underlay.mtu}, but frames of ${options.tap} (MTU ${tap.mtu}) ` +
-        `need ${tap.mtu + VXLAN_OVERHEAD_BYTES} in the tunnel; raise the MTU of ${route.dev} on both hosts`,
+        `need ${tap.mtu + VXLAN_OVERHEAD_BYTES} in the tunnel`,
+      `raise the MTU of ${route.dev} on both hosts`,
     );
   }
   const tunnel = `colo-t${options.tunnelId}`;

@@ -11,9 +11,11 @@
  * puts it behind them. Then the new secondary gets acknowledgements of bytes that it has never sent, and such
  * a connection stands still: seen with 11.1.2.)
  */
+
 import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
+import { Problem } from "../errors/problem.ts";
 import type { QmpClient } from "../qmp/client.ts";
 import { chardevInfo, qomEntries, query } from "../qmp/query.ts";
 
@@ -64,8 +66,9 @@ async function netdevOf(qmp: QmpClient, { tap, netdev }: FilterNic): Promise<str
     const [, netdevFound, tapFound] = found ?? [];
     if (netdevFound !== undefined && tapFound === tap) return netdevFound;
   }
-  throw new Error(
-    `QEMU has no netdev that opened the tap ${tap}; if it was handed over as a file descriptor, give the netdev's id as netdev in [[vm.nic]]`,
+  throw new Problem(
+    `QEMU has no netdev that opened the tap ${tap}`,
+    "if it was handed over as a file descriptor, give the netdev's id as netdev in [[vm.nic]]",
   );
 }
 

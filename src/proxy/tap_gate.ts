@@ -8,6 +8,7 @@
  * gate.
  */
 
+import { Problem } from "../errors/problem.ts";
 import { ifindex } from "../ffi/libc.ts";
 import { NftSet } from "../ffi/nft_set.ts";
 import { bootMs } from "../host/clock.ts";
@@ -140,7 +141,7 @@ export class TapGate {
 async function nft(script: string): Promise<void> {
   const path = Bun.which("nft", { PATH: `${process.env.PATH ?? ""}:/usr/sbin:/sbin` });
   if (path === null)
-    throw new Error('there is no command "nft"; install nftables (apt-get install nftables)');
+    throw new Problem('there is no command "nft"', "install nftables (apt-get install nftables)");
   const child = Bun.spawn([path, "-f", "-"], {
     stdin: new TextEncoder().encode(script),
     stdout: "ignore",

@@ -7,6 +7,7 @@ import { makeCertificates } from "../../src/certificates/make.ts";
 import type { Config } from "../../src/config/config.ts";
 import { type DoctorContext, fail, type Group, ok, runChecks, type Status } from "../../src/doctor/check.ts";
 import { GROUPS } from "../../src/doctor/doctor.ts";
+import { Problem } from "../../src/errors/problem.ts";
 import {
   helperNames,
   helpersOf,
@@ -177,7 +178,7 @@ describe("a run of checks", () => {
     const results = await runChecks(
       [
         group(() => {
-          throw new Error("there is no disk; install one");
+          throw new Problem("there is no disk; none of ours", "install one");
         }),
       ],
       context,
@@ -188,8 +189,8 @@ describe("a run of checks", () => {
         id: "one",
         title: "One",
         status: "fail",
-        found: "there is no disk",
-        fix: "install one",
+        found: "there is no disk; none of ours",
+        fix: "Install one.",
       },
     ]);
   });

@@ -70,7 +70,7 @@ test("a new agent begins with everything closed", async () => {
 test("a table that somebody has taken away is noticed by a renewal, and made again without a lease", async () => {
   run("ip", "netns", "exec", NAMESPACE, "nft", "flush", "ruleset");
   expect(await keeper.say("lease 60000")).toContain("No such file or directory");
-  expect(await keeper.say("check")).toContain("made anew");
+  expect(await keeper.say("check")).toContain("made again");
   expect(await passes(taps.vm[0], taps.network)).toBe(false);
   expect(await keeper.say("lease 70000")).toBe("done");
   expect(await passes(taps.vm[0], taps.network)).toBe(true);

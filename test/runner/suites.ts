@@ -52,6 +52,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
       "test/divergence/redact.test.ts",
       "test/divergence/routes.test.ts",
       "test/e2e/single_sender.test.ts",
+      "test/errors",
       "test/failover",
       "test/host",
       "test/lab",

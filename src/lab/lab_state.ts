@@ -5,6 +5,7 @@
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
+import { Problem } from "../errors/problem.ts";
 import { jsonAs } from "../host/json.ts";
 import type { LabOptions } from "./lab_options.ts";
 import type { HostLetter } from "./network.ts";
@@ -55,7 +56,7 @@ export const hasLabState = (name: string): boolean => existsSync(join(labDirecto
 /** Throws an Error if there is none, or MalformedError. */
 export function readLabState(name: string): LabState {
   const path = join(labDirectory(name), FILE);
-  if (!existsSync(path)) throw new Error(`no lab "${name}" is up; start one with: colo-agent lab up`);
+  if (!existsSync(path)) throw new Problem(`no lab "${name}" is up`, "start one with colo-agent lab up");
   return jsonAs(STATE, readFileSync(path, "utf8"), path);
 }
 

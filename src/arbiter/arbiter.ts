@@ -2,22 +2,25 @@
 import type { VmRecord, VmRecordUpdate } from "../failover/vm_record.ts";
 
 /**
- * The arbiter's answer did not arrive. Nothing is known: a write may have happened, may happen later, or never. Read
- * again before deciding anything.
+ * The arbiter's answer did not arrive. Nothing is known: a write may have happened, may happen later, or
+ * never. Read again before deciding anything.
  */
 export class ArbiterUnreachableError extends Error {
   override name = "ArbiterUnreachableError";
 }
 
 /**
- * The arbiter has refused for a reason that asking again does not change (certificate, permission, foreign record); the
- * message says what to do. A write has not happened and will not.
+ * The arbiter has refused for a reason that asking again does not change (certificate, permission, foreign
+ * record); the message says what to do. A write has not happened and will not.
  */
 export class ArbiterRefusedError extends Error {
   override name = "ArbiterRefusedError";
 }
 
-/** `swapped: false`: this write is not in force and can no longer come into force; `current` is what stands there. */
+/**
+ * `swapped: false`: this write is not in force and can no longer come into force; `current` is what stands
+ * there.
+ */
 export type SwapResult =
   | { swapped: true; record: VmRecord }
   | { swapped: false; current: VmRecord | undefined };
@@ -36,8 +39,9 @@ export interface Arbiter {
   read(vm: string): Promise<VmRecord | undefined>;
 
   /**
-   * Writes `record` if the stored revision is still `expectedRevision` (0: there is none yet). When it returns
-   * `swapped: true`, the write is durable. Throws {@link ArbiterUnreachableError} or {@link ArbiterRefusedError}.
+   * Writes `record` if the stored revision is still `expectedRevision` (0: there is none yet). When it
+   * returns `swapped: true`, the write is durable. Throws {@link ArbiterUnreachableError} or {@link
+   * ArbiterRefusedError}.
    */
   compareAndSwap(vm: string, expectedRevision: number, record: VmRecordUpdate): Promise<SwapResult>;
 }
@@ -53,6 +57,7 @@ export function samePair(a: readonly string[], b: readonly string[]): boolean {
 export function foreignRecord(vm: string, owners: readonly string[], asking: readonly string[]): string {
   return (
     `the record of VM ${vm} belongs to the agents ${owners.join(" and ")}, not to ${asking.join(" and ")}: ` +
-    "give the VM a name that no other pair uses at this arbiter, or remove the record if those agents are gone"
+    "give the VM a name that no other pair uses at this arbiter, or remove the record if those agents are " +
+    "gone"
   );
 }

@@ -119,8 +119,8 @@ export class EtcdArbiter implements Arbiter {
       parsed = value.parse(JSON.parse(text));
     } catch (error) {
       throw new ArbiterRefusedError(
-        `${this.description}: the key ${this.options.prefix}${vm} holds a value that this colo-agent did not ` +
-          `write (${text.slice(0, 200)}): use another prefix, or the newer version that wrote it`,
+        `${this.description}: the key ${this.options.prefix}${vm} holds a value that this colo-agent did ` +
+          `not write (${text.slice(0, 200)}): use another prefix, or the newer version that wrote it`,
         { cause: error },
       );
     }

@@ -12,7 +12,10 @@ export interface Exchange {
   timeoutMs: number;
 }
 
-/** Throws {@link ArbiterUnreachableError} when no whole answer arrives in time; the request may have been carried out. */
+/**
+ * Throws {@link ArbiterUnreachableError} when no whole answer arrives in time; the request may have been
+ * carried out.
+ */
 export async function exchange(url: URL, options: Exchange): Promise<{ status: number; text: string }> {
   const { method, body, headers, tls, timeoutMs } = options;
   try {
@@ -33,7 +36,9 @@ export async function exchange(url: URL, options: Exchange): Promise<{ status: n
   }
 }
 
-/** The answer's JSON. Throws {@link ArbiterUnreachableError}: who answers something else is not an arbiter. */
+/**
+ * The answer's JSON. Throws {@link ArbiterUnreachableError}: who answers something else is not an arbiter.
+ */
 export function parseJson(url: URL, text: string): unknown {
   try {
     return JSON.parse(text);

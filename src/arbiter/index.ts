@@ -23,8 +23,8 @@ export async function openArbiter(
 ): Promise<Arbiter> {
   if (arbiter.type === "none") {
     log.warn(
-      'there is no arbiter ([arbiter] type = "none"): NO AUTOMATIC PROMOTION. When the primary is lost, this host ' +
-        "does not take its VMs over",
+      'there is no arbiter ([arbiter] type = "none"): NO AUTOMATIC PROMOTION. When the primary is lost, ' +
+        "this host does not take its VMs over",
     );
     return new NoArbiter();
   }

@@ -1,4 +1,7 @@
-/** A pair of hosts without an arbiter: there are no records, so nobody takes a VM over without an administrator. */
+/**
+ * A pair of hosts without an arbiter: there are no records, so nobody takes a VM over without an
+ * administrator.
+ */
 import type { VmRecord } from "../failover/vm_record.ts";
 import type { Arbiter, SwapResult } from "./arbiter.ts";
 

@@ -32,13 +32,15 @@ const schema = z
     ).length;
     if (given !== 0 && given !== 3) {
       complain(
-        "the CA, the certificate and the key go together: give all three (--tls-ca --tls-certificate --tls-key)",
+        "the CA, the certificate and the key go together: give all three (--tls-ca --tls-certificate " +
+          "--tls-key)",
       );
     }
     if (given === 0 && !settings.insecure && !isLoopback(settings.listen.host)) {
       complain(
         `without TLS, anybody who reaches ${settings.listen.host} could take the VMs over: give --tls-ca, ` +
-          "--tls-certificate and --tls-key (colo-agent certificates makes them), listen on 127.0.0.1, or say --insecure",
+          "--tls-certificate and --tls-key (colo-agent certificates makes them), listen on 127.0.0.1, or " +
+          "say --insecure",
       );
     }
   });

@@ -1,8 +1,9 @@
 /**
- * The embedded witness: a compare-and-swap register per VM on a third host (witness_protocol.ts), over mutual TLS.
+ * The embedded witness: a compare-and-swap register per VM on a third host (witness_protocol.ts), over mutual
+ * TLS.
  *
- * TLS ends in node:tls and its sockets are handed to node:http, because that is the one way in Bun to see the name in
- * a client's certificate.
+ * TLS ends in node:tls and its sockets are handed to node:http, because that is the one way in Bun to see the
+ * name in a client's certificate.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
@@ -112,7 +113,10 @@ export async function serveWitness(options: WitnessOptions): Promise<Witness> {
   };
 }
 
-/** The name in the client's certificate, which node:tls has verified. One without a single name is nobody's: "". */
+/**
+ * The name in the client's certificate, which node:tls has verified. One without a single name is nobody's:
+ * "".
+ */
 function writerOf(request: IncomingMessage): string {
   const name: unknown = (request.socket as TLSSocket).getPeerCertificate().subject?.CN;
   return typeof name === "string" ? name : "";

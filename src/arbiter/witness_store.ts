@@ -1,6 +1,6 @@
 /**
- * The witness's records on disk: SQLite, each write synced before it is answered. An answer that a power cut could
- * take back would allow two primaries.
+ * The witness's records on disk: SQLite, each write synced before it is answered. An answer that a power cut
+ * could take back would allow two primaries.
  */
 import { Database } from "bun:sqlite";
 import {
@@ -79,7 +79,10 @@ export class WitnessStore {
     this.#database = database;
   }
 
-  /** Opens or makes the database in `directory`. Throws an Error that says what is wrong with it and what to do. */
+  /**
+   * Opens or makes the database in `directory`. Throws an Error that says what is wrong with it and what to
+   * do.
+   */
   static open(directory: string): WitnessStore {
     mkdirSync(directory, { recursive: true, mode: 0o700 });
     const path = join(directory, "witness.sqlite");
@@ -109,8 +112,8 @@ export class WitnessStore {
   }
 
   /**
-   * `writer`: the name in the client's certificate, undefined without TLS. When it returns, the write is on disk.
-   * Throws when the disk does not take it.
+   * `writer`: the name in the client's certificate, undefined without TLS. When it returns, the write is on
+   * disk. Throws when the disk does not take it.
    */
   compareAndSwap(vm: string, request: CasRequest, writer: string | undefined): CasOutcome {
     return this.#database.transaction(() => this.#swap(vm, request, writer)).immediate();
@@ -158,8 +161,8 @@ export class WitnessStore {
     const version = Number(this.#pragma("user_version"));
     if (version > SCHEMA_VERSION) {
       throw new Error(
-        `${this.path} was written by a newer colo-agent (format ${version}, this one knows ${SCHEMA_VERSION}): ` +
-          "run that version or a later one",
+        `${this.path} was written by a newer colo-agent (format ${version}, this one knows ` +
+          `${SCHEMA_VERSION}): run that version or a later one`,
       );
     }
     const check = this.#pragma("integrity_check");
@@ -170,8 +173,8 @@ export class WitnessStore {
   }
 
   /**
-   * Takes over the JSON files of an older witness, with "replica invalid": they know no generation, so no replica can
-   * be told from a stale one. The files are renamed.
+   * Takes over the JSON files of an older witness, with "replica invalid": they know no generation, so no
+   * replica can be told from a stale one. The files are renamed.
    */
   #importLegacy(directory: string): void {
     const files = readdirSync(directory).filter((name) => /^[a-z0-9][a-z0-9-]{0,31}\.json$/.test(name));
@@ -235,7 +238,8 @@ function syncDirectory(path: string): void {
 
 function damaged(path: string, what: string): Error {
   return new Error(
-    `${path} is damaged (${what.replace(/\s+/g, " ").slice(0, DAMAGE_CHARACTERS_MAX)}): stop both agents of each VM that this witness serves, move the file away, ` +
+    `${path} is damaged (${what.replace(/\s+/g, " ").slice(0, DAMAGE_CHARACTERS_MAX)}): stop both agents ` +
+      "of each VM that this witness serves, move the file away, " +
       "start the witness, then start the agent of the VM's current host first",
   );
 }

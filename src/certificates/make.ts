@@ -1,7 +1,7 @@
 /**
  * The site's own certificate authority, and a certificate for each agent and witness: ECDSA P-256, PEM files.
  *
- *   ca.pem ca.key        the authority; the key is needed only to make further certificates: keep it off the hosts
+ *   ca.pem ca.key        the authority; only new certificates need its key: keep it off the hosts
  *   NAME.pem NAME.key    for NAME, which is the subject's common name and a DNS name in the certificate
  *   NAME-qemu/           what the QEMUs of agent NAME need for TLS between them (src/qmp/tls.ts)
  */
@@ -24,7 +24,10 @@ export interface CertificateOptions {
   days: number;
   /** Replace certificates that exist; the authority stays. */
   renew?: boolean;
-  /** For names without addresses a folder for QEMU too. A certificate NAME.pem that exists is then no mistake, and stays. */
+  /**
+   * For names without addresses a folder for QEMU too. A certificate NAME.pem that exists is then no mistake,
+   * and stays.
+   */
   qemu?: boolean;
 }
 

@@ -35,7 +35,8 @@ export function checkStreamTls(directory: string, owner: string): { expiresMs: n
     }
     if (kind === "client" && (commonName(certificate) !== owner || certificate.subject.includes("\n"))) {
       throw new Error(
-        `${path} is for the subject "${certificate.subject.replaceAll("\n", ",")}", but the peer accepts only "CN=${owner}": ` +
+        `${path} is for the subject "${certificate.subject.replaceAll("\n", ",")}", but the peer accepts ` +
+          `only "CN=${owner}": ` +
           "the certificate must be made for this agent's name",
       );
     }

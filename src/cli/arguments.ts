@@ -1,4 +1,7 @@
-/** Values of options: each parser refuses a wrong one with the values that are allowed. And option texts of several commands. */
+/**
+ * Values of options: each parser refuses a wrong one with the values that are allowed. And option texts of
+ * several commands.
+ */
 import { InvalidArgumentError } from "commander";
 
 export const API_DEFAULT = "http://127.0.0.1:7401";

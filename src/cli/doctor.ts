@@ -27,13 +27,15 @@ export function doctorCommand(): Command {
     .option("-c, --config <file>", "also test everything in this configuration, e.g. /etc/colo-agent.toml")
     .option(
       "--qemu <program>",
-      "the qemu-system-x86_64 to test (default: the first [vm.qemu] of the configuration, else the machine's own)",
+      "the qemu-system-x86_64 to test (default: the first [vm.qemu] of the configuration, else the " +
+        "machine's own)",
     )
     .option("--json", JSON_HELP)
     .option("--skip <group...>", "skip these groups", group)
     .addHelpText(
       "after",
-      `\nGroups: ${GROUPS.map(({ name }) => name).join(", ")}.\nExit status: 1 if a check fails, else 0, also with warnings.`,
+      `\nGroups: ${GROUPS.map(({ name }) => name).join(", ")}.\nExit status: 1 if a check fails, else 0, ` +
+        "also with warnings.",
     )
     .action(async (options: DoctorCommandOptions) => {
       requireRoot("run the doctor");

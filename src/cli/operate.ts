@@ -86,7 +86,8 @@ function operator(name: Word, description: string): Command {
       async (vm: string, options: { socket: string; for?: number; peerIsDown?: true; timeout?: number }) => {
         if (name === "promote" && options.peerIsDown !== true) {
           throw new Error(
-            "two hosts that run the same VM destroy its disk and its connections: make sure that the other host is off, then add --peer-is-down",
+            "two hosts that run the same VM destroy its disk and its connections: make sure that the " +
+              "other host is off, then add --peer-is-down",
           );
         }
         const { socket, timeout } = options;

@@ -27,7 +27,8 @@ export function statusCommand(): Command {
       }
       const sentences = status.vms.map(
         ({ name, words, resync }) =>
-          `${name}: ${words.now}.\n${resync === undefined ? "" : `  ${resyncInWords(resync)}\n`}  If this host died now: ${words.ifThisHostDies}.\n  If the peer's died: ${words.ifPeerDies}.\n`,
+          `${name}: ${words.now}.\n${resync === undefined ? "" : `  ${resyncInWords(resync)}\n`}  If this ` +
+          `host died now: ${words.ifThisHostDies}.\n  If the peer's died: ${words.ifPeerDies}.\n`,
       );
       const link = status.peer.connected ? "connected to" : "NOT connected to";
       process.stdout.write(
@@ -48,5 +49,8 @@ function resyncInWords({
   const each = disks.map(
     ({ disk, ...one }) => `${disk} ${mib(one.copiedBytes)} of ${mib(one.totalBytes)} MiB`,
   );
-  return `Copying disks: ${mib(copiedBytes)} of ${mib(totalBytes)} MiB, ${mib(bytesPerSecond)} MiB/s${left} (${each.join(", ")}).`;
+  return (
+    `Copying disks: ${mib(copiedBytes)} of ${mib(totalBytes)} MiB, ${mib(bytesPerSecond)} ` +
+    `MiB/s${left} (${each.join(", ")}).`
+  );
 }

@@ -1,8 +1,9 @@
 /**
  * Whether a QEMU can do COLO, found out before anything depends on it.
  *
- * Asking QEMU is not enough: 10.0 offers x-colo and then silently completes the migration, 7.2 and 10.0.13 enter COLO and
- * lock up at a checkpoint under TCG. So the version is judged too, by what has been tried (docs and judgeVersion below).
+ * Asking QEMU is not enough: 10.0 offers x-colo and then silently completes the migration, 7.2 and 10.0.13
+ * enter COLO and lock up at a checkpoint under TCG. So the version is judged too, by what has been tried
+ * (docs and judgeVersion below).
  */
 import { z } from "zod";
 import type { QmpClient, QmpVersion } from "../qmp/client.ts";
@@ -33,7 +34,8 @@ export function judgeVersion(version: Pick<QmpVersion, "major" | "minor" | "micr
   const release = major * 100 + minor;
   if (release < 800)
     return refuse(
-      "with this agent's capabilities (return-path) its migration fails, and under TCG it locks up at a checkpoint.",
+      "with this agent's capabilities (return-path) its migration fails, and under TCG it locks up at a " +
+        "checkpoint.",
     );
   if (release < 1000) return refuse("its secondary aborts when COLO starts.");
   if (release < 1002) return refuse("10.0 and 10.1 never enter COLO, and 10.0.13 locks up at a checkpoint.");
@@ -51,7 +53,10 @@ export function judgeVersion(version: Pick<QmpVersion, "major" | "minor" | "micr
 }
 
 export interface QemuFacts {
-  /** Why this QEMU can be no part of a COLO pair, a sentence that says what to take instead; undefined if it can. */
+  /**
+   * Why this QEMU can be no part of a COLO pair, a sentence that says what to take instead; undefined if it
+   * can.
+   */
   unsuitable: string | undefined;
   version: QmpVersion;
   verdict: VersionVerdict;
@@ -87,11 +92,13 @@ const schemaEntries = z.array(
 
 const TCG_WARNING =
   "This QEMU runs without KVM: after a checkpoint its secondary would run stale code with a fast clock. " +
-  "Use KVM, or for tests the QEMU of `colo-agent lab`, which load a plugin against it (src/lab/tcg_checkpoint.c).";
+  "Use KVM, or for tests the QEMU of `colo-agent lab`, which load a plugin against it " +
+  "(src/lab/tcg_checkpoint.c).";
 
 /**
  * As inspectQemu(), for who needs a QEMU that can do COLO.
- * @throws QemuUnsuitableError if it is known not to work or lacks something COLO needs; other QmpErrors if it does not answer
+ * @throws QemuUnsuitableError if it is known not to work or lacks something COLO needs; other QmpErrors if it
+ *   does not answer
  */
 export async function checkQemu(client: QmpClient): Promise<QemuFacts> {
   const verdict = judgeVersion(client.version);
@@ -124,7 +131,8 @@ export async function inspectQemu(client: QmpClient): Promise<QemuFacts> {
   const lacking =
     missing.length === 0
       ? undefined
-      : `This QEMU ${client.version.major}.${client.version.minor} lacks ${missing.join(", ")}. Use ${QEMU_THAT_WORKS}, built with replication.`;
+      : `This QEMU ${client.version.major}.${client.version.minor} lacks ${missing.join(", ")}. Use ` +
+        `${QEMU_THAT_WORKS}, built with replication.`;
   const drivers = blockDrivers(schema);
   return {
     unsuitable: verdict.verdict === "refused" ? verdict.sentence : lacking,
@@ -138,8 +146,10 @@ export async function inspectQemu(client: QmpClient): Promise<QemuFacts> {
       ...(kvm.enabled ? [] : [TCG_WARNING]),
       ...(lacking === undefined ? await cardsThatAnnounce(client) : []).map(
         (card) =>
-          `Network card ${card} has guest_announce=on: after each checkpoint the secondary's guest sends ARP and neighbour ` +
-          "discovery that the primary's does not, which is a divergence. Start both QEMUs with guest_announce=off on it.",
+          `Network card ${card} has guest_announce=on: after each checkpoint the secondary's guest sends ` +
+          "ARP and neighbour " +
+          "discovery that the primary's does not, which is a divergence. Start both QEMUs with " +
+          "guest_announce=off on it.",
       ),
     ],
     runState: status.status,
@@ -149,7 +159,8 @@ export async function inspectQemu(client: QmpClient): Promise<QemuFacts> {
 
 /**
  * virtio-net asks the guest to announce itself whenever its state has been loaded (hw/net/virtio-net.c,
- * virtio_net_post_load_device): on a secondary at every checkpoint. QEMU's own announcement at a failover does not need it.
+ * virtio_net_post_load_device): on a secondary at every checkpoint. QEMU's own announcement at a failover
+ * does not need it.
  */
 async function cardsThatAnnounce(client: QmpClient): Promise<string[]> {
   const cards: string[] = [];
@@ -170,7 +181,10 @@ async function cardsThatAnnounce(client: QmpClient): Promise<string[]> {
   return cards;
 }
 
-/** The drivers blockdev-add takes: the branches of its argument, a union (docs/devel/qapi-code-gen, introspection). */
+/**
+ * The drivers blockdev-add takes: the branches of its argument, a union (docs/devel/qapi-code-gen,
+ * introspection).
+ */
 function blockDrivers(schema: z.output<typeof schemaEntries>): Set<string> {
   const command = schema.find((entry) => entry.name === "blockdev-add");
   const argument = schema.find((entry) => entry.name === command?.["arg-type"]);

@@ -1,5 +1,6 @@
 /**
- * COLO on QEMU, one host's view at a time: each agent talks to its own QEMU only and the agents agree over their own channel.
+ * COLO on QEMU, one host's view at a time: each agent talks to its own QEMU only and the agents agree over
+ * their own channel.
  *
  *   both        checkQemu
  *   secondary   prepareSecondary ─────────┐                      secondaryFailover, announceSelf

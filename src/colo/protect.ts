@@ -3,12 +3,13 @@
  *
  * Protecting a running VM, with the VM stopped only from 5 to 8:
  *
- *   1  NBD clients to the secondary's exports          5  switch-over: VM stopped, onStopped()
- *   2  copy the disks, then follow their writes        6  end the copies (disks are equal), attach the replication
- *   3  capabilities, parameters                        7  migrate-continue
- *   4  migrate: memory, while the VM runs              8  MIGRATION colo, first RESUME
+ * 1  NBD clients to the secondary's exports          5  switch-over: VM stopped, onStopped() 2  copy the
+ * disks, then follow their writes        6  end the copies (disks are equal), attach the replication 3
+ * capabilities, parameters                        7  migrate-continue 4  migrate: memory, while the VM runs
+ * 8  MIGRATION colo, first RESUME
  *
- * The pause at 5 is QEMU's `pause-before-switchover`; seen with 11.1.2: it happens once, not at each checkpoint.
+ * The pause at 5 is QEMU's `pause-before-switchover`; seen with 11.1.2: it happens once, not at each
+ * checkpoint.
  */
 
 import { bracketed, type Endpoint } from "../host/endpoint.ts";
@@ -57,7 +58,10 @@ export interface ProtectionOptions {
   tls?: StreamTls | undefined;
   /** The longest pause QEMU aims at for the switch-over. Default 300. */
   downtimeMs?: number;
-  /** If the VM dirties memory faster than the link carries it, the switch-over is forced after this long. Default 60 000. */
+  /**
+   * If the VM dirties memory faster than the link carries it, the switch-over is forced after this long.
+   * Default 60 000.
+   */
   convergeMs?: number;
   /** A disk copy or a memory transfer without progress is given up after this long. Default 10 000. */
   stallMs?: number;
@@ -80,11 +84,14 @@ export interface ProtectionHooks {
   onDiskProgress?: (progress: readonly DiskProgress[]) => void;
   onMemoryProgress?: (progress: { transferredBytes: number; remainingBytes: number }) => void;
   /**
-   * The VM is stopped for the switch-over and sends nothing: the data plane's moment to change from alone to protected. If
-   * protection fails after this, onUndo() is called.
+   * The VM is stopped for the switch-over and sends nothing: the data plane's moment to change from alone to
+   * protected. If protection fails after this, onUndo() is called.
    */
   onStopped?: () => Promise<void>;
-  /** Protection failed after onStopped(): switch the data plane back. The VM is about to run alone again, or does already. */
+  /**
+   * Protection failed after onStopped(): switch the data plane back. The VM is about to run alone again, or
+   * does already.
+   */
   onUndo?: () => Promise<void>;
 }
 
@@ -98,9 +105,9 @@ export interface Protection {
 }
 
 /**
- * Protects a running VM; prepareSecondary() has to have been done. On any failure the VM runs on alone, with everything that
- * was added removed, so that it can be tried again (the secondary's QEMU has to be started afresh).
- * Before calling the VM protected, run two checkpoints: the first ones copy nearly all memory.
+ * Protects a running VM; prepareSecondary() has to have been done. On any failure the VM runs on alone, with
+ * everything that was added removed, so that it can be tried again (the secondary's QEMU has to be started
+ * afresh). Before calling the VM protected, run two checkpoints: the first ones copy nearly all memory.
  * @throws ColoProcedureError
  */
 export async function startProtection(
@@ -228,9 +235,10 @@ export async function startProtection(
 }
 
 /**
- * Asks for a checkpoint; QEMU stops the VM about a millisecond later. Setting the parameter starts one whatever its value is
- * (migration/options.c), and keeps the timer off. Allowed only after startProtection() has returned: earlier QEMU can abort.
- * A request that comes while a checkpoint runs may be lost, so wait for the RESUME and ask again.
+ * Asks for a checkpoint; QEMU stops the VM about a millisecond later. Setting the parameter starts one
+ * whatever its value is (migration/options.c), and keeps the timer off. Allowed only after startProtection()
+ * has returned: earlier QEMU can abort. A request that comes while a checkpoint runs may be lost, so wait for
+ * the RESUME and ask again.
  */
 export async function requestCheckpoint(client: QmpClient, timeoutMs?: number): Promise<void> {
   const options = timeoutMs === undefined ? {} : { timeoutMs };
@@ -250,11 +258,12 @@ export interface PrimaryFailover {
 }
 
 /**
- * Lets the primary VM run alone: dead, hung and healthy secondaries are all cut off, and a migration that has not got as far as COLO is
- * given up. Call it only after the arbiter has said so. Can be called again, and on a VM that is not protected any more.
+ * Lets the primary VM run alone: dead, hung and healthy secondaries are all cut off, and a migration that has
+ * not got as far as COLO is given up. Call it only after the arbiter has said so. Can be called again, and on
+ * a VM that is not protected any more.
  *
- * Order: the connections are cut out of band first, since QEMU's main loop may hang on the secondary's disk, or would do so
- * in the next step; then the disk, then COLO itself.
+ * Order: the connections are cut out of band first, since QEMU's main loop may hang on the secondary's disk,
+ * or would do so in the next step; then the disk, then COLO itself.
  * @throws ColoProcedureError if the VM does not run afterwards
  */
 export async function primaryFailover(
@@ -282,8 +291,9 @@ export async function primaryFailover(
 }
 
 /**
- * Takes away what an agent that died while it protected a VM has left in a QEMU that runs no migration (any more): copies,
- * connections, nodes, capabilities, TLS. The VM itself is not touched, and what is not there is passed over.
+ * Takes away what an agent that died while it protected a VM has left in a QEMU that runs no migration (any
+ * more): copies, connections, nodes, capabilities, TLS. The VM itself is not touched, and what is not there
+ * is passed over.
  * @returns sentences on what could not be removed
  * @throws QmpError if QEMU does not answer, or a replication cannot be detached
  */
@@ -391,8 +401,8 @@ function abortReason(signal: AbortSignal): unknown {
 }
 
 /**
- * Brings a QEMU whose protection failed at any step, or was cut short by a crash of the agent, back to a VM running alone.
- * Each step is tried whatever became of the one before.
+ * Brings a QEMU whose protection failed at any step, or was cut short by a crash of the agent, back to a VM
+ * running alone. Each step is tried whatever became of the one before.
  * @returns sentences on what could not be undone; empty if all is as before
  */
 export async function undoProtection(
@@ -404,7 +414,10 @@ export async function undoProtection(
     beforeResume,
   }: {
     commandMs?: number;
-    /** Where the secondary's QEMU listens: its connections are cut from outside if QEMU's main loop hangs on them all the same. */
+    /**
+     * Where the secondary's QEMU listens: its connections are cut from outside if QEMU's main loop hangs on
+     * them all the same.
+     */
     peer?: readonly Endpoint[];
     beforeResume?: (() => Promise<void>) | undefined;
   } = {},
@@ -421,7 +434,8 @@ export async function undoProtection(
   await attempt("the connections to the secondary are open", () =>
     yank(client, connections(disks), commandMs),
   );
-  // Seen with 11.1.2: a TLS handshake with a QEMU that hangs blocks the main loop, and a yank does not end it.
+  // Seen with 11.1.2: a TLS handshake with a QEMU that hangs blocks the main loop, and a yank does not end
+  // it.
   if (peer.length > 0 && !(await answers(client))) {
     await attempt("the connections to the secondary are open", () => severConnections(peer));
   }
@@ -487,7 +501,10 @@ async function leaveColo(client: QmpClient, timeoutMs: number): Promise<void> {
   }
 }
 
-/** QEMU resumes the VM by itself when a migration or COLO ends; this waits a moment for it and helps if it does not. */
+/**
+ * QEMU resumes the VM by itself when a migration or COLO ends; this waits a moment for it and helps if it
+ * does not.
+ */
 async function ensureRunning(client: QmpClient): Promise<void> {
   for (let tries = 0; ; tries++) {
     const { running, status } = await runStatus(client);

@@ -1,7 +1,7 @@
 /**
- * Ends TCP connections of this network namespace from outside of who has them: both sides see them aborted (SOCK_DESTROY,
- * net/core/sock_diag.c; `ss -K`). For a QEMU whose main loop waits for the other one in a call that no yank ends. A kernel without
- * CONFIG_INET_DIAG_DESTROY does nothing; Debian's has it.
+ * Ends TCP connections of this network namespace from outside of who has them: both sides see them aborted
+ * (SOCK_DESTROY, net/core/sock_diag.c; `ss -K`). For a QEMU whose main loop waits for the other one in a call
+ * that no yank ends. A kernel without CONFIG_INET_DIAG_DESTROY does nothing; Debian's has it.
  */
 import { bracketed, type Endpoint } from "../host/endpoint.ts";
 import { runToEnd } from "../host/run_to_end.ts";

@@ -54,7 +54,8 @@ export const arbiterConfig = z
     error: 'needs type = "witness", "etcd" or "none"',
   })
   .describe(
-    "The arbiter decides who may send ([arbiters.md](arbiters.md)). Without this table there is no automatic takeover.",
+    "The arbiter decides who may send ([arbiters.md](arbiters.md)). Without this table there is no " +
+      "automatic takeover.",
   )
   .superRefine((arbiter, context) => {
     if (arbiter.type === "none") return;

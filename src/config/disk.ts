@@ -26,7 +26,8 @@ const disk = z
     ...managedDiskFields,
   })
   .describe(
-    "One table for each disk, with the same values on both hosts ([storage.md](storage.md)). No table: a VM without a disk to replicate.",
+    "One table for each disk, with the same values on both hosts ([storage.md](storage.md)). No table: a " +
+      "VM without a disk to replicate.",
   );
 
 /** With the names filled in, by position. */

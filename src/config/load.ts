@@ -1,4 +1,7 @@
-/** Reads the agent's configuration file and checks it whole, so that a mistake is reported before anything starts. */
+/**
+ * Reads the agent's configuration file and checks it whole, so that a mistake is reported before anything
+ * starts.
+ */
 import { qemuPaths } from "../qemu/settings.ts";
 import { mistakesOf } from "./check.ts";
 import type { Config, VmConfig } from "./config.ts";

@@ -17,7 +17,8 @@ export const nic = z
       .max(255)
       .default(1)
       .describe(
-        "Part of the VXLAN network identifier. Unique among the interfaces of all VMs, the same on both hosts.",
+        "Part of the VXLAN network identifier. Unique among the interfaces of all VMs, the same on both " +
+          "hosts.",
       ),
     tunnel_port: port.optional().meta({
       description: "UDP port of this interface's tunnel. Unique on the host, the same on both hosts.",

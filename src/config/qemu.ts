@@ -1,4 +1,6 @@
-/** [vm.qemu], and the keys of [[vm.disk]] and [[vm.nic]] that concern a QEMU which the agent starts itself. */
+/**
+ * [vm.qemu], and the keys of [[vm.disk]] and [[vm.nic]] that concern a QEMU which the agent starts itself.
+ */
 import { join } from "node:path";
 import { z } from "zod";
 import { NIC_MODELS, type QemuSettings } from "../qemu/settings.ts";
@@ -16,7 +18,8 @@ export const qemuConfig = z
       .array(z.string())
       .default([])
       .describe(
-        "QEMU's arguments, the same on both hosts, without the disks, network cards and QMP socket that the agent adds.",
+        "QEMU's arguments, the same on both hosts, without the disks, network cards and QMP socket that " +
+          "the agent adds.",
       ),
     environment: z
       .record(z.string(), z.string())
@@ -140,7 +143,8 @@ export function qemuSettings(vm: {
     nics: vm.nics.map(({ tap, mac, model = "virtio-net-pci", queues = 1, vhost = false }) => {
       if (mac === undefined) {
         throw new Error(
-          `the network card on ${tap} has no mac; give it one, the same on both hosts, since QEMU is started by the agent`,
+          `the network card on ${tap} has no mac; give it one, the same on both hosts, since QEMU is ` +
+            "started by the agent",
         );
       }
       return { tap, mac, model, queues, vhost };

@@ -1,9 +1,9 @@
 /**
- * The tables of the agent's configuration file: which keys there are, of what kind, and their defaults. Each table is
- * strict, so that a misspelt key is an error.
+ * The tables of the agent's configuration file: which keys there are, of what kind, and their defaults. Each
+ * table is strict, so that a misspelt key is an error.
  *
- * Each key has a description. scripts/configuration-docs makes docs/configuration.md from it: `kind` and `otherwise`
- * there are the kind of value and the default, for keys whose schema does not hold them.
+ * Each key has a description. scripts/configuration-docs makes docs/configuration.md from it: `kind` and
+ * `otherwise` there are the kind of value and the default, for keys whose schema does not hold them.
  */
 import { z } from "zod";
 import { identifier } from "../failover/vm_record.ts";
@@ -46,7 +46,8 @@ const clientPath = z
     ),
   })
   .describe(
-    "Heartbeats on the clients' network as well. Optional; without this table they use the replication link only.",
+    "Heartbeats on the clients' network as well. Optional; without this table they use the replication " +
+      "link only.",
   );
 
 const heartbeat = z
@@ -56,8 +57,8 @@ const heartbeat = z
       .default(1_000)
       .describe("Silence after which the peer counts as lost."),
     /*
-     * With the margin the default makes 1.3 s, so that a takeover is done when a client's TCP retransmits for the
-     * third time, 1.4 s after the loss (RFC 6298: 0.2 s, doubled each time).
+     * With the margin the default makes 1.3 s, so that a takeover is done when a client's TCP retransmits for
+     * the third time, 1.4 s after the loss (RFC 6298: 0.2 s, doubled each time).
      */
     lease_ms: milliseconds(50, 600_000)
       .default(1_100)
@@ -92,7 +93,8 @@ const tls = z
       .meta({ description: "GnuTLS priority string.", otherwise: "QEMU's own" }),
   })
   .describe(
-    "QEMU's own TLS for its migration and NBD streams, on both hosts or on neither ([encryption.md](encryption.md)). Optional.",
+    "QEMU's own TLS for its migration and NBD streams, on both hosts or on neither " +
+      "([encryption.md](encryption.md)). Optional.",
   );
 
 export const schema = z.strictObject({

@@ -1,6 +1,6 @@
 /**
- * Kinds of values that several tables of the configuration have. `kind` names them in docs/configuration.md, which
- * scripts/configuration-docs makes from this schema.
+ * Kinds of values that several tables of the configuration have. `kind` names them in docs/configuration.md,
+ * which scripts/configuration-docs makes from this schema.
  */
 import { isIP } from "node:net";
 import { z } from "zod";
@@ -17,7 +17,10 @@ export const absolutePath = z.string().startsWith("/", "must be an absolute path
 
 const ADDRESS_PORT = /^(?<host>[^\s:]+|\[[0-9a-fA-F:.]+\]):(?<port>\d{1,5})$/;
 
-/** ADDRESS:PORT, as an {@link Endpoint}; an IPv6 address in brackets. `portMin` 0: the kernel may choose the port. */
+/**
+ * ADDRESS:PORT, as an {@link Endpoint}; an IPv6 address in brackets. `portMin` 0: the kernel may choose the
+ * port.
+ */
 const endpointFrom = (portMin: 0 | 1) =>
   z
     .string()

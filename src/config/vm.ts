@@ -36,8 +36,8 @@ const checkpoint = z
   .describe("Checkpoints of the VM.");
 
 /**
- * Comparing and releasing keeps up with 10 Gbit/s on one core (docs/performance.md), and the VM, its QEMU and the
- * kernel want cores too.
+ * Comparing and releasing keeps up with 10 Gbit/s on one core (docs/performance.md), and the VM, its QEMU and
+ * the kernel want cores too.
  */
 function defaultWorkers(cores: number): number {
   if (cores < 4) return 1;
@@ -57,7 +57,8 @@ const overlay = z
       .max(1e15)
       .default(0)
       .describe(
-        "Limit for all overlays together. It must be free before a replica starts. 0: only the file system limits them.",
+        "Limit for all overlays together. It must be free before a replica starts. 0: only the file " +
+          "system limits them.",
       ),
     checkpoint_percent: percent
       .default(50)
@@ -133,7 +134,8 @@ export const vm = z
       .refine((bytes) => (bytes & (bytes - 1)) === 0, "must be a power of two")
       .default(64 << 20)
       .describe(
-        "Size of each of a worker's two packet rings, a power of two. A full ring costs a checkpoint. A change takes effect at the host's next boot.",
+        "Size of each of a worker's two packet rings, a power of two. A full ring costs a checkpoint. A " +
+          "change takes effect at the host's next boot.",
       ),
     connections_max: z
       .number()
@@ -153,7 +155,8 @@ export const vm = z
       .array(z.string())
       .default([])
       .describe(
-        "Traffic that is released at once and not compared: `[tcp|udp|icmp|icmpv6|sctp|any|N] [ADDRESS[/PREFIX]] [port N[-M]]`.",
+        "Traffic that is released at once and not compared: `[tcp|udp|icmp|icmpv6|sctp|any|N] " +
+          "[ADDRESS[/PREFIX]] [port N[-M]]`.",
       ),
     ignore: z
       .array(z.string())

@@ -148,7 +148,8 @@ export function adviceFor(record: DivergenceRecord): Advice {
   if (why === "overflow") {
     return {
       sentences: [
-        "Check whether the secondary keeps up (CPU of its host, replication link): the primary's frames are held until then.",
+        "Check whether the secondary keeps up (CPU of its host, replication link): the primary's frames " +
+          "are held until then.",
       ],
       ignore: [],
     };
@@ -165,13 +166,16 @@ export function adviceFor(record: DivergenceRecord): Advice {
   if (why === "missing_on_primary" || why === "missing_on_secondary") {
     const late = why === "missing_on_primary" ? "primary" : "secondary";
     sentences.push(
-      `If it happens often in many flows, the ${late} is late. Check the CPU of its host and the replication link, or raise max_wait_ms of [vm.checkpoint].`,
-      "If it is always this flow, only one of the VMs sends there, for example because of a timer or a random value.",
+      `If it happens often in many flows, the ${late} is late. Check the CPU of its host and the ` +
+        "replication link, or raise max_wait_ms of [vm.checkpoint].",
+      "If it is always this flow, only one of the VMs sends there, for example because of a timer or a " +
+        "random value.",
     );
   }
   if (why === "payload" || why === "flags") {
     sentences.push(
-      "An occasional divergence is harmless: a checkpoint makes the VMs identical again, and no data is lost.",
+      "An occasional divergence is harmless: a checkpoint makes the VMs identical again, and no data is " +
+        "lost.",
     );
   }
   if (flow.protocol === "tcp" && why === "payload") {

@@ -64,6 +64,7 @@ async function getJson(api: string, pathAndQuery: string): Promise<unknown> {
   const message = (json as { error?: unknown } | null | undefined)?.error;
   if (typeof message === "string") throw new Error(message);
   throw new Error(
-    `what answers at ${api} keeps no divergences (status ${status}): it is no agent, or one of an older version`,
+    `what answers at ${api} keeps no divergences (status ${status}): it is no agent, or one of an older ` +
+      "version",
   );
 }

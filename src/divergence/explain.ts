@@ -33,16 +33,19 @@ const WHAT: Record<DivergenceClass, string> = {
   payload: "The two VMs sent different bytes at the same place.",
   length: "The two VMs sent packets that differ in length, or in how they are fragmented.",
   missing_on_secondary:
-    "The primary sent a frame without a counterpart from the secondary in time: the secondary is late, or does not send it at all.",
+    "The primary sent a frame without a counterpart from the secondary in time: the secondary is late, or " +
+    "does not send it at all.",
   missing_on_primary:
-    "The secondary sent a frame without a counterpart from the primary in time: the primary is late, or does not send it at all.",
+    "The secondary sent a frame without a counterpart from the primary in time: the primary is late, or " +
+    "does not send it at all.",
   flags:
     "One VM opened or closed the connection where the other did not, or they offered different TCP options.",
   unparsed:
     "The two VMs sent different frames of an unknown format. colo-agent compares such frames as a whole.",
   overflow: "More frames waited for comparison than the comparer's limits allow.",
   boundary:
-    "Frames newer than a checkpoint had already been compared with output that this checkpoint undid on the secondary. One more checkpoint was needed.",
+    "Frames newer than a checkpoint had already been compared with output that this checkpoint undid on " +
+    "the secondary. One more checkpoint was needed.",
 };
 
 export function explanationOf(record: DivergenceRecord): Explanation {
@@ -102,7 +105,8 @@ function costOf(record: DivergenceRecord): string[] {
   sentences.push(`Result: ${record.action}.`);
   if (checkpoint !== undefined) {
     sentences.push(
-      `The checkpoint stopped the VM for ${milliseconds(checkpoint.pauseMs)} and took ${milliseconds(checkpoint.totalMs)} in all. The frames that it released were held that much longer.`,
+      `The checkpoint stopped the VM for ${milliseconds(checkpoint.pauseMs)} and took ` +
+        `${milliseconds(checkpoint.totalMs)} in all. The frames that it released were held that much longer.`,
     );
   }
   if (repeats > 0)
@@ -111,7 +115,8 @@ function costOf(record: DivergenceRecord): string[] {
     );
   if (crowdedOut > 0) {
     sentences.push(
-      `${crowdedOut} more divergence${crowdedOut === 1 ? "" : "s"} in that second ${crowdedOut === 1 ? "was" : "were"} counted but not stored (limit ${STORED_PER_SECOND}/s).`,
+      `${crowdedOut} more divergence${crowdedOut === 1 ? "" : "s"} in that second ` +
+        `${crowdedOut === 1 ? "was" : "were"} counted but not stored (limit ${STORED_PER_SECOND}/s).`,
     );
   }
   return sentences;
@@ -122,7 +127,8 @@ function adviceLines(record: DivergenceRecord, { advice, passthrough, ignore }: 
   if (ignore.length > 0) {
     lines.push(
       ...wrap(
-        `To leave these bytes out of the comparison, add this to [[vm]] ${record.vm} on both hosts. The primary's bytes leave; a secondary that takes over assumes that it sent its own:`,
+        `To leave these bytes out of the comparison, add this to [[vm]] ${record.vm} on both hosts. The ` +
+          "primary's bytes leave; a secondary that takes over assumes that it sent its own:",
       ),
       `    ignore = ${list(ignore)}`,
     );
@@ -134,7 +140,8 @@ function adviceLines(record: DivergenceRecord, { advice, passthrough, ignore }: 
         : "after a failover the surviving VM may not have sent them";
     lines.push(
       ...wrap(
-        `To release such packets at once and never compare them, add this to [[vm]] ${record.vm} on both hosts. They are not protected: ${risk}:`,
+        `To release such packets at once and never compare them, add this to [[vm]] ${record.vm} on both ` +
+          `hosts. They are not protected: ${risk}:`,
       ),
       `    passthrough = ${list([passthrough])}`,
     );

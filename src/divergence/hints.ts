@@ -52,7 +52,8 @@ function payloadHints(primary: Side): string[] {
   const tls = tlsRecordAt(primary, at);
   if (tls === TLS_HANDSHAKE) {
     hints.push(
-      "This is a TLS handshake. It contains 32 random bytes and an ephemeral key, so every new TLS connection of the VM diverges.",
+      "This is a TLS handshake. It contains 32 random bytes and an ephemeral key, so every new TLS " +
+        "connection of the VM diverges.",
     );
   } else if (tls === TLS_APPLICATION_DATA) {
     hints.push(
@@ -92,12 +93,14 @@ function portHints(record: DivergenceRecord): string[] {
 function absenceHints(flow: FlowDescription): string[] {
   if (serviceOf(flow)?.side !== "destination") return [];
   return [
-    "Clients choose their port at random: the other VM may have sent the same data from another port, in another flow.",
+    "Clients choose their port at random: the other VM may have sent the same data from another port, in " +
+      "another flow.",
   ];
 }
 
 const TLS_PORT =
-  "A TLS handshake contains 32 random bytes and an ephemeral key, so every new connection of the VM diverges.";
+  "A TLS handshake contains 32 random bytes and an ephemeral key, so every new connection of the VM " +
+  "diverges.";
 const DHCP = "A DHCP client chooses a random transaction number and counts its seconds of waiting.";
 const DHCPV6 = "A DHCPv6 client chooses a random transaction number.";
 /** By protocol and port, and by what the VM is where only one end does it. */
@@ -116,7 +119,8 @@ const PORT_HINTS: Record<string, string> = {
   "tcp 8443": TLS_PORT,
   "tcp 3306 server": "A MySQL server's greeting has 20 random bytes, so every new connection diverges.",
   "tcp 5432 server":
-    "PostgreSQL gives each session a random cancel key and a random password salt, so every new connection diverges.",
+    "PostgreSQL gives each session a random cancel key and a random password salt, so every new " +
+    "connection diverges.",
   "tcp 53 client": "A DNS client gives each query a random number.",
   "udp 53 client": "A DNS client gives each query a random number (its first two bytes) and a random port.",
   "udp 67": DHCP,
@@ -147,7 +151,8 @@ function extentHints(primary: Side, secondary: Side): string[] {
   }
   if (compared >= RANDOM_SAMPLE_MIN && different <= 8) {
     return [
-      `From the difference on, only ${different} of ${compared} bytes differ, as in a time, a counter or an identifier.`,
+      `From the difference on, only ${different} of ${compared} bytes differ, as in a time, a counter or ` +
+        "an identifier.",
     ];
   }
   return [];

@@ -71,7 +71,10 @@ export function describeCut(frame: KeptFrame): string | undefined {
   if (cut === undefined) return undefined;
   const end = keptEnd(frame);
   if (end <= cut.gapOffset) return `the first ${end} of ${cut.frameBytes} bytes were kept`;
-  return `of ${cut.frameBytes} bytes, ${cut.gapOffset} from the beginning and those from ${cut.gapOffset + cut.gapBytes} to ${end - 1} were kept`;
+  return (
+    `of ${cut.frameBytes} bytes, ${cut.gapOffset} from the beginning and those from ` +
+    `${cut.gapOffset + cut.gapBytes} to ${end - 1} were kept`
+  );
 }
 
 export function primaryOf(record: DivergenceRecord): KeptFrame | undefined {

@@ -109,7 +109,8 @@ const COLUMN_NAMES = [
 ] as const satisfies readonly (keyof Row)[];
 
 export const COLUMNS = COLUMN_NAMES.join(", ");
-export const INSERT = `insert into divergences (${COLUMNS}) values (${COLUMN_NAMES.map((name) => `$${name}`).join(", ")})`;
+export const INSERT =
+  `insert into divergences (${COLUMNS}) values ` + `(${COLUMN_NAMES.map((name) => `$${name}`).join(", ")})`;
 
 export type SchemaState = "empty" | "usable" | { unusable: string };
 

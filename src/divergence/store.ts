@@ -310,7 +310,8 @@ export class DivergenceStore implements DivergenceSource {
 
   #openMemory(error: unknown): void {
     this.#log?.error(
-      "the database of divergences cannot be opened; divergences are kept in memory until the agent ends. Make its directory writable and restart the agent",
+      "the database of divergences cannot be opened; divergences are kept in memory until the agent ends. " +
+        "Make its directory writable and restart the agent",
       { path: this.path, reason: (error as Error).message },
     );
     const database = new Database(":memory:", { strict: true });

@@ -167,7 +167,8 @@ export class QmpClient {
   }
 
   /**
-   * Sends a command and returns what QEMU returned, unchecked: query() of query.ts is for answers that are used.
+   * Sends a command and returns what QEMU returned, unchecked: query() of query.ts is for answers that are
+   * used.
    * @throws QmpCommandError, QmpTimeoutError, QmpClosedError
    */
   execute<Result = unknown>(

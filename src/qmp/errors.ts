@@ -1,6 +1,7 @@
 /**
- * What can go wrong on a QMP connection, one class per phase, so that a caller can tell "nobody there" from "QEMU
- * said no" from "QEMU says nothing". Every message is a sentence that can be shown to an operator as it is.
+ * What can go wrong on a QMP connection, one class per phase, so that a caller can tell "nobody there" from
+ * "QEMU said no" from "QEMU says nothing". Every message is a sentence that can be shown to an operator as it
+ * is.
  */
 
 /** Base of all errors of src/qmp. */
@@ -56,7 +57,9 @@ export class QmpClosedError extends QmpError {
   override name = "QmpClosedError";
 }
 
-/** The other side sent something that is not QMP; the connection is given up because replies may be missing. */
+/**
+ * The other side sent something that is not QMP; the connection is given up because replies may be missing.
+ */
 export class QmpProtocolError extends QmpError {
   override name = "QmpProtocolError";
 }

@@ -1,6 +1,6 @@
 /**
- * Cuts a byte stream into lines. QMP is one JSON object a line (docs/interop/qmp-spec.rst), but a read may end anywhere:
- * in the middle of a line, of a multi-byte character, or after several lines.
+ * Cuts a byte stream into lines. QMP is one JSON object a line (docs/interop/qmp-spec.rst), but a read may
+ * end anywhere: in the middle of a line, of a multi-byte character, or after several lines.
  */
 export class LineSplitter {
   readonly #parts: Buffer[] = [];

@@ -60,8 +60,8 @@ export async function setTls(
 }
 
 /**
- * QEMU's errors for a connection that the peer has closed. Which one it reports depends on what it was doing: it
- * waited, it wrote, it had begun to save RAM, or it was in GnuTLS.
+ * QEMU's errors for a connection that the peer has closed. Which one it reports depends on what it was doing:
+ * it waited, it wrote, it had begun to save RAM, or it was in GnuTLS.
  */
 const CLOSED = new RegExp(
   [
@@ -83,7 +83,8 @@ export function explainClosed(error: unknown, withTls: boolean): unknown {
   const message = messageOf(error);
   if (!CLOSED.test(message)) return error;
   const reason = withTls
-    ? "With TLS this may mean that the secondary does not accept this host's client certificate, or has no TLS"
+    ? "With TLS this may mean that the secondary does not accept this host's client certificate, or has " +
+      "no TLS"
     : "Without TLS this may mean that the secondary expects TLS";
   return new QmpError(`${message}. The secondary closed the connection; its QEMU's log says why. ${reason}`, {
     cause: error,

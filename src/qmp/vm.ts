@@ -61,7 +61,9 @@ export async function migrationStatus(client: QmpClient): Promise<MigrationStatu
   };
 }
 
-/** This QEMU's side of a COLO pair; also "secondary" while it waits for a failover after the primary is gone. */
+/**
+ * This QEMU's side of a COLO pair; also "secondary" while it waits for a failover after the primary is gone.
+ */
 export async function coloMode(client: QmpClient): Promise<"none" | "primary" | "secondary"> {
   return (await query(client, coloStatus, "query-colo-status")).mode;
 }
@@ -80,7 +82,8 @@ export function blockNodes(client: QmpClient): Promise<NamedBlockNode[]> {
 }
 
 /**
- * Cuts the connections among `wanted` that QEMU has open, out of band: this works while the main loop hangs on one of them.
+ * Cuts the connections among `wanted` that QEMU has open, out of band: this works while the main loop hangs
+ * on one of them.
  * @returns those that were cut
  */
 export async function yank(

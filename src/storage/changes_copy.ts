@@ -1,7 +1,7 @@
 /**
- * Brings the secondary's image of a disk up to date with only what changed, as bitmaps say. Passes of `blockdev-backup`, each
- * copying what was written during the one before, while the VM runs; the last one when it stands still for the switch-over.
- * QEMU 11.1's mirror takes no bitmap.
+ * Brings the secondary's image of a disk up to date with only what changed, as bitmaps say. Passes of
+ * `blockdev-backup`, each copying what was written during the one before, while the VM runs; the last one
+ * when it stands still for the switch-over. QEMU 11.1's mirror takes no bitmap.
  *
  * The bitmap that covers the difference is only read: if this fails, or the agent dies, it still covers it.
  */

@@ -1,4 +1,7 @@
-/** The copies of all disks of a VM that is being protected: whole ones by mirrors, others by what changed, both at the same time. */
+/**
+ * The copies of all disks of a VM that is being protected: whole ones by mirrors, others by what changed,
+ * both at the same time.
+ */
 import type { QmpClient } from "../qmp/client.ts";
 import { ChangesCopy } from "./changes_copy.ts";
 import { PASS_BITMAP, removeBitmap } from "./dirty_bitmaps.ts";
@@ -31,7 +34,10 @@ export class DiskCopies {
     return [...this.#progress.values()].reduce((sum, one) => sum + one.copiedBytes, 0);
   }
 
-  /** Copies while the VM runs; resolves when only what the VM writes is left to do. That is for {@link keepUp}. */
+  /**
+   * Copies while the VM runs; resolves when only what the VM writes is left to do. That is for {@link
+   * keepUp}.
+   */
   async run(onProgress?: (progress: readonly DiskProgress[]) => void): Promise<void> {
     const tell = () => onProgress?.([...this.#progress.values()]);
     const timer = setInterval(tell, 100);
@@ -63,10 +69,11 @@ export class DiskCopies {
   }
 
   /**
-   * From now on what the VM writes is copied by itself. Not while a migration begins: each pass ends with QEMU's main loop waiting
-   * for all writes to the export (block jobs are drained when they go), with the big lock held, so the migration sends nothing; and
-   * until its first bytes come, the other QEMU's main loop, which would do those writes, waits for them (a peek that blocks:
-   * migration/channel.c). Seen with 11.1.2: both stand still until the connection is cut.
+   * From now on what the VM writes is copied by itself. Not while a migration begins: each pass ends with
+   * QEMU's main loop waiting for all writes to the export (block jobs are drained when they go), with the big
+   * lock held, so the migration sends nothing; and until its first bytes come, the other QEMU's main loop,
+   * which would do those writes, waits for them (a peek that blocks: migration/channel.c). Seen with 11.1.2:
+   * both stand still until the connection is cut.
    */
   keepUp(): void {
     for (const copy of this.#changes) copy.keepUp();

@@ -227,7 +227,8 @@ async function advance(
     copy.readyMs ??= nowMs;
   } else if (standingMs > stallMs) {
     throw new Error(
-      `the copy of ${disk.quorumNode} made no progress for ${stallMs} ms, at ${job.offset} of ${job.len} bytes`,
+      `the copy of ${disk.quorumNode} made no progress for ${stallMs} ms, at ${job.offset} of ${job.len} ` +
+        "bytes",
     );
   }
   const follows =

@@ -1,8 +1,10 @@
 /**
- * What the images of this host are a replica of: written when the replica is complete, and removed before anything but its
- * primary's own writes reaches the images. The primary sends only what changed if the marker fits its bitmaps.
+ * What the images of this host are a replica of: written when the replica is complete, and removed before
+ * anything but its primary's own writes reaches the images. The primary sends only what changed if the marker
+ * fits its bitmaps.
  *
- * The file lies in the agent's state directory. Whoever replaces or writes an image by other means has to remove it.
+ * The file lies in the agent's state directory. Whoever replaces or writes an image by other means has to
+ * remove it.
  */
 import {
   closeSync,

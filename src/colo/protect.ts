@@ -3,10 +3,10 @@
  *
  * Protecting a running VM, with the VM stopped only from 5 to 8:
  *
- * 1  NBD clients to the secondary's exports          5  switch-over: VM stopped, onStopped() 2  copy the
- * disks, then follow their writes        6  end the copies (disks are equal), attach the replication 3
- * capabilities, parameters                        7  migrate-continue 4  migrate: memory, while the VM runs
- * 8  MIGRATION colo, first RESUME
+ *   1  NBD clients to the secondary's exports      5  switch-over: VM stopped, onStopped()
+ *   2  copy the disks, then follow their writes    6  end the copies (disks are equal), attach the replication
+ *   3  capabilities, parameters                    7  migrate-continue
+ *   4  migrate: memory, while the VM runs          8  MIGRATION colo, first RESUME
  *
  * The pause at 5 is QEMU's `pause-before-switchover`; seen with 11.1.2: it happens once, not at each
  * checkpoint.

@@ -13,7 +13,7 @@ interface BpfProgramInfo {
   mapIds: number[];
 }
 
-function programInfo(fd: number): BpfProgramInfo {
+export function programInfo(fd: number): BpfProgramInfo {
   const arena = new Arena(4096);
   try {
     const { view, address } = arena;

@@ -11,10 +11,11 @@ import { join } from "node:path";
 import { Problem } from "../errors/problem.ts";
 import { mapInfo } from "./bpf_map.ts";
 import { BpfObject } from "./bpf_object.ts";
+import { programInfo } from "./bpf_program.ts";
 import { Connections } from "./connections.ts";
 import { Counters } from "./counters.ts";
 import { checkSettings, type DataPlaneSettings, settingsBytes } from "./data_plane_settings.ts";
-import { attachFilter, attachXdp, detachFilter, TC_EGRESS, TC_INGRESS } from "./filters.ts";
+import { attachedProgram, attachFilter, attachXdp, detachFilter, TC_EGRESS, TC_INGRESS } from "./filters.ts";
 import { kernelFeatures } from "./kernel_features.ts";
 import type { CounterName } from "./layout.ts";
 import { isRoot } from "./libc.ts";
@@ -167,10 +168,19 @@ export class DataPlane {
    * Attaches the programs to the tap (both ways), the tunnel and the interface that released frames are sent
    * on: they never get to its peer. Replaces what an earlier agent attached. Call it in the interfaces'
    * network namespace.
+   *
+   * @throws SystemError; Error if the tap has a qdisc that lacks one of the hooks
    */
   attach(at: { tapIfindex: number; tunnelIfindex: number; injectIfindex: number }): void {
     attachFilter(at.tapIfindex, TC_EGRESS, this.#programFd("to_vm"));
     attachFilter(at.tapIfindex, TC_INGRESS, this.#programFd("from_vm"));
+    // On an ingress qdisc both would end up at the one hook that it has, the second in place of the first.
+    if (attachedProgram(at.tapIfindex, TC_EGRESS) !== programInfo(this.#programFd("to_vm")).id) {
+      throw new Error(
+        `Interface ${at.tapIfindex} has an ingress qdisc, which has no hook for frames to the VM: ` +
+          "remove it (tc qdisc del dev NAME ingress); the agent adds clsact, which has both hooks.",
+      );
+    }
     attachFilter(at.tunnelIfindex, TC_INGRESS, this.#programFd("from_tunnel"));
     attachFilter(at.injectIfindex, TC_EGRESS, this.#programFd("inject"));
     // No frame ever arrives there. But for a program that is attached nowhere the kernel updates its XDP

@@ -373,6 +373,17 @@ describe("attaching", () => {
     }
   });
 
+  test("a tap whose qdisc has no hook for frames to the VM is refused, and says how to mend it", () => {
+    const plane = load();
+    run("nsenter", `--net=/run/netns/${NAMESPACE}`, "tc", ..."qdisc add dev tap ingress".split(" "));
+    expect(() => inNamespace(NAMESPACE, () => plane.attach(indexes()))).toThrow(
+      "tc qdisc del dev NAME ingress",
+    );
+    run("nsenter", `--net=/run/netns/${NAMESPACE}`, "tc", ..."qdisc del dev tap ingress".split(" "));
+    inNamespace(NAMESPACE, () => plane.attach(indexes()));
+    expect(names()).toEqual(ATTACHED);
+  });
+
   test("an interface that is not there is named", () => {
     const plane = load();
     expect(() =>

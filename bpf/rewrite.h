@@ -91,7 +91,7 @@ static __always_inline void set_flag(struct colo_connection *connection, enum co
 	__sync_fetch_and_or((__u32 *)&connection->flags, flag);
 }
 
-/* Notes what the agent needs to know to forget the connection in time (DataPlane.collectConnections). */
+/* Notes what the agent needs to know to forget the connection in time (src/ffi/connections.ts, collect). */
 static __always_inline void touch_connection(struct colo_connection *connection,
 					     const struct segment *segment, enum direction direction)
 {

@@ -31,7 +31,7 @@ export interface ProxyEntry {
 export interface NicEntry {
   /** Frames that the primary's mirror had sent until then. */
   mirroredFrames: number;
-  /** base64 of DataPlane.exportConnections(): those that need rewriting because the VM once took over. */
+  /** base64 of Connections.export(): the connections that are rewritten since an earlier takeover. */
   connections: string;
 }
 

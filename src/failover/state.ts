@@ -5,11 +5,12 @@
 import type { VmRecord } from "./vm_record.ts";
 
 /**
- * starting -> alone | resuming | waiting
- * holder:   alone -> protecting -> protected -> going_alone -> alone
- *           resuming -> protected
- *           protected -> handing_over -> stopped
- * other:    waiting -> incoming -> standby -> taking_over -> alone
+ *   starting -> alone | resuming | waiting
+ *   holder:     alone -> protecting -> protected -> going_alone -> alone
+ *               resuming -> protected
+ *               protected -> handing_over -> stopped
+ *   other:      waiting -> incoming -> standby -> taking_over -> alone
+ *
  * stopped: this agent does nothing more for the VM; its output is dropped in the kernel.
  */
 export type Phase =

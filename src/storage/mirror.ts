@@ -2,9 +2,8 @@
  * The primary's half of disk replication: a full copy to the secondary, then every write sent along. For each
  * disk:
  *
- * "nbdNode"          NBD client on the secondary's export: first the copy's target, then the replication's
- * file "replicationNode"  replication, mode primary, on top of it, added as a further child of the VM's
- * quorum
+ *   "nbdNode"          NBD client on the secondary's export: target of the copy, then file of the replication
+ *   "replicationNode"  replication, mode primary, on top of it, added as a further child of the VM's quorum
  *
  * Names are the caller's; everything here can be called again after a crash of the agent, because it looks at
  * what QEMU has.

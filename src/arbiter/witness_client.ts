@@ -82,7 +82,7 @@ export class WitnessClient implements Arbiter {
   }
 
   #own(vm: string, { record, agents }: StoredRecord): VmRecord {
-    if (agents === null || samePair(agents, this.options.agents)) return record;
+    if (samePair(agents, this.options.agents)) return record;
     throw new ArbiterRefusedError(foreignRecord(vm, agents, this.options.agents));
   }
 

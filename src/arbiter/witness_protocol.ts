@@ -27,8 +27,7 @@ export const casRequest = z.strictObject({
 });
 export type CasRequest = z.output<typeof casRequest>;
 
-/** `agents` is null for a record of an older witness that no agent has written since. */
-export const storedRecord = z.strictObject({ record: vmRecord, agents: agents.nullable() });
+export const storedRecord = z.strictObject({ record: vmRecord, agents });
 export type StoredRecord = z.output<typeof storedRecord>;
 
 export const refusal = z.object({ error: z.string() });

@@ -3,22 +3,12 @@
  * could take back would allow two primaries.
  */
 import { Database } from "bun:sqlite";
-import {
-  closeSync,
-  existsSync,
-  fsyncSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-} from "node:fs";
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
-import { identifier } from "../failover/vm_record.ts";
+import { Problem } from "../errors/problem.ts";
 import { foreignRecord, samePair } from "./arbiter.ts";
-import type { CasRequest, StoredRecord } from "./witness_protocol.ts";
+import { type CasRequest, type StoredRecord, storedRecord } from "./witness_protocol.ts";
 
 /** "COLO": tells our file from any other SQLite database. */
 const APPLICATION_ID = 0x434f4c4f;
@@ -31,9 +21,9 @@ const SCHEMA = `
     generation INTEGER NOT NULL,
     holder TEXT NOT NULL,
     replica_valid INTEGER NOT NULL,
-    -- The two agents; NULL until the first write after an import.
-    agent_a TEXT,
-    agent_b TEXT,
+    -- The two agents of the VM.
+    agent_a TEXT NOT NULL,
+    agent_b TEXT NOT NULL,
     -- Names the last write, so that it can be sent again.
     write_id TEXT NOT NULL
   ) STRICT`;
@@ -45,29 +35,22 @@ const BUSY_TIMEOUT_MS = 1_000;
 /** SQLite lists every page it misses. */
 const DAMAGE_CHARACTERS_MAX = 200;
 
-/** A record of the time when each was a JSON file of its own. */
-const legacyRecord = z.strictObject({
-  revision: z.number().int().min(1),
-  term: z.number().int().min(0),
-  holder: identifier,
-  replicaValid: z.boolean(),
-});
-
 export type CasOutcome =
   | { outcome: "swapped"; stored: StoredRecord }
   | { outcome: "conflict"; current: StoredRecord | undefined }
   | { outcome: "forbidden"; reason: string };
 
-interface Row {
-  revision: number;
-  term: number;
-  generation: number;
-  holder: string;
-  replica_valid: number;
-  agent_a: string | null;
-  agent_b: string | null;
-  write_id: string;
-}
+/** A row of the table. Another program may have written it. */
+const row = z.object({
+  revision: z.number(),
+  term: z.number(),
+  generation: z.number(),
+  holder: z.string(),
+  replica_valid: z.union([z.literal(0), z.literal(1)]),
+  agent_a: z.string(),
+  agent_b: z.string(),
+  write_id: z.string(),
+});
 
 export class WitnessStore {
   readonly #database: Database;
@@ -92,7 +75,6 @@ export class WitnessStore {
       database = new Database(path, { create: false, readwrite: true, strict: true });
       const store = new WitnessStore(path, database);
       store.#prepare();
-      store.#importLegacy(directory);
       return store;
     } catch (error) {
       database?.close();
@@ -107,8 +89,7 @@ export class WitnessStore {
   }
 
   get(vm: string): StoredRecord | undefined {
-    const row = this.#row(vm);
-    return row === null ? undefined : toStored(row);
+    return this.#row(vm)?.stored;
   }
 
   /**
@@ -125,11 +106,11 @@ export class WitnessStore {
 
   #swap(vm: string, request: CasRequest, writer: string | undefined): CasOutcome {
     const { record, agents, expectedRevision, write } = request;
-    const row = this.#row(vm);
-    const current = row === null ? undefined : toStored(row);
-    const reason = forbidden(vm, request, current?.agents ?? undefined, writer);
+    const found = this.#row(vm);
+    const current = found?.stored;
+    const reason = forbidden(vm, request, current?.agents, writer);
     if (reason !== undefined) return { outcome: "forbidden", reason };
-    if (current !== undefined && row?.write_id === write) return { outcome: "swapped", stored: current };
+    if (current !== undefined && found?.write === write) return { outcome: "swapped", stored: current };
     if ((current?.record.revision ?? 0) !== expectedRevision) return { outcome: "conflict", current };
     if (current === undefined && this.records >= RECORDS_MAX) {
       return { outcome: "forbidden", reason: `the witness holds ${RECORDS_MAX} records already` };
@@ -144,8 +125,17 @@ export class WitnessStore {
     return { outcome: "swapped", stored: { record: next, agents } };
   }
 
-  #row(vm: string): Row | null {
-    return this.#database.query("SELECT * FROM record WHERE vm = ?").get(vm) as Row | null;
+  /** Throws an Error if the row is no record. */
+  #row(vm: string): { stored: StoredRecord; write: string } | undefined {
+    const found: unknown = this.#database.query("SELECT * FROM record WHERE vm = ?").get(vm);
+    if (found === null) return undefined;
+    try {
+      const { agent_a, agent_b, replica_valid, write_id, ...numbers } = row.parse(found);
+      const record = { ...numbers, replicaValid: replica_valid === 1 };
+      return { stored: storedRecord.parse({ record, agents: [agent_a, agent_b] }), write: write_id };
+    } catch (error) {
+      throw damaged(this.path, `the row of VM ${vm} is no record`, error);
+    }
   }
 
   #pragma(name: string): unknown {
@@ -160,9 +150,10 @@ export class WitnessStore {
     }
     const version = Number(this.#pragma("user_version"));
     if (version > SCHEMA_VERSION) {
-      throw new Error(
+      throw new Problem(
         `${this.path} was written by a newer colo-agent (format ${version}, this one knows ` +
-          `${SCHEMA_VERSION}): run that version or a later one`,
+          `${SCHEMA_VERSION})`,
+        "run that version or a later one",
       );
     }
     const check = this.#pragma("integrity_check");
@@ -170,39 +161,6 @@ export class WitnessStore {
     this.#database.run("PRAGMA journal_mode = WAL");
     // In WAL mode FULL syncs the log at each commit; NORMAL would not.
     this.#database.run("PRAGMA synchronous = FULL");
-  }
-
-  /**
-   * Takes over the JSON files of an older witness, with "replica invalid": they know no generation, so no
-   * replica can be told from a stale one. The files are renamed.
-   */
-  #importLegacy(directory: string): void {
-    const files = readdirSync(directory).filter((name) => /^[a-z0-9][a-z0-9-]{0,31}\.json$/.test(name));
-    for (const file of files) {
-      const path = join(directory, file);
-      let legacy: z.output<typeof legacyRecord>;
-      try {
-        legacy = legacyRecord.parse(JSON.parse(readFileSync(path, "utf8")));
-      } catch (error) {
-        throw new Error(
-          `${path} is neither a record of an older witness nor any other file that belongs here: ` +
-            "repair it, or move it away if that VM no longer exists",
-          { cause: error },
-        );
-      }
-      this.#database
-        .query(
-          `INSERT OR IGNORE INTO record VALUES
-            ($vm, $revision, $term, 0, $holder, 0, NULL, NULL, 'import')`,
-        )
-        .run({
-          vm: file.slice(0, -".json".length),
-          revision: legacy.revision + 1,
-          term: legacy.term,
-          holder: legacy.holder,
-        });
-      renameSync(path, `${path}.imported`);
-    }
   }
 }
 
@@ -236,11 +194,12 @@ function syncDirectory(path: string): void {
   }
 }
 
-function damaged(path: string, what: string): Error {
-  return new Error(
-    `${path} is damaged (${what.replace(/\s+/g, " ").slice(0, DAMAGE_CHARACTERS_MAX)}): stop both agents ` +
-      "of each VM that this witness serves, move the file away, " +
-      "start the witness, then start the agent of the VM's current host first",
+function damaged(path: string, what: string, cause?: unknown): Problem {
+  return new Problem(
+    `${path} is damaged (${what.replace(/\s+/g, " ").slice(0, DAMAGE_CHARACTERS_MAX)})`,
+    "stop both agents of each VM that this witness serves, move the file away, start the witness, then " +
+      "start the agent of the VM's current host first",
+    { cause },
   );
 }
 
@@ -258,17 +217,4 @@ function forbidden(
     return `the holder ${record.holder} is not one of VM ${vm}'s agents (${agents.join(" and ")})`;
   }
   return undefined;
-}
-
-function toStored(row: Row): StoredRecord {
-  return {
-    record: {
-      revision: row.revision,
-      term: row.term,
-      generation: row.generation,
-      holder: row.holder,
-      replicaValid: row.replica_valid === 1,
-    },
-    agents: row.agent_a === null || row.agent_b === null ? null : [row.agent_a, row.agent_b],
-  };
 }

@@ -18,7 +18,16 @@ const COLUMNS_MIN = 80;
 /** Borders and the blanks beside them. */
 const FRAME_COLUMNS = 13;
 
-/** One table: what was looked at, how it is, what was found, what to do. */
+/** What somebody has to do something about, with its heading; the rest follows by group. */
+const FIRST = new Map<Status, string>([
+  ["fail", "Failed"],
+  ["warn", "Warnings"],
+]);
+
+/**
+ * One table: the check, its status, what was found, what to do. Failures come first, then warnings, then the
+ * rest by group.
+ */
 export function renderResults(results: readonly Result[], columns = process.stdout.columns): string {
   const width = Math.max(COLUMNS_MIN, columns ?? COLUMNS_DEFAULT);
   const rest = width - CHECK_COLUMNS - STATUS_COLUMNS - FRAME_COLUMNS;
@@ -31,15 +40,19 @@ export function renderResults(results: readonly Result[], columns = process.stdo
     // No lines between rows.
     chars: { mid: "", "left-mid": "", "mid-mid": "", "right-mid": "" },
   });
+  const row = (label: string, { status, found: what, fix, subject }: Result) =>
+    table.push([subject === undefined ? label : `${label}: ${subject}`, WORDS[status], what, fix ?? ""]);
+  for (const [status, heading] of FIRST) {
+    const own = results.filter((result) => result.status === status);
+    if (own.length === 0) continue;
+    table.push([pc.bold(heading), "", "", ""]);
+    for (const result of own) row(`  ${result.title}`, result);
+  }
   for (const { name, title } of GROUPS) {
-    const own = results.filter((result) => result.group === name);
+    const own = results.filter(({ group, status }) => group === name && !FIRST.has(status));
     if (own.length === 0) continue;
     table.push([pc.bold(title), "", "", ""]);
-    for (const result of own) {
-      const label =
-        result.subject === undefined ? `  ${result.title}` : `  ${result.title}: ${result.subject}`;
-      table.push([label, WORDS[result.status], result.found, result.fix ?? ""]);
-    }
+    for (const result of own) row(`  ${result.title}`, result);
   }
   return `${table.toString()}\n${summary(results)}\n`;
 }

@@ -1,7 +1,7 @@
 /** The embedded witness beyond what every arbiter does: certificates, hostile requests, its database, its start. */
 import { Database } from "bun:sqlite";
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { copyFileSync, existsSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
 import { ArbiterRefusedError, ArbiterUnreachableError } from "../../src/arbiter/arbiter.ts";
@@ -336,27 +336,20 @@ describe("database", () => {
     expect(existsSync(workplace.path("db/witness.sqlite.new"))).toBe(false);
   });
 
-  test("JSON records of an older witness are taken over as invalid, once", () => {
-    mkdirSync(workplace.path("db"));
-    const old = workplace.path("db/vm1.json");
-    writeFileSync(old, JSON.stringify({ revision: 7, term: 3, holder: "host-b", replicaValid: true }));
-    const kept = workplace.path("kept.json");
-    copyFileSync(old, kept);
+  test.each([
+    ["a holder that is no name", "holder = '../host-a'"],
+    ["a negative term", "term = -1"],
+    ["a flag that is neither 0 nor 1", "replica_valid = 2"],
+    ["one agent twice", "agent_b = agent_a"],
+  ])("a row with %s is damage, and nothing is written over it", (_, change) => {
+    filled();
+    const database = new Database(path());
+    database.run(`UPDATE record SET ${change}`);
+    database.close();
     const store = open();
-    const imported = { revision: 8, term: 3, generation: 0, holder: "host-b", replicaValid: false };
-    expect(store.get("vm1")).toEqual({ record: imported, agents: null });
-    expect(existsSync(old)).toBe(false);
-    expect(existsSync(`${old}.imported`)).toBe(true);
-    expect(store.compareAndSwap("vm1", request(8), undefined).outcome).toBe("swapped");
+    expect(() => store.get("vm1")).toThrow(/damaged \(the row of VM vm1 is no record\): stop both agents/);
+    expect(() => store.compareAndSwap("vm1", request(1), undefined)).toThrow(/damaged/);
     store.close();
-    copyFileSync(kept, old); // as after a crash right before the file was renamed
-    const again = open();
-    expect(again.get("vm1")?.record.revision).toBe(9);
-    again.close();
-    writeFileSync(workplace.path("db/vm2.json"), "{}");
-    expect(open).toThrow(/vm2\.json is neither a record of an older witness/);
-    truncateSync(workplace.path("db/vm2.json"));
-    expect(open).toThrow(/vm2\.json/);
   });
 });
 

@@ -13,17 +13,17 @@ interface BenchEntry {
 export const BENCHES: Record<BenchName, BenchEntry> = {
   compare: {
     title: "comparing and releasing frames",
-    minutes: 3,
+    minutes: 2,
     load: async () => (await import("./bench_compare.ts")).benchCompare,
   },
   path: {
     title: "delay of a frame on its way to the network",
-    minutes: 4,
+    minutes: 5,
     load: async () => (await import("./bench_path.ts")).benchPath,
   },
   vm: {
     title: "a protected VM's traffic",
-    minutes: 9,
+    minutes: 10,
     runs: { usual: 3, quick: 1 },
     load: async () => (await import("./bench_vm.ts")).benchVm,
   },

@@ -11,7 +11,10 @@ export class PauseWatch {
   readonly pauses: Pause[] = [];
   #stopNs: bigint | undefined;
 
-  private constructor(private readonly client: QmpClient) {
+  readonly #client: QmpClient;
+
+  private constructor(client: QmpClient) {
+    this.#client = client;
     client.on("STOP", ({ timestampNs }) => {
       this.#stopNs = timestampNs;
     });
@@ -47,7 +50,7 @@ export class PauseWatch {
   async until(count: number, timeoutMs: number): Promise<void> {
     const deadline = performance.now() + timeoutMs;
     while (this.pauses.length < count) {
-      if (this.client.closedReason !== undefined) throw this.client.closedReason;
+      if (this.#client.closedReason !== undefined) throw this.#client.closedReason;
       if (performance.now() > deadline) {
         throw new Error(`${this.pauses.length} of ${count} checkpoints within ${timeoutMs} ms`);
       }
@@ -56,6 +59,6 @@ export class PauseWatch {
   }
 
   close(): void {
-    this.client.close();
+    this.#client.close();
   }
 }

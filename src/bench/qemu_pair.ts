@@ -56,7 +56,10 @@ export class QemuPair {
   readonly #qemus: Partial<Record<HostLetter, LabQemu>> = {};
   readonly #clients: QmpClient[] = [];
 
-  private constructor(private readonly options: QemuPairOptions) {
+  readonly #options: QemuPairOptions;
+
+  private constructor(options: QemuPairOptions) {
+    this.#options = options;
     this.namespaces = namespacesOf(options.name);
   }
 
@@ -96,7 +99,7 @@ export class QemuPair {
 
   async down(): Promise<void> {
     this.#closeClients();
-    await QemuPair.down(this.options.name);
+    await QemuPair.down(this.#options.name);
   }
 
   pid(letter: HostLetter): number {
@@ -114,7 +117,7 @@ export class QemuPair {
   }
 
   async #startQemus(): Promise<void> {
-    const { name, memoryMib, append, proxy } = this.options;
+    const { name, memoryMib, append, proxy } = this.#options;
     for (const letter of ["a", "b"] as const) {
       const directory = join(directoryOf(name), letter);
       const diskPath = join(directory, "disk.raw");
@@ -172,7 +175,7 @@ export class QemuPair {
       nbdPort: NBD_PORT,
       exportName: EXPORT_NAME,
     };
-    if (this.options.proxy) await proxyConnected(primary);
+    if (this.#options.proxy) await proxyConnected(primary);
     await prepareSecondary(secondary, {
       nbd: { host, port: NBD_PORT, exports: [{ name: EXPORT_NAME, node: LAB_NODES.disk }] },
       migrateHost: host,
@@ -182,7 +185,7 @@ export class QemuPair {
     await addNbdNode(primary, disk, COMMAND_TIMEOUT_MS);
     await attachReplication(primary, disk);
     await setCapabilities(primary, COLO_CAPABILITIES, true);
-    const { checkpointDelayMs } = this.options;
+    const { checkpointDelayMs } = this.#options;
     if (checkpointDelayMs !== undefined) {
       await primary.execute("migrate-set-parameters", { "x-checkpoint-delay": checkpointDelayMs });
     }
@@ -209,7 +212,7 @@ export class QemuPair {
   async checkpoint(): Promise<void> {
     const primary = this.#clients[0]!;
     const resumed = primary.waitFor("RESUME", () => true, ENTER_TIMEOUT_MS);
-    const { checkpointDelayMs = 20_000 } = this.options;
+    const { checkpointDelayMs = 20_000 } = this.#options;
     await primary.execute("migrate-set-parameters", { "x-checkpoint-delay": checkpointDelayMs });
     await resumed;
   }

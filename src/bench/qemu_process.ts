@@ -3,12 +3,13 @@
  * of each message (net/net.c, net_fill_rstate): the frame's length, then the length of its virtio_net_hdr,
  * both big-endian.
  */
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { VNET_BYTES } from "../ffi/layout.ts";
 import { StreamSocket } from "../ffi/stream_socket.ts";
 import { qemuArgv, qemuEnvironment } from "../host/installed.ts";
+import { removeLeftoverFolders } from "./leftover_folders.ts";
 import { onExit } from "./on_exit.ts";
 
 export const QEMU_FRAMING_BYTES = 8;
@@ -48,7 +49,7 @@ export class QemuProcess {
   /** Throws an Error if there is no QEMU, or if it ends. */
   static async start(): Promise<QemuProcess> {
     const argv = qemuArgv();
-    removeLeftovers();
+    removeLeftoverFolders(DIRECTORY_PREFIX);
     const directory = mkdtempSync(join(tmpdir(), `${DIRECTORY_PREFIX}${process.pid}-`));
     const names: QemuSocketName[] = ["primary", "secondary", "out", "notify"];
     const chardevs = names.flatMap((name) => [
@@ -121,31 +122,5 @@ export class QemuProcess {
     this.output?.close();
     this.#notify?.close();
     rmSync(this.#directory, { recursive: true, force: true });
-  }
-}
-
-/** Processes and folders of benchmarks that were killed. */
-function removeLeftovers(): void {
-  for (const name of readdirSync(tmpdir())) {
-    const owner = new RegExp(`^${DIRECTORY_PREFIX}(\\d+)-`).exec(name)?.[1];
-    if (owner === undefined || isRunning(owner)) continue;
-    const directory = join(tmpdir(), name);
-    try {
-      const pid = Number(readFileSync(join(directory, "pid"), "utf8"));
-      // Only if it is still the process that listens in this folder.
-      if (readFileSync(`/proc/${pid}/cmdline`, "latin1").includes(directory)) process.kill(pid, "SIGKILL");
-    } catch {
-      // It has ended already.
-    }
-    rmSync(directory, { recursive: true, force: true });
-  }
-}
-
-function isRunning(pid: string): boolean {
-  try {
-    process.kill(Number(pid), 0);
-    return true;
-  } catch {
-    return false;
   }
 }

@@ -16,7 +16,11 @@ import { COLUMNS, fromRow, type Row, schemaState } from "./schema.ts";
 const TOP_COLUMNS: Record<TopBy, string> = { port: "port_key", protocol: "protocol", flow: "flow" };
 
 export class DivergenceReader implements DivergenceSource {
-  constructor(private readonly database: Database) {}
+  readonly #database: Database;
+
+  constructor(database: Database) {
+    this.#database = database;
+  }
 
   /**
    * Opens a file for reading only, while an agent writes to it or not.
@@ -44,7 +48,7 @@ export class DivergenceReader implements DivergenceSource {
 
   list(options: ListOptions = {}): DivergenceRecord[] {
     const { vm = null, since = null, limit = LIST_LIMIT_DEFAULT } = options;
-    const query = this.database.query<Row, [string | null, number | null, number]>(
+    const query = this.#database.query<Row, [string | null, number | null, number]>(
       `select ${COLUMNS} from divergences
        where (?1 is null or vm = ?1) and (?2 is null or time_ms >= ?2) order by id desc limit ?3`,
     );
@@ -52,7 +56,9 @@ export class DivergenceReader implements DivergenceSource {
   }
 
   get(id: number): DivergenceRecord | undefined {
-    const row = this.database.query<Row, [number]>(`select ${COLUMNS} from divergences where id = ?`).get(id);
+    const row = this.#database
+      .query<Row, [number]>(`select ${COLUMNS} from divergences where id = ?`)
+      .get(id);
     return row === null ? undefined : fromRow(row);
   }
 
@@ -61,7 +67,7 @@ export class DivergenceReader implements DivergenceSource {
     // A checkpoint that answers several divergences is one: first per checkpoint, then together.
     // checkpoint_epoch is null for what no checkpoint has answered; those are one group, which
     // count(checkpoint_epoch) leaves out.
-    const query = this.database.query<TopEntry, [string | null, number]>(
+    const query = this.#database.query<TopEntry, [string | null, number]>(
       `select key, sum(n) as divergences, count(checkpoint_epoch) as checkpoints,
               coalesce(sum(pause_ms), 0) as pauseMs, max(time_ms) as lastTimeMs
        from (select ${TOP_COLUMNS[by]} as key, vm, checkpoint_epoch, sum(1 + repeats) as n,
@@ -74,7 +80,7 @@ export class DivergenceReader implements DivergenceSource {
   }
 
   close(): void {
-    this.database.close();
+    this.#database.close();
   }
 }
 

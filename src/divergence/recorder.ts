@@ -34,11 +34,13 @@ export class DivergenceRecorder {
   /** Numbers of records without an outcome, and the epoch in which each was found. */
   readonly #open = new Map<number, number>();
   #newestId = 0;
+  readonly #store: Pick<DivergenceStore, "add" | "complete">;
+  readonly #vm: string;
 
-  constructor(
-    private readonly store: Pick<DivergenceStore, "add" | "complete">,
-    private readonly vm: string,
-  ) {}
+  constructor(store: Pick<DivergenceStore, "add" | "complete">, vm: string) {
+    this.#store = store;
+    this.#vm = vm;
+  }
 
   /**
    * Notes a divergence found in `epoch`. `timeMs`: wall clock. Returns its number, 0 if it is only counted.
@@ -47,13 +49,13 @@ export class DivergenceRecorder {
     const { waitedNs, ...rest } = divergence;
     const record: NewDivergence = {
       ...rest,
-      vm: this.vm,
+      vm: this.#vm,
       timeMs,
       epoch,
       waitedMs: waitedNs / 1e6,
       action: ACTION_PENDING,
     };
-    const id = this.store.add(record);
+    const id = this.#store.add(record);
     // A repeat has the number of the first one, whose outcome may be known already.
     if (id > this.#newestId) {
       this.#newestId = id;
@@ -67,7 +69,7 @@ export class DivergenceRecorder {
     const { epoch, pauseMs, totalMs } = cost;
     for (const [id, foundIn] of this.#open) {
       if (foundIn === epoch) continue;
-      this.store.complete(id, { action: `checkpoint ${epoch}`, checkpoint: { epoch, pauseMs, totalMs } });
+      this.#store.complete(id, { action: `checkpoint ${epoch}`, checkpoint: { epoch, pauseMs, totalMs } });
       this.#open.delete(id);
     }
   }
@@ -77,7 +79,7 @@ export class DivergenceRecorder {
    * alone".
    */
   ended(action: string): void {
-    for (const id of this.#open.keys()) this.store.complete(id, { action });
+    for (const id of this.#open.keys()) this.#store.complete(id, { action });
     this.#open.clear();
   }
 }

@@ -19,7 +19,11 @@ const NOBODY = "02:00:00:00:00:99";
 export const otherHost = (letter: HostLetter): HostLetter => (letter === "a" ? "b" : "a");
 
 export class LabFaults {
-  constructor(private readonly lab: Lab) {}
+  readonly #lab: Lab;
+
+  constructor(lab: Lab) {
+    this.#lab = lab;
+  }
 
   /** Sends a signal to each process that is there; all of them get it before this returns. */
   signal(victim: Victim, signal: NodeJS.Signals): void {
@@ -62,7 +66,7 @@ export class LabFaults {
 
   /** Pulls a host's cable to the clients' switch, at the switch. */
   async pullUplink(letter: HostLetter): Promise<void> {
-    await ipIn(this.lab.namespaces.switch)("link", "set", `to-${letter}`, "down");
+    await ipIn(this.#lab.namespaces.switch)("link", "set", `to-${letter}`, "down");
   }
 
   /**
@@ -87,7 +91,7 @@ export class LabFaults {
         await this.#ip(letter, "neigh", "flush", "dev", device, "nud", "permanent");
       }
       await this.#ip(letter, "link", "set", "uplink", "up");
-      await ipIn(this.lab.namespaces.switch)("link", "set", `to-${letter}`, "up");
+      await ipIn(this.#lab.namespaces.switch)("link", "set", `to-${letter}`, "up");
     }
   }
 
@@ -100,13 +104,13 @@ export class LabFaults {
             ...(victim.startsWith("agent") ? [] : [`qemu-${letter}` as const]),
           ]);
     return names
-      .map((name) => this.lab.process(name))
+      .map((name) => this.#lab.process(name))
       .filter((identity) => identity !== undefined && isAlive(identity)) as NonNullable<
       ReturnType<Lab["process"]>
     >[];
   }
 
   async #ip(letter: HostLetter, ...words: string[]): Promise<void> {
-    await ipIn(this.lab.namespaces[letter])(...words);
+    await ipIn(this.#lab.namespaces[letter])(...words);
   }
 }

@@ -11,10 +11,11 @@
  * - notify_dev: "COLO_USERSPACE_PROXY_INIT", which is answered. What QEMU asked for before arrives before
  *   the answer.
  */
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createConnection, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { removeLeftoverFolders } from "../../src/bench/leftover_folders.ts";
 import { qemuArgv, qemuEnvironment } from "../../src/host/installed.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
 import { ethernet, text, udp } from "../compare/frames.ts";
@@ -156,7 +157,7 @@ export class QemuCompare {
   }
 
   static async start(options: QemuCompareOptions = {}): Promise<QemuCompare> {
-    removeLeftovers();
+    removeLeftoverFolders(DIRECTORY_PREFIX);
     const { compareTimeoutMs = 86_400_000, scanCycleMs = 3_600_000, maxQueueSize = 1024 } = options;
     const directory = mkdtempSync(join(tmpdir(), `${DIRECTORY_PREFIX}${process.pid}-`));
     const names = ["primary", "secondary", "out", "notify"];
@@ -358,31 +359,4 @@ const BARRIER_FLOW = {
 
 function equalBytes(a: Uint8Array, b: Uint8Array): boolean {
   return a.length === b.length && Buffer.compare(a, b) === 0;
-}
-
-/** Processes and folders of runs that were killed before they could clean up. */
-function removeLeftovers(): void {
-  for (const name of readdirSync(tmpdir())) {
-    if (!name.startsWith(DIRECTORY_PREFIX)) continue;
-    const owner = Number(name.slice(DIRECTORY_PREFIX.length).split("-")[0]);
-    if (owner === process.pid || isAlive(owner)) continue;
-    const directory = join(tmpdir(), name);
-    try {
-      const pid = Number(readFileSync(join(directory, "pid"), "utf8"));
-      // Only if it is still the process that listens in this folder.
-      if (readFileSync(`/proc/${pid}/cmdline`, "latin1").includes(directory)) process.kill(pid, "SIGKILL");
-    } catch {
-      // It has ended already.
-    }
-    rmSync(directory, { recursive: true, force: true });
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
 }

@@ -19,7 +19,7 @@ export function commandLine(): Command {
   const program = new Command("colo-agent")
     .description("Keeps QEMU virtual machines running through the loss of their host (COLO)")
     .version(VERSION)
-    .option("--verbose", "if the command fails, print where in the program, with all causes")
+    .option("--verbose", "print the causes and the stack of an error")
     .showHelpAfterError("(colo-agent --help lists the commands)");
 
   const groups: [heading: string, commands: Command[]][] = [

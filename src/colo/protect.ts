@@ -4,7 +4,7 @@
  * Protecting a running VM, with the VM stopped only from 5 to 8:
  *
  *   1  NBD clients to the secondary's exports      5  switch-over: VM stopped, onStopped()
- *   2  copy the disks, then follow their writes    6  end the copies (disks are equal), attach the replication
+ *   2  copy the disks, then follow their writes    6  end the copies (disks are equal), attach replication
  *   3  capabilities, parameters                    7  migrate-continue
  *   4  migrate: memory, while the VM runs          8  MIGRATION colo, first RESUME
  *

@@ -14,11 +14,14 @@ import { isHolder, type Path, type State } from "../../src/failover/state.ts";
 import type { Host } from "./host.ts";
 import type { Connection } from "./network.ts";
 import { PeerLink } from "./peer_link.ts";
-import { type Pause, type Procedure, ProcedureError, type Running, run } from "./procedure.ts";
+import { type RequestBody, type RequestType, serve } from "./peer_requests.ts";
+import { Primary } from "./primary.ts";
+import { type Pause, type Procedure, type ProcedureError, run } from "./procedure.ts";
 import * as procedures from "./procedures.ts";
+import { Process } from "./process.ts";
 import { isRoutine, showActions, showEvent } from "./trace.ts";
 import { Violation } from "./violation.ts";
-import { contains, type Pair, type Qemu, type VmState } from "./vm.ts";
+import { contains, type Pair, type Qemu } from "./vm.ts";
 
 /** There is one. */
 const VM = "vm";
@@ -27,27 +30,7 @@ const DEADLINE_SLACK_MS = 20;
 /** After the answer to the administrator. */
 const RESTART_END_MS = 60;
 
-type RequestType =
-  | "prepare_secondary"
-  | "enter_secondary"
-  | "resume_secondary"
-  | "restarting"
-  | "back"
-  | "succeed"
-  | "loaded"
-  | "abandon"
-  | "replica_lost"
-  | "give_up";
-
-interface RequestBody {
-  generation: number;
-  reason: string;
-  /** With "loaded": which one it is. */
-  loads?: number;
-}
-
-export class Agent implements HeartbeatVm {
-  alive = true;
+export class Agent extends Process implements HeartbeatVm {
   pair: Pair | undefined;
   /** No checkpoint is begun: an agent of the pair is being restarted. */
   paused = false;
@@ -58,18 +41,11 @@ export class Agent implements HeartbeatVm {
   wake: (() => void) | undefined;
   peerLoaded: ((loads: number) => void) | undefined;
   lastCheckpoint: { resolve: () => void; fail: (error: ProcedureError) => void } | undefined;
-  /** After so many steps of the driver more, between two of them, this happens. */
-  interrupt: { afterActions: number; run: () => void } | undefined;
   /** Happens once, right after the next heartbeat is sent. */
   afterHeartbeat: (() => void) | undefined;
   readonly link: PeerLink;
   readonly #driver: Driver;
   readonly #heartbeats = new Heartbeats(() => [[VM, this] as const]);
-  /** What has come in: messages, timers, ends of procedures. */
-  readonly #work: (() => void)[] = [];
-  #working = false;
-  #frozen = false;
-  #thawedMs = 0;
   /** When the last decision was taken: it may have made something due that its moment lies before. */
   #decidedMs = 0;
   #started = false;
@@ -77,32 +53,25 @@ export class Agent implements HeartbeatVm {
   /** The generation of the replica that is there. */
   #follows: number | undefined;
   #newest: { from: Agent; sentMs: number } | undefined;
-  #protection: Running | undefined;
-  #checkpoints: { running: Running | undefined } | undefined;
+  readonly #primary = new Primary(this);
 
   constructor(
-    readonly host: Host,
+    host: Host,
     readonly id: string,
   ) {
+    super(host);
     const { world } = host;
     this.link = new PeerLink(this, () => this.tell({ type: "control_closed" }));
     this.#driver = new world.rules.driver(world.settingsOf(host), {
       now: () => host.clockMs,
-      setTimer: (ms, call) => this.#setTimer(ms, call),
+      setTimer: (ms, call) => this.setTimer(ms, call),
       perform: (action) => this.#perform(action),
       decided: (before, event, after, actions) => this.#decided(before, event, after, actions),
       phaseChanged: () => undefined,
-      mayContinue: () => {
-        this.#countDown();
-        return this.alive && !this.#frozen;
-      },
+      mayContinue: () => this.mayContinue(),
       decide: world.rules.decide,
     });
     world.after(world.random.between(50, 400), () => this.post(() => this.#adopt()));
-  }
-
-  get world() {
-    return this.host.world;
   }
 
   get state(): Readonly<State> {
@@ -113,64 +82,14 @@ export class Agent implements HeartbeatVm {
     return this.#started;
   }
 
-  get frozen(): boolean {
-    return this.#frozen;
-  }
-
   get holds(): boolean {
     return isHolder(this.state);
   }
 
   // --- the process ---
 
-  /** Work for the process: done at once, or when it runs again. */
-  post(work: () => void): void {
-    if (!this.alive) return;
-    this.#work.push(work);
-    this.#drain();
-  }
-
-  #drain(): void {
-    if (this.#working) return;
-    this.#working = true;
+  protected proceed(): void {
     this.#driver.proceed();
-    while (this.alive && !this.#frozen) {
-      const work = this.#work.shift();
-      if (work === undefined) break;
-      work();
-    }
-    this.#working = false;
-  }
-
-  freeze(): void {
-    this.#frozen = true;
-  }
-
-  thaw(): void {
-    this.#frozen = false;
-    this.#thawedMs = this.host.clockMs;
-    this.#drain();
-  }
-
-  #countDown(): void {
-    const { interrupt } = this;
-    if (interrupt === undefined || interrupt.afterActions-- > 0) return;
-    this.interrupt = undefined;
-    interrupt.run();
-  }
-
-  #setTimer(ms: number, call: () => void): () => void {
-    const { world, host } = this;
-    let cancelled = false;
-    const timer = world.after(ms / host.rate, () =>
-      this.post(() => {
-        if (!cancelled) call();
-      }),
-    );
-    return () => {
-      cancelled = true;
-      world.queue.cancel(timer);
-    };
   }
 
   die(what: "process" | "host"): void {
@@ -225,7 +144,7 @@ export class Agent implements HeartbeatVm {
 
   /** Rule 8. A deadline that only the next round notices was not armed. */
   #checkDeadline(): void {
-    const dueMs = Math.max(nextDeadlineMs(this.state), this.#thawedMs, this.#decidedMs);
+    const dueMs = Math.max(nextDeadlineMs(this.state), this.thawedMs, this.#decidedMs);
     const lateMs = this.host.clockMs - dueMs;
     if (lateMs > DEADLINE_SLACK_MS)
       throw new Violation(8, `${this.id} is ${this.state.phase}, ${lateMs.toFixed(1)} ms after a deadline`);
@@ -285,18 +204,20 @@ export class Agent implements HeartbeatVm {
         }));
         break;
       case "protect":
-        this.#protect(action.generation);
+        this.#primary.protect(action.generation);
         break;
       case "resume":
-        this.#resume(action.generation);
+        this.#primary.resume(action.generation);
         break;
       case "begin_checkpoints":
-        this.#beginCheckpoints();
+        this.#primary.beginCheckpoints();
         break;
       case "pause_checkpoints": {
         const { request, whose, generation } = action;
         this.paused = true;
-        this.#whenSettled(() => this.tell({ type: "checkpoints_paused", request, whose, generation }));
+        this.#primary.whenSettled(() =>
+          this.tell({ type: "checkpoints_paused", request, whose, generation }),
+        );
         break;
       }
       case "catch_up":
@@ -304,7 +225,7 @@ export class Agent implements HeartbeatVm {
         this.wake?.();
         break;
       case "end_protection":
-        this.endProtection(action.reason);
+        this.#primary.endProtection(action.reason);
         break;
       case "hand_over":
         this.#run(procedures.handOver(this, action.generation), { type: "handed_over" }, (reason) => ({
@@ -369,36 +290,6 @@ export class Agent implements HeartbeatVm {
     );
   }
 
-  #protect(generation: number): void {
-    const progress = { entered: false };
-    this.#protection = run(
-      procedures.protect(this, generation, progress),
-      () => this.tell({ type: "primed", generation }),
-      (error) => {
-        this.endProtection(error.message);
-        const { entered } = progress;
-        this.tell({ type: "protection_failed", generation, entered, reason: error.message });
-      },
-    );
-  }
-
-  #resume(generation: number): void {
-    this.#protection = run(
-      procedures.resume(this, generation),
-      () => {
-        this.world.coverage.count("protections that went on");
-        this.tell({ type: "resumed", generation });
-      },
-      (error) => this.tell({ type: "pair_broken", reason: error.message }),
-    );
-  }
-
-  /** When no checkpoint is under way. */
-  #whenSettled(action: () => void): void {
-    if (!this.inCheckpoint) action();
-    else this.world.after(5, () => this.post(() => this.#whenSettled(action)));
-  }
-
   #askPeerToWait(request: number, generation: number): void {
     const answered = (refusal: string | undefined) =>
       this.tell({ type: "peer_waits", request, refusal, atRest: this.#atRest });
@@ -436,55 +327,17 @@ export class Agent implements HeartbeatVm {
     });
   }
 
-  #beginCheckpoints(): void {
-    this.paused = false;
-    this.inCheckpoint = false;
-    const mine: { running: Running | undefined } = { running: undefined };
-    this.#checkpoints = mine;
-    mine.running = run(
-      procedures.checkpoints(this),
-      () => undefined,
-      (error) => {
-        if (this.#checkpoints !== mine) return; // ended by the agent itself
-        this.lastCheckpoint?.fail(error);
-        this.tell({ type: "pair_broken", reason: error.message });
-      },
-    );
-  }
-
-  endProtection(reason: string): void {
-    const protection = this.#protection;
-    const checkpoints = this.#checkpoints;
-    this.#protection = undefined;
-    this.#checkpoints = undefined;
-    protection?.abort(reason);
-    checkpoints?.running?.abort(reason);
-    this.lastCheckpoint?.fail(new ProcedureError("checkpoints were ended"));
-    this.lastCheckpoint = undefined;
-  }
-
   sleep(ms: number): Pause {
     return (resume) => this.world.after(ms, () => this.post(resume));
   }
 
-  /** The comparer has judged one held output. */
-  compared(state: VmState, same: boolean): void {
-    if (!same) {
-      this.wake?.();
-      return;
-    }
-    const { held } = this.host;
-    const found = held.find((output) => output.state === state);
-    if (found !== undefined) found.verified = true;
-    while (held[0]?.verified) this.world.engine.emit(this.host, held.shift()!.state);
-  }
-
-  /** Lets out what is held, up to `limit`. */
-  release(limit?: VmState): void {
-    const { held } = this.host;
-    while (held.length > 0 && (limit === undefined || held[0]!.state.depth <= limit.depth)) {
-      this.world.engine.emit(this.host, held.shift()!.state);
-    }
+  /** The switch-over: from here on this host has a replica of `generation`. */
+  follow(generation: number): void {
+    const { host } = this;
+    this.#follows = generation;
+    host.kernel.leaseUntilMs = 0;
+    host.setRole("secondary");
+    this.following = true;
   }
 
   qemuClosed(qemu: Qemu): void {
@@ -508,7 +361,7 @@ export class Agent implements HeartbeatVm {
     fail: (error: ProcedureError) => void = () => undefined,
   ): void {
     this.link.request(
-      (peer, answer) => peer.#serve(type, body, answer),
+      (peer, answer) => serve(peer, type, body, answer),
       (answer) => {
         if (answer === undefined) ok();
         else fail(answer as ProcedureError);
@@ -521,77 +374,6 @@ export class Agent implements HeartbeatVm {
   /** As a pause of a procedure. */
   asks(type: RequestType, generation: number, timeoutMs: number): Pause {
     return (resume, fail) => this.request(type, { generation, reason: "" }, timeoutMs, resume, fail);
-  }
-
-  /** What src/agent/peer_requests.ts does. */
-  #serve(
-    type: RequestType,
-    { generation, reason, loads = 0 }: RequestBody,
-    answer: (error?: ProcedureError) => void,
-  ): void {
-    const { world, host } = this;
-    const accepted = (request: Request, work: () => void = answer) =>
-      this.ask(request, (refusal) => {
-        if (refusal === undefined) work();
-        else answer(new ProcedureError(refusal));
-      });
-    switch (type) {
-      case "prepare_secondary":
-        accepted({ type: "prepare", generation }, () =>
-          run(
-            procedures.prepare(this),
-            () => answer(),
-            (error) => {
-              this.tell({ type: "prepare_failed", reason: error.message });
-              answer(error);
-            },
-          ),
-        );
-        break;
-      case "enter_secondary":
-        accepted({ type: "entered", generation }, () => {
-          this.#follows = generation;
-          host.kernel.leaseUntilMs = 0;
-          host.setRole("secondary");
-          this.following = true;
-          answer();
-        });
-        break;
-      case "succeed":
-        accepted({ type: "succeed", generation }, () => {
-          host.setRole("successor");
-          answer();
-        });
-        break;
-      case "resume_secondary":
-        accepted({ type: "resume_wanted", generation });
-        break;
-      case "restarting":
-        accepted({ type: "peer_restarts", generation });
-        break;
-      case "back":
-        accepted({ type: "peer_is_back", generation }, () => {
-          world.coverage.count("replicas that were followed again");
-          answer();
-        });
-        break;
-      case "loaded":
-        this.peerLoaded?.(loads);
-        answer();
-        break;
-      case "abandon":
-        this.tell({ type: "abandoned", generation, reason });
-        answer();
-        break;
-      case "replica_lost":
-        this.tell({ type: "replica_lost", generation, reason });
-        answer();
-        break;
-      case "give_up":
-        this.tell({ type: "peer_gave_up", generation, reason });
-        answer();
-        break;
-    }
   }
 
   // --- heartbeats ---

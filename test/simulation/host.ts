@@ -87,6 +87,26 @@ export class Host {
     this.agent?.qemuClosed(qemu);
   }
 
+  /** The comparer has judged one held output. */
+  compared(state: VmState, same: boolean): void {
+    if (!same) {
+      this.agent?.wake?.();
+      return;
+    }
+    const { held } = this;
+    const found = held.find((output) => output.state === state);
+    if (found !== undefined) found.verified = true;
+    while (held[0]?.verified) this.world.engine.emit(this, held.shift()!.state);
+  }
+
+  /** Lets out what is held, up to `limit`. */
+  release(limit?: VmState): void {
+    const { held } = this;
+    while (held.length > 0 && (limit === undefined || held[0]!.state.depth <= limit.depth)) {
+      this.world.engine.emit(this, held.shift()!.state);
+    }
+  }
+
   /** The power fails. */
   crash(hurt: string): void {
     this.up = false;

@@ -45,9 +45,9 @@ export function look(agent: Agent): void {
 }
 
 export function passAlone(agent: Agent): void {
-  agent.release();
+  agent.host.release();
   agent.host.setRole("solo");
-  agent.release();
+  agent.host.release();
 }
 
 export function* runAlone(agent: Agent): Procedure<void> {
@@ -162,7 +162,7 @@ function* checkpoint(agent: Agent, pair: Pair): Procedure<void> {
       }),
     );
   };
-  if (host.kernel.role === "primary") agent.release(boundary);
+  if (host.kernel.role === "primary") agent.host.release(boundary);
   world.coverage.count("checkpoints");
   for (let waitedMs = 0; qemu.paused; waitedMs += 5) {
     if (!qemu.alive || pair.broken) throw new ProcedureError("QEMU has left COLO");
@@ -257,7 +257,7 @@ export function* promote(agent: Agent): Procedure<void> {
   yield agent.sleep(random.skewed(0.5, 50)); // query-status, not waited for long
   agent.following = false;
   if (host.kernel.role === "successor") {
-    agent.release();
+    agent.host.release();
   } else {
     host.held = []; // of another time
     host.setRole("solo");

@@ -146,7 +146,7 @@ export class Engine {
    */
   #asSuccessor(host: Host, state: VmState): void {
     host.held.push({ state, verified: true });
-    if (host.permitted) host.agent?.release();
+    if (host.permitted && host.agent !== undefined) host.release();
   }
 
   emit(host: Host, state: VmState): void {
@@ -179,7 +179,7 @@ export class Engine {
       const agent = primary.host.agent;
       world.after(world.random.skewed(0.2, 20), () =>
         agent?.post(() => {
-          if (agent.pair === pair) agent.compared(state, same);
+          if (agent.pair === pair) agent.host.compared(state, same);
         }),
       );
     });

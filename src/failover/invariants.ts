@@ -72,11 +72,12 @@ function goalFits(s: State): boolean {
   }
 }
 
-export const INVARIANT_COUNT = Object.keys(INVARIANTS).length;
+const ENTRIES = Object.entries(INVARIANTS);
+export const INVARIANT_COUNT = ENTRIES.length;
 
 /** The name of an invariant that the state breaks; undefined: it breaks none. */
 export function brokenInvariant(s: State): string | undefined {
-  for (const [name, holds] of Object.entries(INVARIANTS)) if (!holds(s)) return name;
+  for (const [name, holds] of ENTRIES) if (!holds(s)) return name;
   return undefined;
 }
 

@@ -77,8 +77,14 @@ test("every imported file exists", () => {
 });
 
 test("an arrow up and a circle are found in made-up files", () => {
-  const text = `import type { A } from "../agent/agent.ts";\nexport { b } from "./state.ts";\nawait import("../cli/main.ts");
-    new Worker(new URL("./tcp.ts", import.meta.url));\nimport { z } from "zod";\nimport "../host/log.ts";`;
+  const text = [
+    'import type { A } from "../agent/agent.ts";',
+    'export { b } from "./state.ts";',
+    'await import("../cli/main.ts");',
+    'new Worker(new URL("./tcp.ts", import.meta.url));',
+    'import { z } from "zod";',
+    'import "../host/log.ts";',
+  ].join("\n");
   const targets = importsOf("src/compare/state.ts", text);
   expect(targets).toEqual([
     "src/agent/agent.ts",

@@ -105,9 +105,10 @@ function print(report: LabReport, json: boolean | undefined): void {
 
 function hints(report: LabReport, name: string): void {
   const inClient = `ip netns exec ${report.client.netns}`;
+  const { qemu_pid: qemu, agent_pid: agent } = report.hosts[0] ?? {};
   process.stdout.write(`
   ${inClient} ping ${report.guest.ipv4 ?? "ADDRESS"}          reach the guest
-  kill -9 ${report.hosts[0]?.qemu_pid ?? "QEMU"} ${report.hosts[0]?.agent_pid ?? ""}          lose the primary host
+  kill -9 ${qemu ?? "QEMU"} ${agent ?? ""}          lose the primary host
   colo-agent lab status --name ${name}          see who runs the VM
   colo-agent lab down --name ${name}
 `);

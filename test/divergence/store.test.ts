@@ -431,10 +431,11 @@ test("a file that no agent has open can be read where nothing can be written", (
 
 /** Gives up root, for which no directory is read-only. */
 function unprivilegedReader(file: string): string {
+  const reader = join(import.meta.dir, "../../src/divergence/reader.ts");
   return `
     import { chmodSync } from "node:fs";
     import { dirname } from "node:path";
-    import { DivergenceReader } from ${JSON.stringify(join(import.meta.dir, "../../src/divergence/reader.ts"))};
+    import { DivergenceReader } from ${JSON.stringify(reader)};
     const path = ${JSON.stringify(file)};
     chmodSync(path, 0o444);
     chmodSync(dirname(path), 0o555);

@@ -38,7 +38,7 @@ function plan() {
 }
 
 describe(`${cycles} faults in a row, seed ${seed}`, () => {
-  const rig = new FaultRig(seed, join(tmpdir(), `colo-faults-${process.pid}`));
+  const rig = new FaultRig(seed, join(tmpdir(), `colo-test-faults-${process.pid}`));
 
   for (const [index, fault] of plan().entries()) {
     const number = index + 1;

@@ -65,7 +65,7 @@ async function belongings(lab: Lab, letter: HostLetter): Promise<Record<string, 
       // Others may be at work on this machine.
       namespaces: run("ip", "netns", "list")
         .split("\n")
-        .filter((name) => name.startsWith("colo-resync"))
+        .filter((name) => name.startsWith("colo-test-resync"))
         .sort(),
     };
   } finally {

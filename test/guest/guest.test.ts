@@ -100,9 +100,8 @@ async function qmp(command: string, arguments_: object = {}): Promise<Record<str
       },
     },
   });
-  socket.write(
-    `{"execute":"qmp_capabilities"}${JSON.stringify({ execute: command, arguments: arguments_, id: "answer" })}`,
-  );
+  const request = JSON.stringify({ execute: command, arguments: arguments_, id: "answer" });
+  socket.write(`{"execute":"qmp_capabilities"}${request}`);
   try {
     return await promise;
   } finally {

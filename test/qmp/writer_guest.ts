@@ -19,7 +19,12 @@ exec </dev/console >/dev/console 2>/dev/null
 while read -r module; do insmod "/lib/modules/$module.ko"; done </lib/modules/modules.list
 for word in $(cat /proc/cmdline); do
   case $word in
-    writer.dirty=*) (while :; do yes "$RANDOM-$RANDOM" | dd of=/dirty bs=1048576 count=\${word#*=} iflag=fullblock; usleep 200000; done) & ;;
+    writer.dirty=*)
+      (while :; do
+        yes "$RANDOM-$RANDOM" | dd of=/dirty bs=1048576 count=\${word#*=} iflag=fullblock
+        usleep 200000
+      done) &
+      ;;
   esac
 done
 [ ! -x /self_modifying ] || /self_modifying &

@@ -5,7 +5,7 @@
 import { importsOf } from "./imports.ts";
 
 const DECLARED =
-  /^export (?:default )?(?:declare )?(?:abstract )?(?:async )?(?:const|let|function\*?|class|interface|type|enum) (\w+)/gm;
+  /^export (?:(?:abstract|async) )?(?:const|let|function\*?|class|interface|type|enum) (\w+)/gm;
 const NAMED = /^(?:import|export) (?:type )?\{([^}]*)\} from "(\.{1,2}\/[^"]+)";/gm;
 /** Everything of a file may be used: `import * as x`, and `import("x")` unless names are taken out of it at once. */
 const WHOLE = /^import (?:type )?\* as \w+ from "(\.{1,2}\/[^"]+)";|import\("(\.{1,2}\/[^"]+)"\)(?!\)\.)/gm;

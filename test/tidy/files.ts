@@ -16,9 +16,11 @@ export function readText(file: string): Promise<string> {
   return Bun.file(join(REPOSITORY, file)).text();
 }
 
-const CODE =
-  /^(src|test|scripts|bpf|deploy|guest|model|\.ci)\/.*\.(ts|c|h|S|sh|pml|py|lua|toml|service)$|^(scripts|\.ci|guest)\/[^.]+$/;
+const FOLDERS = /^(src|test|scripts|bpf|deploy|guest|model|\.ci)\//;
+const SOURCE = /\.(ts|c|h|S|sh|pml|py|lua|toml|service)$/;
+const SCRIPT = /^(scripts|\.ci|guest)\/[^.]+$/;
 
 /** Source files, scripts and configuration, whatever their language. */
-export const isCode = (file: string): boolean => CODE.test(file);
+export const isCode = (file: string): boolean =>
+  SCRIPT.test(file) || (FOLDERS.test(file) && SOURCE.test(file));
 export const isDocument = (file: string): boolean => file.endsWith(".md");

@@ -45,6 +45,8 @@ function done(summary)
   end
   local errors = summary.errors
   io.write(string.format(
-    'RESULT {"asked":%d,"right":%d,"wrong":%d,"connect":%d,"read":%d,"write":%d,"status":%d,"timeout":%d,"us":%d}\n',
-    asked, right, wrong, errors.connect, errors.read, errors.write, errors.status, errors.timeout, summary.duration))
+    'RESULT {"asked":%d,"right":%d,"wrong":%d,"connect":%d,"read":%d,"write":%d,' ..
+      '"status":%d,"timeout":%d,"us":%d}\n',
+    asked, right, wrong, errors.connect, errors.read, errors.write,
+    errors.status, errors.timeout, summary.duration))
 end

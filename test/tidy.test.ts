@@ -1,6 +1,7 @@
 /**
- * The mechanical rules of the house: length of lines and files, links and paths that exist, exports that somebody
- * uses, a changelog with an entry for the version. What may break a rule stands in tidy/exceptions.ts.
+ * The mechanical rules of the house: length of lines and files, links and paths that exist, exports that
+ * somebody uses, a changelog with an entry for the version. What may break a rule stands in
+ * tidy/exceptions.ts.
  */
 import { describe, expect, test } from "bun:test";
 import { existsSync } from "node:fs";

@@ -1,6 +1,7 @@
 /**
- * The environment variables of the tests: which there are, what each does, and how a test reads one. Nothing else
- * in test/ looks for a variable whose name begins with COLO_. CONTRIBUTING.md has the same table (tidy.test.ts).
+ * The environment variables of the tests: which there are, what each does, and how a test reads one. Nothing
+ * else in test/ looks for a variable whose name begins with COLO_. CONTRIBUTING.md has the same table
+ * (tidy.test.ts).
  */
 
 interface Variable {
@@ -60,7 +61,7 @@ export const VARIABLES = {
   },
 } as const satisfies Record<string, Variable>;
 
-export type VariableName = keyof typeof VARIABLES;
+type VariableName = keyof typeof VARIABLES;
 
 /** The value set in the environment, if there is one. */
 export function given(name: VariableName): string | undefined {

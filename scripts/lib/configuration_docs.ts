@@ -34,7 +34,7 @@ interface Key {
   oneOf?: Key[];
 }
 
-export interface Row {
+interface Row {
   /** The key with its table, as in a message about it: "vm.nic.tap". */
   path: string;
   key: string;

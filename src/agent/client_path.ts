@@ -1,9 +1,10 @@
 /**
- * Heartbeats over the network that the VM's clients use, beside those on the replication link: what is heard here while the link is
- * silent tells a cut link from a lost host. UDP datagrams, each signed with a key that both hosts share.
+ * Heartbeats over the network that the VM's clients use, beside those on the replication link: what is heard
+ * here while the link is silent tells a cut link from a lost host. UDP datagrams, each signed with a key that
+ * both hosts share.
  *
- * Who records a datagram and sends it again gains nothing: an answer prolongs the lease from the time its question was sent, and questions
- * have to be newer than those before.
+ * Who records a datagram and sends it again gains nothing: an answer prolongs the lease from the time its
+ * question was sent, and questions have to be newer than those before.
  */
 import { createHmac, randomUUID, timingSafeEqual } from "node:crypto";
 import { createSocket, type Socket } from "node:dgram";
@@ -31,7 +32,7 @@ const message = z.union([
 ]);
 type Message = z.output<typeof message>;
 
-export interface ClientPathEvents {
+interface ClientPathEvents {
   /** The peer asks; `answer` sends what it is told. */
   asked(request: HeartbeatRequest, answer: (answer: HeartbeatAnswer) => void): void;
   /** The peer has answered what was asked at `sentMs` (CLOCK_BOOTTIME of this host). */
@@ -70,7 +71,8 @@ export class ClientPath {
       socket.once("error", (error) =>
         reject(
           new Error(
-            `cannot bind client_path.local ${host}:${port}: ${error.message}; it must be an address of this host on the clients' network`,
+            `cannot bind client_path.local ${host}:${port}: ${error.message}; it must be an address of ` +
+              "this host on the clients' network",
             { cause: error },
           ),
         ),
@@ -135,7 +137,8 @@ function readKey(path: string): Buffer {
       throw new Error("others than its owner can read it; chmod 600 it");
   } catch (error) {
     throw new Error(
-      `client_path.key_file ${path}: ${(error as Error).message} (make one with: head -c 32 /dev/urandom >${path}; the same on both hosts)`,
+      `client_path.key_file ${path}: ${(error as Error).message} (make one with: head -c 32 /dev/urandom ` +
+        `>${path}; the same on both hosts)`,
       { cause: error },
     );
   }

@@ -1,18 +1,19 @@
 /**
- * The channel between the two agents: requests and answers, one JSON object a line, over TCP on the replication link.
+ * The channel between the two agents: requests and answers, one JSON object a line, over TCP on the
+ * replication link.
  *
  * Each agent listens for its peer (peer_server.ts) and dials its peer (peer_client.ts). Requests go over the
  * connection that the agent dialled, and answers come back on it. A line is {id, type, body} or
- * {id, ok, body | error}. The first request on a connection is {@link HELLO}, which settles that both sides speak the
- * same protocol and whether the connection is the agent's or a visitor's.
+ * {id, ok, body | error}. The first request on a connection is {@link HELLO}, which settles that both sides
+ * speak the same protocol and whether the connection is the agent's or a visitor's.
  */
 import { z } from "zod";
 import { jsonAs } from "../host/json.ts";
 import { VERSION } from "../host/version.ts";
 
 /**
- * Number of the wire format: of the requests (peer_api.ts), their lines, and the datagrams of client_path.ts. It grows
- * with every change that an agent of the version before would misread.
+ * Number of the wire format: of the requests (peer_api.ts), their lines, and the datagrams of client_path.ts.
+ * It grows with every change that an agent of the version before would misread.
  */
 export const PROTOCOL = 1;
 
@@ -52,8 +53,8 @@ export type Spoken = z.output<typeof spoken>;
 export const OWN: Spoken = { version: VERSION, protocol: PROTOCOL };
 
 /**
- * The peer's agent ("agent") has one connection, and its newest one counts. A visitor ("visitor", such as `doctor`)
- * learns that an agent is there and which, and can ask for nothing else.
+ * The peer's agent ("agent") has one connection, and its newest one counts. A visitor ("visitor", such as
+ * `doctor`) learns that an agent is there and which, and can ask for nothing else.
  */
 const purpose = z.enum(["agent", "visitor"]);
 export type Purpose = z.output<typeof purpose>;
@@ -77,7 +78,10 @@ export function parseLine<V>(schema: z.ZodType<V>, line: string): V {
   }
 }
 
-/** Throws {@link PeerRefusedError} if `theirs` is another protocol than this agent's. `at`: the two hosts' addresses. */
+/**
+ * Throws {@link PeerRefusedError} if `theirs` is another protocol than this agent's. `at`: the two hosts'
+ * addresses.
+ */
 export function checkProtocol(theirs: Spoken, at: { own: string; peer: string }): void {
   if (theirs.protocol === PROTOCOL) return;
   const one = (host: string, { version, protocol }: Spoken) =>

@@ -1,13 +1,14 @@
 /**
- * Fencing: a command of the administrator's that turns the lost peer off (or cuts it from its network) before its VM
- * runs here. The kernel's lease already keeps a lost primary silent; fencing is for those who want to see it off.
+ * Fencing: a command of the administrator's that turns the lost peer off (or cuts it from its network) before
+ * its VM runs here. The kernel's lease already keeps a lost primary silent; fencing is for those who want to
+ * see it off.
  */
 import { spawn } from "node:child_process";
 import { accessSync, constants } from "node:fs";
 import type { FenceConfig } from "../config/safeguards.ts";
 
 /** What the command finds in its environment: COLO_AGENT, COLO_PEER, COLO_VM, COLO_TERM. */
-export interface FenceFacts {
+interface FenceFacts {
   /** This agent. */
   agent: string;
   /** The one to be turned off. */
@@ -17,7 +18,7 @@ export interface FenceFacts {
   term: number;
 }
 
-export interface FenceResult {
+interface FenceResult {
   ok: boolean;
   /** What it wrote to standard output and error, the end of it if that is long. */
   output: string;
@@ -26,9 +27,14 @@ export interface FenceResult {
 }
 
 export interface Fence {
-  /** Whether a takeover waits for the command's success ("required"), tries it ("try"), or has none ("none"). */
+  /**
+   * Whether a takeover waits for the command's success ("required"), tries it ("try"), or has none ("none").
+   */
   readonly policy: "none" | "try" | "required";
-  /** Turns the peer off. Resolves when that has ended, at the latest after its timeout or `signal`. Never rejects. */
+  /**
+   * Turns the peer off. Resolves when that has ended, at the latest after its timeout or `signal`. Never
+   * rejects.
+   */
   run(facts: FenceFacts, signal?: AbortSignal): Promise<FenceResult>;
 }
 

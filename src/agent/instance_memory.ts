@@ -11,7 +11,10 @@ const lastRun: z.ZodType<LastRun> = z.enum(["never", "alone", "with_replica", "a
 const replicaAtRest = z.object({
   generation: count,
   epoch: count,
-  /** By network interface: by how much the primary's count of mirrored frames exceeds this host's of delivered ones. */
+  /**
+   * By network interface: by how much the primary's count of mirrored frames exceeds this host's of delivered
+   * ones.
+   */
   mirrorBases: z.array(z.number().int()),
 });
 export type ReplicaAtRest = z.output<typeof replicaAtRest>;

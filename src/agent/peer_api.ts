@@ -1,6 +1,6 @@
 /**
- * The requests that the two agents make of each other, and their answers. Every value that arrives from the peer is
- * checked against these schemas before anything uses it. control_channel.ts says how they travel.
+ * The requests that the two agents make of each other, and their answers. Every value that arrives from the
+ * peer is checked against these schemas before anything uses it. control_channel.ts says how they travel.
  */
 import { z } from "zod";
 import { port } from "../config/values.ts";
@@ -24,7 +24,6 @@ const about = z.object({
   /** The clients' network has a carrier. */
   uplink: z.boolean(),
 });
-export type About = z.output<typeof about>;
 
 /** By VM. `generation` names the replica that is asked, where the sender's lease depends on the answer. */
 export const heartbeatRequest = z.object({
@@ -43,8 +42,8 @@ const address = { host: z.ipv4(), port };
 const secondaryAddresses = z.object({
   migrate: z.object(address),
   /**
-   * undefined: the VM has no disk. `exports`: the export's name, by the disk's. `replicaOf`: the generation that the
-   * images are a complete replica of, apart from what the primary has written since.
+   * undefined: the VM has no disk. `exports`: the export's name, by the disk's. `replicaOf`: the generation
+   * that the images are a complete replica of, apart from what the primary has written since.
    */
   nbd: z
     .object({ ...address, exports: z.record(z.string(), z.string().min(1)), replicaOf: count.optional() })
@@ -68,7 +67,9 @@ const nothing = z.object({});
 /** Request type -> schemas of its body and its answer. */
 const PEER_REQUESTS = {
   heartbeat: { body: heartbeatRequest, answer: heartbeatAnswer },
-  /** Primary to secondary: get QEMU ready for the incoming migration. `tls`: the primary's QEMU speaks TLS. */
+  /**
+   * Primary to secondary: get QEMU ready for the incoming migration. `tls`: the primary's QEMU speaks TLS.
+   */
   prepare_secondary: {
     body: ofReplica.extend({ proxy: z.enum(PROXY_KINDS), tls: z.boolean() }),
     answer: secondaryAddresses,
@@ -76,11 +77,14 @@ const PEER_REQUESTS = {
   /** Primary to secondary: from now on your taps take the primary's input only. */
   enter_secondary: { body: ofReplica.extend({ proxy: proxyEntry }), answer: nothing },
   /**
-   * Primary to secondary: my agent was restarted; which epoch does your VM run in? Answered when no checkpoint is
-   * under way there.
+   * Primary to secondary: my agent was restarted; which epoch does your VM run in? Answered when no
+   * checkpoint is under way there.
    */
   resume_secondary: { body: ofReplica, answer: z.object({ epoch: count }) },
-  /** To the other agent of a protected VM: I end and start again at once. Answered when no checkpoint is under way. */
+  /**
+   * To the other agent of a protected VM: I end and start again at once. Answered when no checkpoint is under
+   * way.
+   */
   restarting: { body: ofReplica, answer: nothing },
   /** Secondary to primary: I have started again, and follow. */
   back: { body: ofReplica, answer: nothing },
@@ -165,7 +169,9 @@ export class Peer {
     return this.channel.connected;
   }
 
-  /** Throws as PeerClient.request does, and {@link PeerMalformedError} for an answer that its schema refuses. */
+  /**
+   * Throws as PeerClient.request does, and {@link PeerMalformedError} for an answer that its schema refuses.
+   */
   async ask<T extends PeerRequestType>(
     type: T,
     body: PeerRequests[T][0],

@@ -1,4 +1,7 @@
-/** What an administrator can change of a VM while the agent runs (`colo-agent tune`); it begins as configured, and ends with the agent. */
+/**
+ * What an administrator can change of a VM while the agent runs (`colo-agent tune`); it begins as configured,
+ * and ends with the agent.
+ */
 import type { TuningValues } from "../api/status.ts";
 import type { VmConfig } from "../config/config.ts";
 

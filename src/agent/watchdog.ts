@@ -1,6 +1,6 @@
 /**
- * The host's hardware watchdog: it resets the host when the agent's main loop no longer comes round. The kernel's lease
- * silences a host whose agent hangs; the watchdog is for a host whose kernel hangs too.
+ * The host's hardware watchdog: it resets the host when the agent's main loop no longer comes round. The
+ * kernel's lease silences a host whose agent hangs; the watchdog is for a host whose kernel hangs too.
  */
 import { closeSync, openSync, writeSync } from "node:fs";
 import type { WatchdogConfig } from "../config/safeguards.ts";
@@ -13,7 +13,10 @@ import {
 } from "../ffi/watchdog.ts";
 import type { Logger } from "../host/log.ts";
 
-/** Anything but 'V' is a sign of life; a 'V' right before closing disarms (Documentation/watchdog/watchdog-api.rst). */
+/**
+ * Anything but 'V' is a sign of life; a 'V' right before closing disarms
+ * (Documentation/watchdog/watchdog-api.rst).
+ */
 const ALIVE = new Uint8Array([0]);
 const DISARM = new TextEncoder().encode("V");
 
@@ -56,8 +59,8 @@ export class HardwareWatchdog implements Watchdog {
 }
 
 /**
- * Opens and arms the device: from here on {@link Watchdog.kick} has to be called. Without `required`, a missing device
- * is a warning. Throws an Error that says what is wrong.
+ * Opens and arms the device: from here on {@link Watchdog.kick} has to be called. Without `required`, a
+ * missing device is a warning. Throws an Error that says what is wrong.
  */
 export function openWatchdog(config: WatchdogConfig | undefined, log: Logger): Watchdog {
   if (config === undefined) return new NoWatchdog();
@@ -91,8 +94,8 @@ function arm({ device, timeout_s }: WatchdogConfig, log: Logger): Watchdog {
       support.options & WDIOF_SETTIMEOUT ? setWatchdogTimeout(fd, timeout_s) : watchdogTimeout(fd);
     if (seconds !== timeout_s) {
       throw new Error(
-        `the watchdog ${device} (${support.identity}) has a timeout of ${seconds} s and not of ${timeout_s} s: ` +
-          `set watchdog.timeout_s = ${seconds}, if that is not too long or too short`,
+        `the watchdog ${device} (${support.identity}) has a timeout of ${seconds} s and not of ` +
+          `${timeout_s} s: set watchdog.timeout_s = ${seconds}, if that is not too long or too short`,
       );
     }
     if ((support.options & WDIOF_MAGICCLOSE) === 0) {

@@ -45,7 +45,7 @@ const schema = z
     }
   });
 
-export type WitnessSettings = z.output<typeof schema>;
+type WitnessSettings = z.output<typeof schema>;
 
 /** Throws an Error that names the file or option and what is wrong with it. */
 export async function loadWitnessSettings(flags: WitnessFlags): Promise<WitnessSettings> {

@@ -13,7 +13,7 @@ import { HEADER_BYTES, Traffic } from "./segments.ts";
 import type { Usage } from "./usage.ts";
 import { measureUsage } from "./usage.ts";
 
-export interface AloneCase {
+interface AloneCase {
   payloadBytes: number;
   flows: number;
   /** The secondary has cut the same streams elsewhere. */

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { cpus, loadavg, release } from "node:os";
 import { qemuArgv, qemuEnvironment } from "../host/installed.ts";
 
-export interface BenchMachine {
+interface BenchMachine {
   cpu: string;
   cores: number;
   /** Empty on bare metal. */
@@ -44,7 +44,7 @@ export function machineLine(machine: BenchMachine): string {
 }
 
 /** As it names itself, for example "11.1.2". */
-export function qemuVersion(): string | undefined {
+function qemuVersion(): string | undefined {
   try {
     const { stdout } = Bun.spawnSync([...qemuArgv(), "--version"], { env: qemuEnvironment() });
     return /version (\d+(?:\.\d+)+)/.exec(stdout.toString())?.[1];

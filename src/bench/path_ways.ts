@@ -21,7 +21,7 @@ const MARKS = { injectMark: 0xc0b0_0001, deliverMark: 0xc0b0_0002, replayMark: 0
 const REPLICATION_IPV4 = [0xc613_0001, 0xc613_0002];
 const REPLICATION_MACS = ["02:00:00:00:01:01", "02:00:00:00:01:02"];
 
-export interface Run {
+interface Run {
   /** Of every frame that arrived, in order of arrival. */
   delaysNs: Float64Array;
   lost: number;

@@ -2,7 +2,7 @@
 import { QmpClient } from "../qmp/client.ts";
 
 /** STOP and RESUME of one pause, QEMU's wall clock in nanoseconds. */
-export interface Pause {
+interface Pause {
   stopNs: bigint;
   resumeNs: bigint;
 }

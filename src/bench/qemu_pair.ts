@@ -38,7 +38,7 @@ const ENTER_TIMEOUT_MS = 60_000;
 const COMMAND_TIMEOUT_MS = 5_000;
 const CONNECT_TIMEOUT_MS = 10_000;
 
-export interface QemuPairOptions {
+interface QemuPairOptions {
   /** As a lab's name; see {@link namespacesOf}. */
   name: string;
   memoryMib: number;

@@ -127,7 +127,7 @@ class ReleaseThread {
   }
 }
 
-export interface ReleaseBenchOptions {
+interface ReleaseBenchOptions {
   /** That share the VM's flows; 1. The first one's thread is the caller's. */
   workers?: number;
   /** How the part that counts is measured; the rings are full when it begins. */

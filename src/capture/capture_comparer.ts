@@ -67,7 +67,7 @@ class CaptureState extends CompareState {
 }
 
 /** What the comparer asks of its caller. */
-export interface CaptureComparerHost {
+interface CaptureComparerHost {
   /** A slot of a window is free again. */
   done(side: SideName, slot: number): void;
   /**
@@ -77,7 +77,7 @@ export interface CaptureComparerHost {
   locate(side: SideName, frame: ParsedFrame): StreamPair | null;
 }
 
-export interface CaptureComparerOptions {
+interface CaptureComparerOptions {
   primary: FrameWindow;
   secondary: FrameWindow;
   rules: Rules;

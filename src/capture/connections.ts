@@ -19,7 +19,7 @@ import { Direction, type Stream } from "./sequence_map.ts";
 const ADDRESS_WORDS = 4;
 
 /** A frame that waits for the numbers of its stream, and, on the secondary, of the one it acknowledges. */
-export interface ParkedFrame {
+interface ParkedFrame {
   readonly slot: number;
   /** Null for a lone reset. */
   readonly stream: Stream | null;

@@ -24,12 +24,12 @@
 import type { ParsedFrame } from "../compare/parsed_frame.ts";
 import { SEGMENT_ACK, SEGMENT_RST, SEGMENT_SYN } from "../compare/segment_pool.ts";
 
-export const HEARD = 1;
-export const SEEN = 2;
-export const OPENED = 3;
+const HEARD = 1;
+const SEEN = 2;
+const OPENED = 3;
 
 /** See above. */
-export const SAME_NUMBERS_BYTES = 2 ** 22;
+const SAME_NUMBERS_BYTES = 2 ** 22;
 /** A SYN-ACK acknowledges the SYN and at most what came with it (RFC 7413). */
 const SYN_DATA_BYTES_MAX = 65_535;
 
@@ -120,7 +120,7 @@ export class StreamPair {
 /**
  * A direction in one capture: the stream that its frames belong to now, and those without a counterpart yet.
  */
-export class DirectionSide {
+class DirectionSide {
   current: Stream | null = null;
   /**
    * The other end has sent a SYN; its first acknowledgement tells where this direction begins, if nothing

@@ -12,7 +12,7 @@ import { join } from "node:path";
 import { identifier } from "../failover/vm_record.ts";
 import { CREDENTIAL_FILES } from "./qemu_files.ts";
 
-export interface CertificateRequest {
+interface CertificateRequest {
   name: string;
   /** Addresses or host names under which it is reached, besides its name: a server needs them. */
   addresses: string[];

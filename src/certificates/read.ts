@@ -12,7 +12,7 @@ export interface TlsFiles {
   key?: string;
 }
 
-export interface TlsPaths {
+interface TlsPaths {
   ca: string;
   certificate: string;
   key: string;

@@ -42,7 +42,7 @@ export type DivergenceClass =
   | "boundary";
 
 /** Which flow it is: for people, and in parts. */
-export interface FlowFacts {
+interface FlowFacts {
   /**
    * For people: "tcp 198.18.0.2:80 > 198.18.0.9:40000"; "all flows" when it is about no flow in particular.
    */

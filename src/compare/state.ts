@@ -22,7 +22,7 @@ export interface DivergencePlace {
   secondaryAt?: number;
 }
 
-export interface CompareStateOptions {
+interface CompareStateOptions {
   primary: RecordMemory;
   secondary: RecordMemory;
   sink: ComparerSink;

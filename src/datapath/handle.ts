@@ -14,7 +14,7 @@ export interface DataPathEvents extends WorkerEvents {
   failed: WorkerEvents["failed"];
 }
 
-export interface DataPathSetup
+interface DataPathSetup
   extends Omit<WorkerSetup, "buffer" | "wakeFd" | "worker" | "rings" | "input" | "liveFrames" | "stateFd"> {
   /** Has to stay open for as long as the data path. */
   dataPlane: Pick<DataPlane, "workers" | "input" | "liveFrames" | "stateFd">;

@@ -135,7 +135,7 @@ function widen([first, last]: Range, fields: readonly Range[]): Range {
   return range;
 }
 
-export interface Advice {
+interface Advice {
   sentences: string[];
   /** For `passthrough` of [[vm]]. */
   passthrough?: string;

@@ -10,7 +10,7 @@ import { redact } from "./redact.ts";
 
 const WIDTH = 96;
 
-export interface ExplainOptions {
+interface ExplainOptions {
   /** Hides payload: `..` and lengths only. */
   redact?: boolean;
   /** With terminal colours. */
@@ -18,7 +18,7 @@ export interface ExplainOptions {
 }
 
 /** The parts of an explanation, for machines. Sentences. */
-export interface Explanation {
+interface Explanation {
   what: string[];
   hints: string[];
   cost: string[];

@@ -66,7 +66,7 @@ const SERVICE_NAMES: Record<number, string> = {
   51820: "WireGuard",
 };
 
-export interface Service {
+interface Service {
   port: number;
   /** Undefined for a port that has no well-known use. */
   name: string | undefined;

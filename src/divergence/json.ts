@@ -6,7 +6,7 @@ import { z } from "zod";
 import { checkedAs } from "../host/json.ts";
 import { type DivergenceRecord, RECORD_CLASSES, type TopEntry } from "./record.ts";
 
-export type DivergenceJson = Omit<DivergenceRecord, "primaryFrame" | "secondaryFrame"> & {
+type DivergenceJson = Omit<DivergenceRecord, "primaryFrame" | "secondaryFrame"> & {
   primaryFrame?: string;
   secondaryFrame?: string;
 };

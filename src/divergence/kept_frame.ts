@@ -1,9 +1,9 @@
 /** Frames as records keep them: at most 2048 bytes, with the place of the difference among them. */
 import type { DivergenceRecord, FrameCut } from "./record.ts";
 
-export const KEPT_BYTES_MAX = 2048;
+const KEPT_BYTES_MAX = 2048;
 /** Kept on either side of the first differing byte. */
-export const WINDOW_BYTES = 32;
+const WINDOW_BYTES = 32;
 
 export interface KeptFrame {
   bytes: Uint8Array;
@@ -49,7 +49,7 @@ export function byteAt(frame: KeptFrame, offset: number): number | undefined {
 }
 
 /** Offset behind the last byte that is kept. */
-export function keptEnd(frame: KeptFrame): number {
+function keptEnd(frame: KeptFrame): number {
   const { bytes, cut } = frame;
   return cut === undefined || bytes.length <= cut.gapOffset ? bytes.length : bytes.length + cut.gapBytes;
 }

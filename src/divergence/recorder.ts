@@ -22,7 +22,7 @@ export interface ReportedDivergence {
   secondaryCut?: FrameCut;
 }
 
-export const ACTION_PENDING = "a checkpoint was requested";
+const ACTION_PENDING = "a checkpoint was requested";
 
 /**
  * Divergences that wait for their outcome; more than a store takes between two checkpoints are not followed

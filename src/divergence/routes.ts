@@ -23,7 +23,7 @@ import {
 } from "./record.ts";
 import { redact } from "./redact.ts";
 
-export interface RouteOptions {
+interface RouteOptions {
   /**
    * false: payload is hidden in every answer. For an interface that others than the administrator reach.
    */

@@ -112,7 +112,7 @@ export const COLUMNS = COLUMN_NAMES.join(", ");
 export const INSERT =
   `insert into divergences (${COLUMNS}) values ` + `(${COLUMN_NAMES.map((name) => `$${name}`).join(", ")})`;
 
-export type SchemaState = "empty" | "usable" | { unusable: string };
+type SchemaState = "empty" | "usable" | { unusable: string };
 
 /** What a database file holds. Throws SQLite's error when it cannot be read at all. */
 export function schemaState(database: Database): SchemaState {
@@ -133,7 +133,7 @@ export function schemaState(database: Database): SchemaState {
 /**
  * What a record counts for against `bytesMax`: its frames and texts, and something for the rest of the row.
  */
-export function bytesOf(record: DivergenceRecord): number {
+function bytesOf(record: DivergenceRecord): number {
   const { flow } = record;
   const texts = [record.vm, record.class, flow.text, flow.source, flow.destination, record.detail];
   const frames = (record.primaryFrame?.length ?? 0) + (record.secondaryFrame?.length ?? 0);

@@ -1,4 +1,7 @@
-/** What the data plane needs of BPF, probed by loading it: each feature by itself, then the programs as they are. */
+/**
+ * What the data plane needs of BPF, probed by loading it: each feature by itself, then the programs as they
+ * are.
+ */
 import { readFileSync } from "node:fs";
 import {
   helperNames,
@@ -89,7 +92,8 @@ async function dataPlane(context: DoctorContext): Promise<Finding> {
       return namespace.enter(() => runsLiveFrames(plane))
         ? ok(works)
         : ok(
-            `${works}; the kernel cannot run them on live frames: many small frames are released a little slower`,
+            `${works}; the kernel cannot run them on live frames: many small frames are released a little ` +
+              "slower",
           );
     } finally {
       plane.close();

@@ -64,7 +64,8 @@ function ofStreams(context: DoctorContext): Finding {
       const { expiresMs } = checkStreamTls(directory, agent.name);
       if (expiresMs <= Date.now()) {
         throw new Error(
-          `a certificate in ${directory} expired on ${new Date(expiresMs).toUTCString()}: the VM cannot be protected again`,
+          `a certificate in ${directory} expired on ${new Date(expiresMs).toUTCString()}: the VM cannot ` +
+            "be protected again",
         );
       }
       return { expiresMs };

@@ -1,6 +1,6 @@
 /**
- * What `colo-agent doctor` is made of: groups of checks, each of which tries one thing and says what it found and what to do.
- * A check is an entry of its group's list, a group a file beside this one.
+ * What `colo-agent doctor` is made of: groups of checks, each of which tries one thing and says what it found
+ * and what to do. A check is an entry of its group's list, a group a file beside this one.
  */
 import type { Config } from "../config/config.ts";
 import { explained } from "../errors/problem.ts";

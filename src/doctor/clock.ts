@@ -17,7 +17,9 @@ function synchronised(): Finding {
 function rate({ config }: DoctorContext): Finding {
   const { frequencyPpm } = clockState();
   const limitPpm = config?.heartbeat.clock_drift_ppm ?? DRIFT_DEFAULT_PPM;
-  const words = `its rate is corrected by ${frequencyPpm.toFixed(1)} ppm; heartbeat.clock_drift_ppm allows ${limitPpm}`;
+  const words =
+    `its rate is corrected by ${frequencyPpm.toFixed(1)} ppm; heartbeat.clock_drift_ppm allows ` +
+    `${limitPpm}`;
   if (Math.abs(frequencyPpm) < limitPpm) return ok(words);
   return warn(words, "Raise heartbeat.clock_drift_ppm, or replace this clock.");
 }

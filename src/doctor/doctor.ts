@@ -33,7 +33,7 @@ export const GROUPS: readonly Group[] = [
   vmsGroup,
 ];
 
-export interface DoctorOptions {
+interface DoctorOptions {
   config?: Config | undefined;
   /** Path of qemu-system-x86_64; default: the machine's own, else the one of scripts/setup. */
   qemu?: string | undefined;

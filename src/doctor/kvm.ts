@@ -1,4 +1,7 @@
-/** Whether KVM runs a guest, by running some: opening /dev/kvm says nothing (a nested one may open and then hang). */
+/**
+ * Whether KVM runs a guest, by running some: opening /dev/kvm says nothing (a nested one may open and then
+ * hang).
+ */
 import { existsSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { guestKernel } from "../host/installed.ts";
@@ -10,8 +13,9 @@ const CODE_LIMIT_MS = 3_000;
 const KERNEL_LIMIT_MS = 6_000;
 
 const WITHOUT_KVM =
-  "Enable virtualization in the firmware, or nested virtualization on the host of this machine. Software emulation (TCG) is " +
-  "for tests only: it is slow, and its secondary fails without the plugin of `colo-agent lab`.";
+  "Enable virtualization in the firmware, or nested virtualization on the host of this machine. Software " +
+  "emulation (TCG) is for tests only: it is slow, and its secondary fails without the plugin of " +
+  "`colo-agent lab`.";
 
 const BARE = ["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-accel", "kvm"];
 
@@ -34,7 +38,10 @@ const tryCode = once(async (context: DoctorContext): Promise<Finding> => {
   return warn(`KVM does not run a guest (status ${run.status}): ${words}`, WITHOUT_KVM);
 });
 
-/** A Linux kernel without anything else: it ends with a panic, for want of a root file system, which ends QEMU. */
+/**
+ * A Linux kernel without anything else: it ends with a panic, for want of a root file system, which ends
+ * QEMU.
+ */
 const tryKernel = once(async (context: DoctorContext): Promise<Finding> => {
   if (!existsSync("/dev/kvm")) return warn("there is no /dev/kvm", WITHOUT_KVM);
   const kernel = anyKernel();

@@ -45,7 +45,9 @@ async function neededMtu(context: DoctorContext): Promise<number> {
 async function linkMtu(context: DoctorContext): Promise<Finding> {
   const { peer } = addresses(context);
   const needed = await neededMtu(context);
-  const fix = `Give the replication link an MTU of ${needed} or more on both hosts and on the switches between (ip link set mtu).`;
+  const fix =
+    `Give the replication link an MTU of ${needed} or more on both hosts and on the switches between (ip ` +
+    "link set mtu).";
   const { dev } = await routeTo(peer);
   const mtu = (await link(dev))?.mtu ?? 0;
   if (mtu < needed) return fail(`${dev} has an MTU of ${mtu}, the tunnel needs ${needed}`, fix);

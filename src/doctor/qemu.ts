@@ -106,8 +106,9 @@ async function pair(context: DoctorContext): Promise<Finding> {
         await secondaryFailover(secondary.client, { disks: false });
         await secondary.goesOn();
         return ok(
-          `entered COLO, made checkpoints (pause ${pauseMs.toFixed(0)} ms), survived the loss of either side; ` +
-            `with ${accelerator === "kvm" ? "KVM" : "TCG"}, in ${((performance.now() - begun) / 1000).toFixed(1)} s`,
+          `entered COLO, made checkpoints (pause ${pauseMs.toFixed(0)} ms), survived the loss of either ` +
+            `side; with ${accelerator === "kvm" ? "KVM" : "TCG"}, in ` +
+            `${((performance.now() - begun) / 1000).toFixed(1)} s`,
         );
       }
     }

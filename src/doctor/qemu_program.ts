@@ -64,7 +64,7 @@ function environment(): Record<string, string> {
   );
 }
 
-export interface GuestRun {
+interface GuestRun {
   /** Exit status; undefined if it had to be killed. */
   status: number | undefined;
   tookMs: number;

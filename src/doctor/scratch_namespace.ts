@@ -1,4 +1,6 @@
-/** A network namespace with devices to try things on, so that nothing of the machine's own network is touched. */
+/**
+ * A network namespace with devices to try things on, so that nothing of the machine's own network is touched.
+ */
 import { existsSync, readdirSync } from "node:fs";
 import { inNamespace } from "../ffi/netns.ts";
 import { type Ip, ip, ipIn } from "../host/ip.ts";

@@ -1,6 +1,6 @@
 /**
- * Guests of a few bytes of real-mode code, as a BIOS image of 64 KiB: the processor begins at its last 16 bytes, which jump to
- * the first (Intel SDM volume 3, 10.1.4).
+ * Guests of a few bytes of real-mode code, as a BIOS image of 64 KiB: the processor begins at its last 16
+ * bytes, which jump to the first (Intel SDM volume 3, 10.1.4).
  */
 const IMAGE_BYTES = 0x10000;
 const RESET_VECTOR = 0xfff0;
@@ -35,7 +35,10 @@ export function exitingGuest(): Uint8Array {
 
 export const CONSOLE_PORT = 0xe9;
 
-/** Counts in memory for ever, and writes the count's low byte to port {@link CONSOLE_PORT} some hundred times a second. */
+/**
+ * Counts in memory for ever, and writes the count's low byte to port {@link CONSOLE_PORT} some hundred times
+ * a second.
+ */
 export function countingGuest(): Uint8Array {
   return image([
     ...[0x31, 0xc0], // xor ax, ax

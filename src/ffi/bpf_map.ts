@@ -20,7 +20,7 @@ const MAP_INFO_BYTES = 80;
 /** Space for the position between two batches: a key of an array, a bucket of a hash table. */
 const BATCH_POSITION_BYTES = 8;
 
-export interface BpfMapInfo {
+interface BpfMapInfo {
   /** enum bpf_map_type. */
   type: number;
   /** Its number in the kernel. */

@@ -5,7 +5,7 @@ import { Arena, closeFd, errorText, textAt } from "./libc.ts";
 
 /** BPF_PROG_TYPE_SCHED_CLS, BPF_PROG_TYPE_XDP */
 const PROGRAM_TYPES = { tc: 3, xdp: 6 } as const;
-export type ProgramType = keyof typeof PROGRAM_TYPES;
+type ProgramType = keyof typeof PROGRAM_TYPES;
 const MAP_RINGBUF = 27; // BPF_MAP_TYPE_RINGBUF
 const INSTRUCTION_BYTES = 8;
 const CALL = 0x85; // BPF_JMP | BPF_CALL
@@ -65,7 +65,7 @@ function dynptrFromSkb(id: (name: string) => number): Instruction[] {
   return [movImmediate(2, 0), mov(3, STACK), addImmediate(3, DYNPTR), call(id("bpf_dynptr_from_skb"))];
 }
 
-export type KernelFunction = keyof typeof KERNEL_FUNCTIONS;
+type KernelFunction = keyof typeof KERNEL_FUNCTIONS;
 
 /** Undefined if the kernel loads a tc program that calls it, else why not. */
 export function kernelFunctionRefused(name: KernelFunction): string | undefined {

@@ -68,7 +68,8 @@ export class Btf {
       return new Btf(readFileSync(KERNEL_BTF));
     } catch (cause) {
       throw new Error(
-        `The kernel's type information cannot be read from ${KERNEL_BTF}: a kernel with CONFIG_DEBUG_INFO_BTF is needed.`,
+        `The kernel's type information cannot be read from ${KERNEL_BTF}: a kernel with ` +
+          "CONFIG_DEBUG_INFO_BTF is needed.",
         { cause },
       );
     }

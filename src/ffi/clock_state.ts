@@ -9,7 +9,7 @@ const STATUS = 40;
 const STA_UNSYNC = 0x40;
 const TIME_ERROR = 5;
 
-export interface ClockState {
+interface ClockState {
   /** Something (chrony, ntpd, systemd-timesyncd, a hypervisor's daemon) disciplines the clock. */
   synchronised: boolean;
   /** By how much the clock's rate is corrected. */

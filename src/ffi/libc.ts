@@ -42,15 +42,14 @@ export const libc = openLibrary("libc.so.6", {
 });
 
 export const EAGAIN = 11;
-export const EBUSY = 16;
 export const EEXIST = 17;
 export const EINTR = 4;
 export const ENOBUFS = 105;
 export const ENOENT = 2;
 
 export const PROT_READ = 1;
-export const PROT_WRITE = 2;
-export const MAP_SHARED = 1;
+const PROT_WRITE = 2;
+const MAP_SHARED = 1;
 const MAP_PRIVATE = 2;
 const MAP_ANONYMOUS = 0x20;
 export const PAGE_BYTES = 4096;

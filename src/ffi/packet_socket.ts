@@ -43,7 +43,7 @@ const SEND_BUFFER_BYTES = 8 * 1024 * 1024;
  * Room for the start of a frame that is not sent as it lies there: a virtio_net_hdr, Ethernet with two VLAN
  * tags, IP with options or extension headers, TCP with options.
  */
-export const START_BYTES_MAX = 1024;
+const START_BYTES_MAX = 1024;
 
 /**
  * A full queue is waited for this often for each frame, this long each time, before the frame counts as

@@ -11,12 +11,12 @@ import type { BpfObject } from "./bpf_object.ts";
 import { Arena, check, libc } from "./libc.ts";
 
 /** Maps with a ring for each worker. */
-export const WORKER_MAPS = ["primary_rings", "secondary_rings", "doorbell_rings"] as const;
+const WORKER_MAPS = ["primary_rings", "secondary_rings", "doorbell_rings"] as const;
 export type WorkerMapName = (typeof WORKER_MAPS)[number];
 
 /** Every map of bpf/maps.h but those of a run of live frames, which hold nothing after it. */
 export const PINNED_MAPS = ["state_map", "counters", "connections", ...WORKER_MAPS, "input_ring"] as const;
-export type PinnedMapName = (typeof PINNED_MAPS)[number];
+type PinnedMapName = (typeof PINNED_MAPS)[number];
 
 const BPF_FS = "/sys/fs/bpf";
 const BPF_FS_MAGIC = 0xcafe4a11; // include/uapi/linux/magic.h

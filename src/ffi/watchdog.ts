@@ -12,7 +12,7 @@ const IDENTITY_OFFSET = 8;
 
 const arena = new Arena(64);
 
-export interface WatchdogSupport {
+interface WatchdogSupport {
   /** WDIOF_ bits. */
   options: number;
   identity: string;

@@ -38,7 +38,8 @@ export async function checkTap(name: string): Promise<LinkFacts> {
   if (facts === undefined) {
     throw new Problem(
       `there is no interface "${name}"`,
-      `make the tap first (ip tuntap add dev ${name} mode tap vnet_hdr) and give its name as tap in [[vm.nic]]`,
+      `make the tap first (ip tuntap add dev ${name} mode tap vnet_hdr) and give its name as tap in ` +
+        "[[vm.nic]]",
     );
   }
   if (facts.linkinfo?.info_kind !== "tun" || facts.linkinfo.info_data?.type === "tun") {

@@ -3,7 +3,7 @@
  */
 import { type ConsolaInstance, createConsola, LogLevels } from "consola";
 
-export type Fields = Record<string, unknown>;
+type Fields = Record<string, unknown>;
 
 export interface Logger {
   error(message: string, fields?: Fields): void;
@@ -20,7 +20,7 @@ const LEVELS = {
   debug: LogLevels.debug,
 } as const;
 
-export type LogLevel = keyof typeof LEVELS;
+type LogLevel = keyof typeof LEVELS;
 
 /** What JSON.stringify() has no form for: a bigint as text, an error with its name, cause and stack. */
 function plain(value: unknown): unknown {

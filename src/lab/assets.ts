@@ -58,7 +58,7 @@ export function debianGuestToolArgv(tool: DebianGuestTool): string[] {
 /**
  * Addresses of the guest's one network card, each with its prefix length, and the way out of that network.
  */
-export interface GuestAddresses {
+interface GuestAddresses {
   ip4?: string;
   ip6?: string;
   gw4?: string;

@@ -11,7 +11,7 @@ import { endProcess, isAlive } from "../qemu/process.ts";
 import type { Lab } from "./lab.ts";
 import { CLIENT_IPV4, HOST_ADDRESSES, type HostLetter } from "./network.ts";
 
-export type Victim = "witness" | `${"agent" | "qemu" | "both"}-${HostLetter}`;
+type Victim = "witness" | `${"agent" | "qemu" | "both"}-${HostLetter}`;
 
 const LETTERS: readonly HostLetter[] = ["a", "b"];
 const NOBODY = "02:00:00:00:00:99";

@@ -28,7 +28,7 @@ export const LAB_NODES = {
   active: secondaryNodes(labDisk("")).active,
 } as const;
 
-export function labNic({ tap, mac }: { tap: string; mac: string }): ManagedNic {
+function labNic({ tap, mac }: { tap: string; mac: string }): ManagedNic {
   return { tap, mac, model: "virtio-net-pci", queues: 1, vhost: false };
 }
 
@@ -53,7 +53,7 @@ export interface LabMachine {
 }
 
 /** Where a lab QEMU keeps its things. */
-export interface LabPaths extends QemuPaths {
+interface LabPaths extends QemuPaths {
   /** For people and tests. */
   qmpSpare: string;
   /** The guest's first serial port. */
@@ -108,7 +108,7 @@ export interface LabQemuOptions extends LabMachine {
   name?: string;
 }
 
-export function labSettings(options: LabQemuOptions): QemuSettings {
+function labSettings(options: LabQemuOptions): QemuSettings {
   const { netns, disks = [], network, directory } = options;
   return {
     name: options.name ?? `lab-${options.role}`,

@@ -42,7 +42,7 @@ export interface LossResult {
   failoverMs: number;
 }
 
-export interface LossObserver {
+interface LossObserver {
   step(text: string): void;
   detail(text: string): void;
 }

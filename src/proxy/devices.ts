@@ -39,8 +39,8 @@ export async function ensureDevices(options: {
   const underlay = await link(route.dev);
   if (underlay !== undefined && underlay.mtu < tap.mtu + VXLAN_OVERHEAD_BYTES) {
     throw new Problem(
-      `the replication link ${route.dev} has an MTU of ${underlay.mtu}, but frames of ${options.tap} (MTU ${tap.mtu}) ` +
-        `need ${tap.mtu + VXLAN_OVERHEAD_BYTES} in the tunnel`,
+      `the replication link ${route.dev} has an MTU of ${underlay.mtu}, but frames of ${options.tap} (MTU ` +
+        `${tap.mtu}) need ${tap.mtu + VXLAN_OVERHEAD_BYTES} in the tunnel`,
       `raise the MTU of ${route.dev} on both hosts`,
     );
   }

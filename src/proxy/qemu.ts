@@ -40,7 +40,7 @@ const LOOK_INTERVAL_MS = 500;
 /** Nodes of the disk replication, which a dead secondary can keep QEMU waiting on. */
 const REPLICATION_NODES = /^colo-nbd/;
 
-export interface QemuProxyOptions {
+interface QemuProxyOptions {
   /** QEMU's, at the time it is asked for. */
   qmp: () => QmpClient;
   nics: readonly FilterNic[];

@@ -155,7 +155,7 @@ export async function addSecondaryFilters(
 }
 
 /** Which side's filters are there. */
-export interface FiltersPresent {
+interface FiltersPresent {
   primary: boolean;
   secondary: boolean;
 }

@@ -103,7 +103,8 @@ export class TapGate {
       await this.#make();
       if (this.#takesInput) this.letInput();
       throw new Error(
-        `the table ${this.table} was missing, so that ${this.taps.join(", ")} let frames pass; it has been made again. ` +
+        `the table ${this.table} was missing, so that ${this.taps.join(", ")} let frames pass; it has ` +
+          "been made again. " +
           'Remove "flush ruleset" from the firewall scripts of this host',
         { cause: error },
       );
@@ -118,7 +119,8 @@ export class TapGate {
   async #make(): Promise<void> {
     const devices = `devices = { ${this.taps.map((tap) => JSON.stringify(tap)).join(", ")} }`;
     const chain = (name: string, hook: string, rule: string) =>
-      `  chain ${name} { type filter hook ${hook} ${devices} priority ${PRIORITY}; policy drop; ${rule} accept; }\n`;
+      `  chain ${name} { type filter hook ${hook} ${devices} priority ${PRIORITY}; policy drop; ${rule} ` +
+      "accept; }\n";
     try {
       // One transaction: there is no moment without a table.
       await nft(
@@ -131,7 +133,8 @@ export class TapGate {
     } catch (error) {
       throw new Error(
         `nftables rejects the gate of ${this.taps.join(", ")}: ${(error as Error).message}. ` +
-          'proxy = "qemu" needs nft and Linux 5.16 or later with NF_TABLES_NETDEV, NETFILTER_INGRESS and NETFILTER_EGRESS',
+          'proxy = "qemu" needs nft and Linux 5.16 or later with NF_TABLES_NETDEV, NETFILTER_INGRESS and ' +
+          "NETFILTER_EGRESS",
         { cause: error },
       );
     }

@@ -24,7 +24,7 @@ import { type QemuRole, type QemuSettings, qemuPaths } from "./settings.ts";
 const LOG_LINES = 10;
 
 /** QEMU could not be started; the message holds the end of its log. */
-export class QemuStartError extends Error {
+class QemuStartError extends Error {
   override name = "QemuStartError";
 }
 

@@ -47,7 +47,7 @@ export interface QmpVersion {
   readonly package: string;
 }
 
-export interface QmpConnectOptions {
+interface QmpConnectOptions {
   /** For the socket, the greeting and the negotiation together. Default 5 000. */
   connectTimeoutMs?: number;
   /** For commands that name no limit of their own. Default 5 000. */
@@ -66,7 +66,7 @@ export interface QmpExecuteOptions {
   oob?: boolean;
 }
 
-export type QmpEventListener = (event: QmpEvent) => void;
+type QmpEventListener = (event: QmpEvent) => void;
 
 interface Call {
   readonly id: number;
@@ -334,7 +334,8 @@ export class QmpClient {
     const queued = this.#queue.indexOf(call);
     if (queued >= 0) {
       this.#queue.splice(queued, 1);
-      const detail = `It was not sent: ${this.#inBand} earlier commands are unanswered, so QEMU's main loop hangs.`;
+      const detail =
+        `It was not sent: ${this.#inBand} earlier commands are unanswered, so QEMU's main loop ` + "hangs.";
       call.reject(new QmpTimeoutError(call.command, timeoutMs, detail));
       return;
     }

@@ -38,7 +38,7 @@ export const COLO_CAPABILITIES = ["x-colo", "return-path", "events"] as const;
 /** query-migrate's status in which no migration runs and a new one may be started. */
 export const MIGRATION_ENDED: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);
 
-export type RunStatus = z.output<typeof runState>;
+type RunStatus = z.output<typeof runState>;
 
 export function runStatus(client: QmpClient): Promise<RunStatus> {
   return query(client, runState, "query-status");

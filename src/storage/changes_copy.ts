@@ -16,7 +16,7 @@ const FEW_BYTES = 4 << 20;
 const PASSES_MAX = 10;
 const KEEP_UP_MS = 200;
 
-export interface PassOptions {
+interface PassOptions {
   stallMs: number;
   signal: AbortSignal;
   /** 0: no limit. Asked again and again. */

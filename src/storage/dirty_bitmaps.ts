@@ -26,7 +26,7 @@ const ROTATE_MS = 5_000;
  */
 const CHECKPOINTS_TO_COVER = 2;
 
-export interface DirtyBitmap {
+interface DirtyBitmap {
   name: string;
   generation: number;
   epoch: number;

@@ -9,7 +9,7 @@ import type { NamedBlockNode } from "../qmp/query.ts";
 import { blockNodes } from "../qmp/vm.ts";
 import { freeBytes as freeBytesAt } from "./room.ts";
 
-export interface OverlayLimits {
+interface OverlayLimits {
   /** Limit of the overlays of all disks, in bytes; 0: only the file system limits them. */
   sizeBytes: number;
   /** Parts of the room: a checkpoint is wanted, and the replica is given up. */
@@ -17,7 +17,7 @@ export interface OverlayLimits {
   hardPart: number;
 }
 
-export interface OverlayReading {
+interface OverlayReading {
   /** By the overlays' files. */
   usedBytes: number;
   /** What is left of their file systems; of the fullest. */

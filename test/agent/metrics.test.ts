@@ -1,6 +1,7 @@
 /**
- * The agent's metrics as a scrape shows them: the whole text against a golden file (COLO_UPDATE_GOLDEN=1 writes it),
- * every metric and label value against docs/metrics.md, and one reading of a VM for all metrics of a scrape.
+ * The agent's metrics as a scrape shows them: the whole text against a golden file (COLO_UPDATE_GOLDEN=1
+ * writes it), every metric and label value against docs/metrics.md, and one reading of a VM for all metrics
+ * of a scrape.
  */
 import { beforeEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";

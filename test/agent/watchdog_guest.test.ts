@@ -1,6 +1,6 @@
 /**
- * A real watchdog device, in a virtual machine whose kernel has softdog: armed, kept alive past its timeout, disarmed
- * by an orderly end, and resetting the machine when the process is killed.
+ * A real watchdog device, in a virtual machine whose kernel has softdog: armed, kept alive past its timeout,
+ * disarmed by an orderly end, and resetting the machine when the process is killed.
  */
 import { expect, test } from "bun:test";
 import { copyFileSync, cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";

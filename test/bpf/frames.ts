@@ -3,15 +3,15 @@
  * networks.
  */
 
-export const CLIENT_MAC = [0x02, 0, 0, 0, 0, 0x01] as const;
-export const GUEST_MAC = [0x02, 0, 0, 0, 0, 0x02] as const;
-export const CLIENT_IPV4 = [198, 18, 0, 1] as const;
-export const GUEST_IPV4 = [198, 18, 0, 2] as const;
+const CLIENT_MAC = [0x02, 0, 0, 0, 0, 0x01] as const;
+const GUEST_MAC = [0x02, 0, 0, 0, 0, 0x02] as const;
+const CLIENT_IPV4 = [198, 18, 0, 1] as const;
+const GUEST_IPV4 = [198, 18, 0, 2] as const;
 /** 2001:2::1 and 2001:2::2 (RFC 5180). */
-export const CLIENT_IPV6 = [0x20, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1] as const;
-export const GUEST_IPV6 = [0x20, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2] as const;
-export const CLIENT_PORT = 40000;
-export const GUEST_PORT = 80;
+const CLIENT_IPV6 = [0x20, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1] as const;
+const GUEST_IPV6 = [0x20, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2] as const;
+const CLIENT_PORT = 40000;
+const GUEST_PORT = 80;
 
 const ETHERTYPE_IPV4 = 0x0800;
 const ETHERTYPE_IPV6 = 0x86dd;
@@ -186,7 +186,7 @@ export function icmpv6(type: number, hopLimit = 255): Uint8Array<ArrayBuffer> {
 }
 
 /** What a TCP segment says; the counterpart of segment(). */
-export interface ReadSegment {
+interface ReadSegment {
   sequence: number;
   acknowledgment: number;
   timestamps: { value: number; echo: number } | undefined;

@@ -4,8 +4,10 @@
  *
  *   listen PORT         serve on all addresses
  *   connect HOST PORT   connect; answers "connected"
- *   get BYTES           ask the other side for that many bytes, in pieces; answers "got BYTES" if they are right
- *   put BYTES           send that many, in pieces; answers "put BYTES" if the other side's sums of them are right
+ *   get BYTES           ask the other side for that many bytes, in pieces; answers "got BYTES" if they are
+ *                       right
+ *   put BYTES           send that many, in pieces; answers "put BYTES" if the other side's sums of them are
+ *                       right
  *   close               close; answers "closed" when the other side has, too
  */
 import type { Socket } from "bun";

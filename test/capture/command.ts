@@ -4,7 +4,7 @@ import type { CaptureReport } from "../../src/capture/report.ts";
 
 const repository = join(import.meta.dir, "../..");
 
-export interface CommandResult {
+interface CommandResult {
   status: number;
   stdout: string;
   stderr: string;

@@ -147,7 +147,7 @@ export function mutate(frame: Uint8Array, other: Uint8Array, random: Random): Ui
   return bytes;
 }
 
-export interface EpisodeResult {
+interface EpisodeResult {
   frames: number;
   released: number;
   classes: string[];

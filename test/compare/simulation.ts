@@ -11,7 +11,7 @@ import { Random } from "../random.ts";
 import { FIN, fragmentsOf, RST, SYN, tcp, udp } from "./frames.ts";
 import { Bench, type Departure } from "./harness.ts";
 
-export interface SimulationOptions {
+interface SimulationOptions {
   seed: number;
   steps: number;
   /**

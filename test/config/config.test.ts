@@ -59,7 +59,9 @@ describe("configuration", () => {
   });
 
   test("disks are named by their place, and their nodes by their names", () => {
-    const text = `${GOOD}[[vm.disk]]\n[[vm.disk]]\nname = "data"\n[[vm.disk]]\nquorum_node = "q"\nexport_node = "e"\n`;
+    const text =
+      `${GOOD}[[vm.disk]]\n[[vm.disk]]\nname = "data"\n[[vm.disk]]\nquorum_node = "q"\nexport_node = ` +
+      `"e"\n`;
     expect(parseConfig(text, "agent.toml").vm[0]!.disk).toEqual([
       { name: "disk0", quorum_node: "colo-disk0", export_node: "disk0" },
       { name: "data", quorum_node: "colo-data", export_node: "data" },
@@ -122,7 +124,8 @@ describe("configuration", () => {
     ["a short timeout", `${GOOD}\n[heartbeat]\ntimeout_ms = 150\n`, /set timeout_ms to at least 200/],
     [
       "two VMs on one tap",
-      `${GOOD}[[vm]]\nname = "vm2"\nqmp = "/q"\nmigrate_port = 1\nnbd_port = 2\ninitial_role = "primary"\n[[vm.nic]]\ntap = "tap0"\n`,
+      `${GOOD}[[vm]]\nname = "vm2"\nqmp = "/q"\nmigrate_port = 1\nnbd_port = 2\ninitial_role = ` +
+        `"primary"\n[[vm.nic]]\ntap = "tap0"\n`,
       /same tap \(tap0\)/,
     ],
     ["one tap twice in a VM", `${GOOD}[[vm.nic]]\ntap = "tap0"\ntunnel_id = 2\n`, /same tap \(tap0\)/],
@@ -136,7 +139,8 @@ describe("configuration", () => {
   ];
   mistakes.push([
     "two VMs with disks and one port for them",
-    `${GOOD}[[vm.disk]]\n[[vm]]\nname = "vm2"\nqmp = "/q"\nmigrate_port = 7411\ninitial_role = "primary"\n[[vm.nic]]\ntap = "tap1"\ntunnel_id = 2\n[[vm.disk]]\n`,
+    `${GOOD}[[vm.disk]]\n[[vm]]\nname = "vm2"\nqmp = "/q"\nmigrate_port = 7411\ninitial_role = ` +
+      `"primary"\n[[vm.nic]]\ntap = "tap1"\ntunnel_id = 2\n[[vm.disk]]\n`,
     /two VMs with disks have the same nbd_port/,
   ]);
   const witness = '[arbiter]\ntype = "witness"\n';

@@ -93,7 +93,8 @@ describe("timing", () => {
         timing = follow(timing, mistakes[0]!);
         expect(timingMistakes(timing)).not.toContain(mistakes[0]!);
       }
-      // Lowering timeout_ms and raising it again can only go round where the interval is too long for the lease.
+      // Lowering timeout_ms and raising it again can only go round where the interval is too long for the
+      // lease.
       expect([round, timingMistakes(timing)]).toEqual([round, []]);
     }
     expect(broken).toBeGreaterThan(1_000);

@@ -14,7 +14,7 @@ import { Tap } from "../../src/ffi/tap.ts";
 import { grantLease, MARK } from "../bpf/data_plane_under_test.ts";
 import { addNamespace, ip, linkHosts, REPLICATION, startPlane, stopPlane } from "../bpf/network.ts";
 
-export interface ProtectedVmOptions {
+interface ProtectedVmOptions {
   workers?: number;
   ringBytes?: number;
   /** Queues of each VM's tap. */

@@ -11,7 +11,7 @@ const LIMITS = {
   flowsMax: 16,
 };
 
-export interface OurReaction {
+interface OurReaction {
   released: number[];
   divergences: Divergence[];
 }

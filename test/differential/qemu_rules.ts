@@ -6,7 +6,7 @@
  */
 import type { Content, FrameStep } from "./sequence.ts";
 
-export type ReleaseRule =
+type ReleaseRule =
   /** Not IPv4: passed on at once. */
   | "not_ipv4"
   /** TCP without payload: released as soon as anything of the secondary is queued. */
@@ -40,7 +40,7 @@ export interface Release {
   flaws: ReadonlySet<Flaw>;
 }
 
-export type AskRule = "different_bytes" | "acknowledgement_ahead" | "no_equal_datagram";
+type AskRule = "different_bytes" | "acknowledgement_ahead" | "no_equal_datagram";
 
 export interface Ask {
   rule: AskRule;
@@ -66,7 +66,7 @@ export type Wait =
    */
   | { why: "asked"; ask: Ask };
 
-export interface Waiting {
+interface Waiting {
   slot: number;
   content: Content;
   frame: Uint8Array;

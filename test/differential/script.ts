@@ -13,7 +13,7 @@ import {
 } from "../compare/frames.ts";
 import { type Content, FIN_VALUE, type Side, type Step, SYN_VALUE } from "./sequence.ts";
 
-export interface SegmentOptions extends TcpOptions {
+interface SegmentOptions extends TcpOptions {
   payload?: string;
   /** Which of the connections that use these ports one after the other. */
   connection?: number;

@@ -45,7 +45,7 @@ export interface FrameStep {
   content: Content;
 }
 
-export interface CheckpointStep {
+interface CheckpointStep {
   side: "checkpoint";
 }
 

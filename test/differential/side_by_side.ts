@@ -17,7 +17,7 @@ import { isFrame, Truth } from "./truth.ts";
  * What one of the comparers did, without the checkpoints unless it says so. Slots count the primary's
  * frames from 0.
  */
-export interface Verdicts<Asked> {
+interface Verdicts<Asked> {
   released: number[];
   releasedByCheckpoints: number[];
   asked: Asked[];
@@ -40,7 +40,7 @@ export interface Comparison {
 }
 
 /** Something that no documented difference explains, or that is wrong in itself. */
-export class Unexplained extends Error {}
+class Unexplained extends Error {}
 
 export async function runSideBySide(steps: readonly Step[], qemu: QemuCompare): Promise<Comparison> {
   const run = new Run(steps, qemu);

@@ -1,4 +1,6 @@
-/** `colo-agent divergences` and `colo-agent explain` as processes, against a server with the agent's routes. */
+/**
+ * `colo-agent divergences` and `colo-agent explain` as processes, against a server with the agent's routes.
+ */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";

@@ -161,7 +161,9 @@ test("by the specification: section, two named interfaces with nanoseconds, pack
     "secondary, divergence 12 of db1: payload; first differing byte at 65 of the frame",
     "primary, divergence 12 of db1: payload; first differing byte at 42 of the frame; payload hidden",
     "secondary, divergence 12 of db1: payload; first differing byte at 42 of the frame; payload hidden",
-    "primary, divergence 12 of db1: payload; first differing byte at 50054 of the frame; of 60054 bytes, 1983 from the beginning and those from 50022 to 50086 were kept, those between are zero here",
-    "secondary, divergence 12 of db1: payload; first differing byte at 50054 of the frame; of 60054 bytes, 1983 from the beginning and those from 50022 to 50086 were kept, those between are zero here",
+    "primary, divergence 12 of db1: payload; first differing byte at 50054 of the frame; of 60054 bytes, " +
+      "1983 from the beginning and those from 50022 to 50086 were kept, those between are zero here",
+    "secondary, divergence 12 of db1: payload; first differing byte at 50054 of the frame; of 60054 " +
+      "bytes, 1983 from the beginning and those from 50022 to 50086 were kept, those between are zero here",
   ]);
 });

@@ -203,7 +203,10 @@ describe("the advice, followed,", () => {
       : tcp({ seq: 1, ack: 1, payload: `${n}`, ...options });
   }
 
-  /** Both sides send variant 0, then they differ, before a comparer with these rules. Returns the numbers of what it finds. */
+  /**
+   * Both sides send variant 0, then they differ, before a comparer with these rules. Returns the numbers of
+   * what it finds.
+   */
   function compare(frameOf: (variant: number) => Uint8Array, lines: RuleLines = {}): number[] {
     const pair = new Pair(lines);
     pair.primary(frameOf(0));

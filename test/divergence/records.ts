@@ -10,7 +10,7 @@ export const TIME_MS = 1_767_323_045_678;
 export const TCP_PAYLOAD_AT = 14 + 20 + 20;
 export const UDP_PAYLOAD_AT = 14 + 20 + 8;
 
-export const WEB_FLOW = "tcp 198.18.0.2:443 > 198.18.0.9:40000";
+const WEB_FLOW = "tcp 198.18.0.2:443 > 198.18.0.9:40000";
 
 export function divergence(options: Partial<NewDivergence> = {}): NewDivergence {
   return {
@@ -88,7 +88,7 @@ export function dnsQuery(): DivergenceRecord {
   });
 }
 
-export function httpDate(): DivergenceRecord {
+function httpDate(): DivergenceRecord {
   const frame = (second: string) =>
     tcp({
       sourcePort: 80,

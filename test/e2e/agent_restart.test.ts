@@ -61,7 +61,8 @@ const causesOf = (log: string) => [...log.matchAll(/"cause":"(\w+)"/g)].map(([, 
 describe("a restart that was announced", () => {
   const lab = labUnderTest("restart", {
     agentConfig: `[heartbeat]\nlease_ms = ${LEASE_MS}\nrestart_ms = ${RESTART_MS}`,
-    // No other checkpoint than those of the restarts: a VM that is slow to get a processor does not cause one either.
+    // No other checkpoint than those of the restarts: a VM that is slow to get a processor does not cause one
+    // either.
     vmConfig: "checkpoint = { period_ms = 600000, max_wait_ms = 10000 }",
   });
 
@@ -92,7 +93,8 @@ describe("a restart that was announced", () => {
         await connection.until("traffic", (report) => report.received > received + 100_000, 30_000);
         expect((await lab().agentStatus("a"))!.epoch).toBe(epoch + 1);
       }
-      // Held and diverted meanwhile, not dropped; and the client's own socket had room for all of them at once.
+      // Held and diverted meanwhile, not dropped; and the client's own socket had room for all of them at
+      // once.
       expect(await datagrams.finish()).toMatchObject({ lost: 0, noRoom: 0 });
       const ended = await connection.finish();
       expect(ended.received).toBe(ended.sent);
@@ -129,7 +131,8 @@ describe("a restart that was announced", () => {
     expect(logOf(lab(), "a").slice(before)).toMatch(/"disks":1,"wholeDisks":0/);
   }, 180_000);
 
-  test("of the secondary's agent, which does not come back: the primary goes on alone, and not before", async () => {
+  test("of the secondary's agent, which does not come back: the primary goes on alone, and not " +
+    "before", async () => {
     using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
     await connection.until("traffic", (report) => report.received > 100_000, 30_000);
     await end(lab(), "b");

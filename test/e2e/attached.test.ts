@@ -1,4 +1,7 @@
-/** Agents that attach to QEMUs of somebody else: they say what to start, take what comes, and protect the VM again. */
+/**
+ * Agents that attach to QEMUs of somebody else: they say what to start, take what comes, and protect the VM
+ * again.
+ */
 import { expect, test } from "bun:test";
 import { otherHost } from "../../src/lab/faults.ts";
 import { GUEST_IPV4, type HostLetter } from "../../src/lab/network.ts";

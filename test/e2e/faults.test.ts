@@ -1,5 +1,6 @@
 /**
- * Real faults in the lab, many in a row on one lab, each judged by a capture on the clients' switch (single_sender.ts).
+ * Real faults in the lab, many in a row on one lab, each judged by a capture on the clients' switch
+ * (single_sender.ts).
  *
  *   COLO_FAULT_CYCLES=300    so many cycles; by default each fault once
  *   COLO_FAULT_SEED=7        another order and other moments

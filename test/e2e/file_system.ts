@@ -22,8 +22,9 @@ export function emptyFileSystem(path: string): string {
 }
 
 /**
- * Replays the journal of the file system in `image` on a copy, `copy`, as a mount would, and checks it: not one thing to repair,
- * and the newest of `count` acknowledged files have the content that was acknowledged. Throws at the first wrong thing.
+ * Replays the journal of the file system in `image` on a copy, `copy`, as a mount would, and checks it: not
+ * one thing to repair, and the newest of `count` acknowledged files have the content that was acknowledged.
+ * Throws at the first wrong thing.
  */
 export function verifyFileSystem(image: string, count: number, copy: string): void {
   copyFileSync(image, copy);

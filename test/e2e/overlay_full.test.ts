@@ -1,4 +1,7 @@
-/** Overlays that run full cost checkpoints, and overlays that are full the replica: never the VM. On real file systems, in memory. */
+/**
+ * Overlays that run full cost checkpoints, and overlays that are full the replica: never the VM. On real file
+ * systems, in memory.
+ */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { appendFileSync, mkdirSync, mkdtempSync, rmSync, statfsSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -42,7 +45,9 @@ function fill(directory: string, bytes: number): void {
 }
 
 const config = (directory: string, percents: string) => ({
-  vmConfig: `[vm.overlay]\ndirectory = "${directory}/%h"\nsize_bytes = ${OVERLAY_MIB * MIB}\n${percents}\n[vm.checkpoint]\nperiod_ms = 600000`,
+  vmConfig:
+    `[vm.overlay]\ndirectory = "${directory}/%h"\nsize_bytes = ` +
+    `${OVERLAY_MIB * MIB}\n${percents}\n[vm.checkpoint]\nperiod_ms = 600000`,
 });
 
 const untilProtected = (lab: Lab) =>
@@ -82,7 +87,8 @@ describe("overlays that are watched", () => {
       ).toBeGreaterThanOrEqual(1);
       expect(total(await lab().metrics("b"), "colo_overlay_bytes")).toBeGreaterThan(0);
 
-      // A checkpoint empties the overlays. Whoever else writes there takes that room as well, or checkpoints could go on for ever.
+      // A checkpoint empties the overlays. Whoever else writes there takes that room as well, or checkpoints
+      // could go on for ever.
       const others = setInterval(() => fill(join(directory, "b"), 0.3 * MIB), 20);
       try {
         await untilGivenUp(lab());

@@ -1,4 +1,6 @@
-/** A VM that sends faster than the ring takes: what is dropped is counted, a checkpoint follows, TCP recovers. */
+/**
+ * A VM that sends faster than the ring takes: what is dropped is counted, a checkpoint follows, TCP recovers.
+ */
 import { describe, expect, test } from "bun:test";
 import { GUEST_IPV4 } from "../../src/lab/network.ts";
 import { checkpointCounts } from "../../src/lab/scenario.ts";

@@ -9,7 +9,10 @@ import { frameTimes, judgeSenders, mergeCaptures, senderRuns } from "./single_se
 const directory = mkdtempSync(join(tmpdir(), "colo-test-single-sender-"));
 afterAll(() => rmSync(directory, { recursive: true }));
 
-/** A classic capture file with nanoseconds, as tcpdump writes it: an announcement of the VM's MAC at each time. */
+/**
+ * A classic capture file with nanoseconds, as tcpdump writes it: an announcement of the VM's MAC at each
+ * time.
+ */
 function capture(name: string, timesMs: readonly number[]): string {
   const header = Buffer.alloc(24);
   header.writeUInt32LE(0xa1b23c4d, 0);

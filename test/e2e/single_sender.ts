@@ -1,27 +1,28 @@
 /**
  * The judge of one sender: frames of the VM's MAC as they came into the clients' switch, by port.
  *
- * Over time the ports are those of the hosts that held the VM, one after the other: each change of port needs a takeover of its own, and
- * a port that has been left is not seen again without another one. Every frame counts, announcements of the MAC included.
+ * Over time the ports are those of the hosts that held the VM, one after the other: each change of port needs
+ * a takeover of its own, and a port that has been left is not seen again without another one. Every frame
+ * counts, announcements of the MAC included.
  */
 import { readFileSync } from "node:fs";
 import type { HostLetter } from "../../src/lab/network.ts";
 
-export interface SeenFrame {
+interface SeenFrame {
   port: HostLetter;
   /** Of the kernel that received it, both ports on one clock. */
   atNs: bigint;
 }
 
 /** Frames of one port without one of the other between them. */
-export interface SenderRun {
+interface SenderRun {
   port: HostLetter;
   frames: number;
   firstNs: bigint;
   lastNs: bigint;
 }
 
-export interface Tenure {
+interface Tenure {
   /** Who held the VM when the capture began. */
   holder: HostLetter;
   /** Takeovers since, by the terms of the arbiter's record. */
@@ -80,14 +81,15 @@ export function judgeSenders(frames: readonly SeenFrame[], { holder, takeovers }
   const turns = runs.length - 1 + (runs[0] !== undefined && runs[0].port !== holder ? 1 : 0);
   if (turns > takeovers) {
     complaints.push(
-      `the VM's frames changed ports ${turns} times with ${takeovers} takeover(s), beginning with host ${holder}: ${describeRuns(runs)}`,
+      `the VM's frames changed ports ${turns} times with ${takeovers} takeover(s), beginning with host ` +
+        `${holder}: ${describeRuns(runs)}`,
     );
   }
   return complaints;
 }
 
 /** "a: 1034 frames until 0.512 s, b: 1 frame at 0.600 s, …", times since the first frame. */
-export function describeRuns(runs: readonly SenderRun[]): string {
+function describeRuns(runs: readonly SenderRun[]): string {
   const begin = runs[0]?.firstNs ?? 0n;
   const seconds = (ns: bigint) => `${(Number(ns - begin) / 1e9).toFixed(6)} s`;
   return runs

@@ -1,4 +1,6 @@
-/** A guest with two processors and a network card of two queues, both in use, and two workers that compare. */
+/**
+ * A guest with two processors and a network card of two queues, both in use, and two workers that compare.
+ */
 import { describe, expect, test } from "bun:test";
 import { GUEST_IPV4 } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";

@@ -1,4 +1,7 @@
-/** QEMU's own TLS between the hosts: a pair that loses its primary, protects itself again with swapped roles and loses the other. */
+/**
+ * QEMU's own TLS between the hosts: a pair that loses its primary, protects itself again with swapped roles
+ * and loses the other.
+ */
 
 import { describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";

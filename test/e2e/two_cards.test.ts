@@ -1,4 +1,7 @@
-/** A VM with two network cards: connections over both go on over two losses, with one epoch and one checkpoint for both. */
+/**
+ * A VM with two network cards: connections over both go on over two losses, with one epoch and one checkpoint
+ * for both.
+ */
 import { describe, expect, test } from "bun:test";
 import { otherHost } from "../../src/lab/faults.ts";
 import { GUEST_IPV4, type HostLetter, SECOND_GUEST_IPV4, SECOND_TAP, TAP } from "../../src/lab/network.ts";

@@ -1,4 +1,6 @@
-/** A VM on a QEMU that cannot do COLO: the agents leave it running and reachable, unprotected, and say why. */
+/**
+ * A VM on a QEMU that cannot do COLO: the agents leave it running and reachable, unprotected, and say why.
+ */
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -1,5 +1,6 @@
 /**
- * What the guest's services are asked to do, each from inside the network namespace that the guest's tap is in:
+ * What the guest's services are asked to do, each from inside the network namespace that the guest's tap is
+ * in:
  *
  *   ip netns exec NAMESPACE bun test/guest/scenarios.ts NAME
  *
@@ -63,7 +64,7 @@ async function diskAnswer(stream: Stream, request: string, right: string): Promi
   assert.equal(await stream.request(request), right);
 }
 
-export const scenarios: Record<string, () => Promise<void>> = {
+const scenarios: Record<string, () => Promise<void>> = {
   async duplex() {
     for (const host of hosts) await exchangePattern(host, 4 * mib, 65536);
     // Pieces that are no multiple of a counter or of a block.
@@ -193,7 +194,8 @@ export const scenarios: Record<string, () => Promise<void>> = {
     for (const host of hosts) {
       const socket = createSocket(host.includes(":") ? "udp6" : "udp4");
       await new Promise<void>((resolve) => socket.connect(port.echo, host, () => resolve()));
-      // The largest one travels in fragments. UDP may lose a datagram, so one that does not come back is sent again.
+      // The largest one travels in fragments. UDP may lose a datagram, so one that does not come back is sent
+      // again.
       for (const bytes of [0, 1, 100, 1472, 8000]) {
         const payload = pattern(bytes, bytes);
         const back = await new Promise<Buffer>((resolve) => {
@@ -253,13 +255,15 @@ export const scenarios: Record<string, () => Promise<void>> = {
     const stream = await Stream.open(guestIp4, port.http);
     const head = "Host: guest\r\n\r\n";
     await stream.write(
-      `GET /size/5 HTTP/1.1\r\n${head}HEAD /size/9 HTTP/1.1\r\n${head}GET /x HTTP/1.1\r\nConnection: close\r\n${head}`,
+      `GET /size/5 HTTP/1.1\r\n${head}HEAD /size/9 HTTP/1.1\r\n${head}GET /x HTTP/1.1\r\nConnection: ` +
+        `close\r\n${head}`,
     );
     assert.equal(
       (await stream.rest()).toString("latin1"),
       "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: 5\r\n\r\n\0\0\0\0\0" +
         "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: 9\r\n\r\n" +
-        "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 13\r\nConnection: close\r\n\r\nno such page\n",
+        "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 13\r\nConnection: " +
+        "close\r\n\r\nno such page\n",
     );
     stream.close();
   },

@@ -97,7 +97,9 @@ export class Stream {
     return this.line();
   }
 
-  /** Waits for the end of the connection and returns what came before it; throws if it ended with an error. */
+  /**
+   * Waits for the end of the connection and returns what came before it; throws if it ended with an error.
+   */
   async rest(): Promise<Buffer> {
     for (;;) {
       try {

@@ -166,7 +166,8 @@ test("what a VM has left in its overlays is written into its disk", async () => 
     const words = ["-f", "qcow2", "-c", `write -P ${pattern} ${at} 64k`, path];
     expect(Bun.spawnSync([...qemuIo, ...words]).stdout.toString()).toContain("wrote 65536");
   };
-  // The hidden one holds what the disk had before the primary's last writes, the active one what the VM has written since.
+  // The hidden one holds what the disk had before the primary's last writes, the active one what the VM has
+  // written since.
   write(hidden, "0x68", "1M");
   write(hidden, "0x68", "2M");
   write(active, "0x61", "2M");

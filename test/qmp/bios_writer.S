@@ -1,7 +1,8 @@
 /*
- * A boot sector that writes to all disks of the machine, through the BIOS alone: no drivers, so any disk model will do, and no
- * boot to wait for. In each round, one per timer tick (55 ms) or as fast as it can, it fills sector 128 + i of every disk with
- * "record NNNNNNNN\n" (hexadecimal), and when the disks have it, says "wrote NNNNNNNN\n" on COM1.
+ * A boot sector that writes to all disks of the machine, through the BIOS alone: no drivers, so any disk
+ * model will do, and no boot to wait for. In each round, one per timer tick (55 ms) or as fast as it can, it
+ * fills sector 128 + i of every disk with "record NNNNNNNN\n" (hexadecimal), and when the disks have it, says
+ * "wrote NNNNNNNN\n" on COM1.
  */
         .code16
         .globl _start

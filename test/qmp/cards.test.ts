@@ -1,4 +1,7 @@
-/** COLO with each model of network card that the agent can give a VM: its state goes along in checkpoints and takeovers. */
+/**
+ * COLO with each model of network card that the agent can give a VM: its state goes along in checkpoints and
+ * takeovers.
+ */
 import { afterAll, afterEach, expect, setDefaultTimeout, test } from "bun:test";
 import { primaryFailover, secondaryFailover } from "../../src/colo/index.ts";
 import { NIC_MODELS } from "../../src/qemu/settings.ts";

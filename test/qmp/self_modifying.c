@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Code that changes while it is used, as a just-in-time compiler's does. Writes a function that returns n, calls it, sleeps
- * and calls it again: it must still return n. "STALE n" on the standard output says that it did not. No library.
+ * Code that changes while it is used, as a just-in-time compiler's does. Writes a function that returns n,
+ * calls it, sleeps and calls it again: it must still return n. "STALE n" on the standard output says that it
+ * did not. No library.
  */
 static long call(long number, long a, long b, long c, long d, long e, long f)
 {

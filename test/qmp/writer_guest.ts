@@ -1,12 +1,12 @@
 /**
- * A guest for disk tests, made of the lab guest's kernel and initramfs with an /init of its own: record i goes to sector i,
- * straight to the disk, and "wrote i at UPTIME" to the serial port once the disk has it. So the serial log is a list of promises that
- * the disk file can be held to.
+ * A guest for disk tests, made of the lab guest's kernel and initramfs with an /init of its own: record i
+ * goes to sector i, straight to the disk, and "wrote i at UPTIME" to the serial port once the disk has it. So
+ * the serial log is a list of promises that the disk file can be held to.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { guestInitrd } from "../../src/lab/assets.ts";
 
-export const SECTOR_BYTES = 512;
+const SECTOR_BYTES = 512;
 
 /** `writer.dirty=N` on the kernel's command line also keeps N MiB of memory changing. */
 const INIT = `#!/bin/busybox sh
@@ -40,8 +40,8 @@ done
 `;
 
 /**
- * Writes the initramfs to `path`, with a program that it runs beside its own work. The kernel unpacks concatenated archives
- * one after the other, later files win.
+ * Writes the initramfs to `path`, with a program that it runs beside its own work. The kernel unpacks
+ * concatenated archives one after the other, later files win.
  */
 export function makeWriterInitrd(path: string, selfModifying?: Buffer<ArrayBuffer>): void {
   const lab = readFileSync(guestInitrd());

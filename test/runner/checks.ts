@@ -1,4 +1,6 @@
-/** The checks of the code that need no test. `scripts/test --quick` leaves out those whose program is missing. */
+/**
+ * The checks of the code that need no test. `scripts/test --quick` leaves out those whose program is missing.
+ */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { repositoryFiles } from "../tidy/files.ts";

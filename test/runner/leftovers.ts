@@ -1,6 +1,6 @@
 /**
- * What a test run that was killed may have left on this machine. All that tests make is named colo-test-...: namespaces,
- * folders in /tmp, pinned BPF objects; labs are named test-... . Any other lab is left alone.
+ * What a test run that was killed may have left on this machine. All that tests make is named colo-test-...:
+ * namespaces, folders in /tmp, pinned BPF objects; labs are named test-... . Any other lab is left alone.
  */
 import { existsSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -11,7 +11,9 @@ const PREFIX = "colo-test-";
 const LABS = "/run/colo-agent-lab";
 const TEST_LAB = "test-";
 const NAMESPACES = "/run/netns";
-/** A younger folder may belong to a test without root that runs at this moment; each run makes its own anyway. */
+/**
+ * A younger folder may belong to a test without root that runs at this moment; each run makes its own anyway.
+ */
 const FOLDER_AGE_MS = 3_600_000;
 const PINS = "/sys/fs/bpf/colo-test";
 
@@ -20,8 +22,8 @@ function namesIn(directory: string, prefix: string): string[] {
 }
 
 /**
- * Processes whose command line names a folder of the tests and whose parent has ended: QEMUs, agents and servers that
- * outlived their test. Those of a test that runs at this moment have it as their parent.
+ * Processes whose command line names a folder of the tests and whose parent has ended: QEMUs, agents and
+ * servers that outlived their test. Those of a test that runs at this moment have it as their parent.
  */
 function orphans(): number[] {
   return readdirSync("/proc")
@@ -58,7 +60,9 @@ function killProcess(pid: number): void {
   }
 }
 
-/** Removes it all and returns what there was, a line for each thing. Needs root for all but folders in /tmp. */
+/**
+ * Removes it all and returns what there was, a line for each thing. Needs root for all but folders in /tmp.
+ */
 export async function removeLeftovers(): Promise<string[]> {
   const removed: string[] = [];
   for (const name of namesIn(LABS, TEST_LAB)) {

@@ -1,8 +1,11 @@
-/** Child processes of a test run: each in a process group of its own, with a limit, and ended with all it started. */
+/**
+ * Child processes of a test run: each in a process group of its own, with a limit, and ended with all it
+ * started.
+ */
 
 import { closeSync, openSync } from "node:fs";
 
-export interface Ended {
+interface Ended {
   /** Of the process; 128 + the signal's number if a signal ended it. */
   status: number;
   /** What it printed, both streams in the order of arrival. */
@@ -27,7 +30,10 @@ function kill(group: number): void {
   }
 }
 
-/** Runs a command to its end, or kills it with its children after `limitMs`. Its output goes to the file `log` too. */
+/**
+ * Runs a command to its end, or kills it with its children after `limitMs`. Its output goes to the file `log`
+ * too.
+ */
 export async function run(
   command: readonly string[],
   { limitMs, log, environment = {} }: { limitMs: number; log: string; environment?: Record<string, string> },

@@ -1,8 +1,9 @@
 /**
- * Runs the tests in stages: the checks of the code, then the suites. Those that need the kernel, QEMU or a lab run one
- * file at a time: they mostly wait for a VM. The others run beside them at a lower priority, on the processors that
- * are left, or on all of them if nothing else is to run. Each file has a process of its own, so that neither a crash
- * nor what it leaves in its memory reaches another. scripts/test is the way to call it.
+ * Runs the tests in stages: the checks of the code, then the suites. Those that need the kernel, QEMU or a
+ * lab run one file at a time: they mostly wait for a VM. The others run beside them at a lower priority, on
+ * the processors that are left, or on all of them if nothing else is to run. Each file has a process of its
+ * own, so that neither a crash nor what it leaves in its memory reaches another. scripts/test is the way to
+ * call it.
  */
 import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { availableParallelism } from "node:os";

@@ -1,6 +1,7 @@
 /**
- * One end of real TCP connections, as a process in a namespace: sends a known stream on each connection, reads and
- * checks another one, and closes when both are through. Obeys task.ts on standard input, answers on standard output.
+ * One end of real TCP connections, as a process in a namespace: sends a known stream on each connection,
+ * reads and checks another one, and closes when both are through. Obeys task.ts on standard input, answers on
+ * standard output.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import type { Socket, TCPSocketListener } from "bun";
@@ -176,7 +177,8 @@ class Connection {
   fail(detail: string): void {
     const { send, receive, index } = this.content;
     this.run.fail(
-      `connection ${index}: ${detail} (sent ${this.sent} of ${send.length} bytes, received ${this.received} of ${receive.length})`,
+      `connection ${index}: ${detail} (sent ${this.sent} of ${send.length} bytes, received ` +
+        `${this.received} of ${receive.length})`,
     );
   }
 

@@ -23,7 +23,7 @@ export interface LossRate {
   again: number;
 }
 
-export const NO_LOSS: LossRate = { loss: 0, again: 0 };
+const NO_LOSS: LossRate = { loss: 0, again: 0 };
 export const ALL_LOST: LossRate = { loss: 1, again: 1 };
 
 /** Compiles loss.bpf.c to `object`. */

@@ -1,4 +1,7 @@
-/** What happens in one run, all of it drawn from the run's seed (but for what the kernel and the machine's load decide). */
+/**
+ * What happens in one run, all of it drawn from the run's seed (but for what the kernel and the machine's
+ * load decide).
+ */
 
 import { Random } from "../random.ts";
 import type { LossRate } from "./loss.ts";

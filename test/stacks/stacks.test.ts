@@ -1,10 +1,10 @@
 /**
- * Real TCP stacks on both sides of the whole data path, at random: connections are opened either way, bytes flow both
- * ways, the two guests cut, pace and read them differently, frames are lost; at some moment the primary's host dies and
- * the secondary goes on. Every byte of every connection has to be right to the end.
+ * Real TCP stacks on both sides of the whole data path, at random: connections are opened either way, bytes
+ * flow both ways, the two guests cut, pace and read them differently, frames are lost; at some moment the
+ * primary's host dies and the secondary goes on. Every byte of every connection has to be right to the end.
  *
- * The two guests share no state that a checkpoint could make equal again. A run in which the comparer asks for one
- * cannot go on: it counts as such, never as passed, and there must be few.
+ * The two guests share no state that a checkpoint could make equal again. A run in which the comparer asks
+ * for one cannot go on: it counts as such, never as passed, and there must be few.
  *
  *   COLO_STACK_RUNS=2000   more runs
  *   COLO_STACK_FIRST=1000  other seeds, from this one on
@@ -77,9 +77,9 @@ test("connections outlive the primary's host, byte for byte", async () => {
 
   const sum = (of: (lane: Lane) => number) => lanes.reduce((total, lane) => total + of(lane), 0);
   console.log(
-    `${passed} runs from seed ${first} on went on to the end (${underWay} of them with a failover under way), ` +
-      `${checkpoints.length} needed a checkpoint; ${sum((lane) => lane.stat("windows_clamped"))} windows clamped, ` +
-      `${sum((lane) => lane.stat("parts_sent"))} parts sent`,
+    `${passed} runs from seed ${first} on went on to the end (${underWay} of them with a failover under ` +
+      `way), ${checkpoints.length} needed a checkpoint; ${sum((lane) => lane.stat("windows_clamped"))} ` +
+      `windows clamped, ${sum((lane) => lane.stat("parts_sent"))} parts sent`,
   );
   expect(passed + checkpoints.length).toBe(runs);
   if (runs >= COVERING_RUNS) {

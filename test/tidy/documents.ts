@@ -1,7 +1,7 @@
 /** Reading Markdown: its sections and tables. */
 
 /** The lines under a heading, up to the next heading of the same or a higher level. */
-export function section(markdown: string, heading: string): string[] {
+function section(markdown: string, heading: string): string[] {
   const lines = markdown.split("\n");
   const start = lines.indexOf(heading);
   if (start < 0) throw new Error(`There is no heading "${heading}".`);

@@ -1,6 +1,8 @@
 /** What the tidy test lets pass, and why. Each list may only get shorter. */
 
-/** Source files longer than {@link FILE_LINES_MAX}: each does one job that would not read better in two files. */
+/**
+ * Source files longer than {@link FILE_LINES_MAX}: each does one job that would not read better in two files.
+ */
 export const LONG_FILES: Readonly<Record<string, string>> = {};
 
 /** Names that look like paths of this repository and are somebody else's. */

@@ -1,13 +1,16 @@
 /**
- * Exports that no other file imports. Text is enough for it: biome keeps the form of imports and exports, and every
- * name is imported from the file that declares it.
+ * Exports that no other file imports. Text is enough for it: biome keeps the form of imports and exports, and
+ * every name is imported from the file that declares it.
  */
 import { importsOf } from "./imports.ts";
 
 const DECLARED =
   /^export (?:(?:abstract|async) )?(?:const|let|function\*?|class|interface|type|enum) (\w+)/gm;
 const NAMED = /^(?:import|export) (?:type )?\{([^}]*)\} from "(\.{1,2}\/[^"]+)";/gm;
-/** Everything of a file may be used: `import * as x`, and `import("x")` unless names are taken out of it at once. */
+/**
+ * Everything of a file may be used: `import * as x`, and `import("x")` unless names are taken out of it at
+ * once.
+ */
 const WHOLE = /^import (?:type )?\* as \w+ from "(\.{1,2}\/[^"]+)";|import\("(\.{1,2}\/[^"]+)"\)(?!\)\.)/gm;
 const TAKEN = /\(await import\("(\.{1,2}\/[^"]+)"\)\)\.(\w+)/g;
 

@@ -6,11 +6,14 @@ import { dirname, join, relative } from "node:path";
 
 export const REPOSITORY = join(import.meta.dir, "../..");
 
-/** `from "./x.ts"`, `import "./x.ts"`, `import("./x.ts")` and `new URL("./x.ts", import.meta.url)` of a worker. */
+/**
+ * `from "./x.ts"`, `import "./x.ts"`, `import("./x.ts")` and `new URL("./x.ts", import.meta.url)` of a
+ * worker.
+ */
 const IMPORT = /(?:\bfrom\s*|\bimport\s*\(?\s*|\bnew URL\(\s*)"(\.{1,2}\/[^"]+\.ts)"/g;
 
 /** Source file -> the files it imports, all as paths from the repository's root. */
-export type Imports = ReadonlyMap<string, readonly string[]>;
+type Imports = ReadonlyMap<string, readonly string[]>;
 
 /** The files that the text of `file` imports, in order, as paths from the repository's root. */
 export function importsOf(file: string, text: string): string[] {
@@ -18,7 +21,7 @@ export function importsOf(file: string, text: string): string[] {
 }
 
 /** Every TypeScript file below `folder` (a path from the repository's root). */
-export function typescriptFiles(folder: string): string[] {
+function typescriptFiles(folder: string): string[] {
   const found = [...new Bun.Glob("**/*.ts").scanSync(join(REPOSITORY, folder))];
   return found.map((path) => join(folder, path)).sort();
 }
@@ -29,7 +32,10 @@ export async function readImports(folder: string): Promise<Imports> {
   return new Map(files.map((file, at) => [file, importsOf(file, texts[at] as string)]));
 }
 
-/** The folder of src/ that a file belongs to: "agent" for src/agent/metrics/frames.ts. A file of src/ itself has none. */
+/**
+ * The folder of src/ that a file belongs to: "agent" for src/agent/metrics/frames.ts. A file of src/ itself
+ * has none.
+ */
 export function folderOf(file: string): string | undefined {
   const [first, ...rest] = relative("src", file).split("/");
   return first === ".." || rest.length === 0 ? undefined : first;

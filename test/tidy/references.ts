@@ -6,7 +6,7 @@ const PATH = /(?<![\w./$~{}-])(?:src|test|bpf|docs|scripts|model|deploy|guest|\.
 /** [text](target) of Markdown; the target without a title. */
 const LINK = /\]\(\s*([^()\s]+)[^()]*\)/g;
 
-export interface Reference {
+interface Reference {
   line: number;
   /** From the repository's root. */
   path: string;

@@ -1,6 +1,7 @@
 /**
- * Real clients of the Debian guest's servers, run in the lab's client namespace: wrk, redis-cli, psql and pgbench. None of
- * them reconnects unnoticed: wrk counts it as an error, pgbench and `redis-cli --pipe` end, the other redis-cli gets a new client id.
+ * Real clients of the Debian guest's servers, run in the lab's client namespace: wrk, redis-cli, psql and
+ * pgbench. None of them reconnects unnoticed: wrk counts it as an error, pgbench and `redis-cli --pipe` end,
+ * the other redis-cli gets a new client id.
  */
 import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -19,7 +20,7 @@ function inside(namespace: string, tool: DebianGuestTool, ...words: string[]): s
 }
 
 /** Runs a tool to its end and returns what it printed. Throws with its complaint, also after a minute. */
-export async function query(namespace: string, tool: DebianGuestTool, ...words: string[]): Promise<string> {
+async function query(namespace: string, tool: DebianGuestTool, ...words: string[]): Promise<string> {
   const child = Bun.spawn(inside(namespace, tool, ...words), {
     stdin: "ignore",
     stdout: "pipe",
@@ -98,7 +99,7 @@ abstract class Client implements Workload {
   }
 }
 
-export interface HttpResult {
+interface HttpResult {
   asked: number;
   right: number;
   wrong: number;
@@ -110,7 +111,10 @@ export interface HttpResult {
   us: number;
 }
 
-/** wrk with pages.lua. It tells nothing before its end, so `progress` is the server's own count, see {@link countRequests}. */
+/**
+ * wrk with pages.lua. It tells nothing before its end, so `progress` is the server's own count, see {@link
+ * countRequests}.
+ */
 export class HttpWorkload extends Client {
   readonly name = "wrk";
   #requests = 0;
@@ -205,7 +209,10 @@ export class CounterWorkload extends Client {
   }
 }
 
-/** Numbered SETs without waiting for answers, through `redis-cli --pipe`; it reports errors and answers at its end. */
+/**
+ * Numbered SETs without waiting for answers, through `redis-cli --pipe`; it reports errors and answers at its
+ * end.
+ */
 export class PipeWorkload extends Client {
   readonly name = "redis-cli --pipe";
   #sent = 0;
@@ -281,7 +288,9 @@ export class DatabaseWorkload extends Client {
     return Math.round(sum);
   }
 
-  /** Ends after the transactions under way, as when its time is over; the number acknowledged to each client. */
+  /**
+   * Ends after the transactions under way, as when its time is over; the number acknowledged to each client.
+   */
   async finish(timeoutMs: number): Promise<number[]> {
     // pgbench ends its run on the alarm that it has set for --time.
     this.child.kill("SIGALRM");

@@ -1,4 +1,5 @@
--- wrk's script: asks for the two pages of guest/debian/prepare in turn, at a limited rate, and looks at every byte.
+-- wrk's script: asks for the two pages of guest/debian/prepare in turn, at a limited rate, and looks at every
+-- byte.
 local pages = {}
 for _, count in ipairs({ 128, 8192 }) do
   local lines = {}

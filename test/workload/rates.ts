@@ -1,11 +1,13 @@
 /**
- * How fast the Debian guest's servers answer with and without protection, and what the checkpoints are for. Not a test.
+ * How fast the Debian guest's servers answer with and without protection, and what the checkpoints are for.
+ * Not a test.
  *
  *   bun test/workload/rates.ts [SECONDS of each measurement, default 8] [LINES for the agents' [[vm]] table]
  *   bun test/workload/rates.ts 8 'checkpoint = { max_wait_ms = 50 }'
  *
- * Each client alone and as fast as it gets answers, on one VM without agents and on a protected one, in labs named "rates".
- * The ratio is what to look at: the figures themselves are those of emulated machines that share this one.
+ * Each client alone and as fast as it gets answers, on one VM without agents and on a protected one, in labs
+ * named "rates". The ratio is what to look at: the figures themselves are those of emulated machines that
+ * share this one.
  */
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -78,7 +80,8 @@ for (const proxy of ["none", "agent"] as const) {
       }
       const unprotected = alone.get(name)!;
       console.info(
-        `${name}: ${unprotected.toFixed(0)}/s alone, ${rate.toFixed(0)}/s protected, ratio ${(rate / unprotected).toFixed(2)}`,
+        `${name}: ${unprotected.toFixed(0)}/s alone, ${rate.toFixed(0)}/s protected, ratio ` +
+          `${(rate / unprotected).toFixed(2)}`,
         JSON.stringify(seen),
       );
     }

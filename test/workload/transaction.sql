@@ -1,4 +1,5 @@
--- pgbench's own TPC-B-like transaction, and a numbered row: its client knows which transactions were acknowledged.
+-- pgbench's own TPC-B-like transaction, and a numbered row: its client knows which transactions were
+-- acknowledged.
 \set aid random(1, 100000)
 \set delta random(-5000, 5000)
 \set id :id + 1

@@ -1,6 +1,6 @@
 /**
- * Prometheus metrics of one agent (prom-client), a file for each collector. docs/metrics.md lists them; to add one,
- * see CONTRIBUTING.md.
+ * Prometheus metrics of one agent (prom-client), a file for each collector. docs/metrics.md lists them; to
+ * add one, see CONTRIBUTING.md.
  */
 import { Registry } from "prom-client";
 import type { CheckpointReport } from "../checkpoint.ts";
@@ -51,7 +51,10 @@ export class AgentMetrics {
     this.#readings.remove(name);
   }
 
-  /** The text of a scrape (Prometheus exposition format 0.0.4). Scrapes do not overlap: each has readings of its own. */
+  /**
+   * The text of a scrape (Prometheus exposition format 0.0.4). Scrapes do not overlap: each has readings of
+   * its own.
+   */
   text(): Promise<string> {
     const scrape = () => {
       this.#readings.take();

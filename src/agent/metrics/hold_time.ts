@@ -9,7 +9,10 @@ interface Value {
   metricName: string;
 }
 
-/** prom-client cannot fill a Histogram from buckets kept elsewhere; this has the shape that its Registry reads. */
+/**
+ * prom-client cannot fill a Histogram from buckets kept elsewhere; this has the shape that its Registry
+ * reads.
+ */
 class HoldHistogram {
   readonly name = "colo_hold_seconds";
   readonly help = "Time a primary frame was held before it was released";

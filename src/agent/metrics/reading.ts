@@ -1,4 +1,7 @@
-/** What a scrape reads of a VM: once, before any metric is written, so that all metrics are of the same moment. */
+/**
+ * What a scrape reads of a VM: once, before any metric is written, so that all metrics are of the same
+ * moment.
+ */
 import type { StatName } from "../../datapath/shared.ts";
 import type { Phase } from "../../failover/state.ts";
 import type { NicReading } from "../../proxy/proxy.ts";

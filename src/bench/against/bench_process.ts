@@ -58,7 +58,7 @@ export async function hasBenchOption(folder: string, option: string): Promise<bo
   return new RegExp(`^\\s*${option}\\b`, "m").test(output);
 }
 
-export interface BenchProcessOptions {
+interface BenchProcessOptions {
   name: BenchName;
   /** Options of the command line that follow `bench NAME --json`. */
   options: readonly string[];

@@ -13,7 +13,7 @@ const ORDER: readonly Side[] = ["older", "newer", "newer", "older"];
 /** Time and name, which each line of a run's progress begins with. */
 const OWN_PREFIX = /^\s*[\d.]+ s\s+\w+: /;
 
-export interface InTurnOptions {
+interface InTurnOptions {
   name: BenchName;
   /** Checkouts that are built. */
   folders: Readonly<Record<Side, string>>;
@@ -29,14 +29,13 @@ export interface InTurnOptions {
   run?: typeof runBenchOf;
 }
 
-export interface InTurnResults {
+interface InTurnResults {
   /** One list for each run, in the order of the runs. */
   lists: Record<Side, BenchResult[][]>;
   skipped: Record<Side, BenchSkipped[]>;
 }
 
-export const runsOf = (repetitions: number): Side[] =>
-  Array.from({ length: repetitions }, () => ORDER).flat();
+const runsOf = (repetitions: number): Side[] => Array.from({ length: repetitions }, () => ORDER).flat();
 
 /** Throws the Error of the first run that fails. */
 export async function runInTurn(options: InTurnOptions): Promise<InTurnResults> {

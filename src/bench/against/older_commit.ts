@@ -16,7 +16,7 @@ export const CHECKOUT = join(import.meta.dir, "../../..");
 /** The end of a failed command's output that its error quotes. */
 const COMPLAINT_BYTES_MAX = 2_000;
 
-export interface Commit {
+interface Commit {
   /** 40 hexadecimal digits. */
   hash: string;
   /** The first line of its message. */

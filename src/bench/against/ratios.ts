@@ -11,7 +11,7 @@ import { type BenchName, type BenchResult, type FigureKey, median, type Subject 
 import { figure } from "../table.ts";
 
 /** A figure of one commit, over its runs. */
-export interface Spread {
+interface Spread {
   median: number;
   min: number;
   max: number;
@@ -22,7 +22,7 @@ export interface Spread {
  * "worse": slower by more than the limit. "missing": the newer commit has no such figure. "new": the older
  * one has none. "shown": printed, but neither good nor bad.
  */
-export type Verdict = "worse" | "missing" | "new" | "even" | "better" | "shown";
+type Verdict = "worse" | "missing" | "new" | "even" | "better" | "shown";
 
 export interface RatioRow extends FigureKey {
   bench: BenchName;

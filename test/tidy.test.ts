@@ -15,6 +15,7 @@ import { isCode, isDocument, readText, repositoryFiles } from "./tidy/files.ts";
 import { REPOSITORY } from "./tidy/imports.ts";
 import { LINE_LENGTH_MAX, longLines, longProse } from "./tidy/line_length.ts";
 import { anchorsOf, linksOf, pathsNamed } from "./tidy/references.ts";
+import { swallowedErrors } from "./tidy/swallowed.ts";
 import { VARIABLES } from "./variables.ts";
 
 const FILE_LINES_MAX = 450;
@@ -107,6 +108,21 @@ describe("references", () => {
     ]);
     const headings = "# A\n## What it `is`: a test\n```\n# no heading\n```\n## A\n### [Link](x.md)";
     expect([...anchorsOf(headings)]).toEqual(["a", "what-it-is-a-test", "a-1", "link"]);
+  });
+});
+
+describe("errors", () => {
+  test("none is caught and dropped without a reason", () => {
+    const swallowed = all
+      .filter(([file]) => /^src\/.*\.ts$/.test(file))
+      .flatMap(([file, text]) => swallowedErrors(text).map((line) => `${file}:${line}`));
+    expect(swallowed).toEqual([]);
+  });
+
+  test("those without a reason are found", () => {
+    expect(swallowedErrors("try {\n} catch {\n  return;\n}")).toEqual([2]);
+    expect(swallowedErrors("try {\n} catch {\n  // It has ended.\n}")).toEqual([]);
+    expect(swallowedErrors("a.catch(() => undefined);\n\nb.catch(() => undefined); // told")).toEqual([1]);
   });
 });
 

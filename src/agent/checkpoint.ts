@@ -133,7 +133,7 @@ export class Checkpoints {
     this.#last?.reject(new Error("checkpoints were ended"));
     this.goOn();
     this.#wake?.();
-    await this.#running?.catch(() => undefined);
+    await this.#running?.catch(() => undefined); // the loop reports its own errors
   }
 
   async #loop(): Promise<void> {

@@ -342,6 +342,7 @@ export class Primary {
             const body = { vm: machine.config.name, mirroredFrames, timeoutMs };
             return (await machine.peer.ask("drain_input", body, timeoutMs + TELL_TIMEOUT_MS)).drained;
           } catch {
+            // Without an answer, the peer counts as not drained.
             return false;
           }
         },

@@ -168,6 +168,7 @@ export class Secondary {
 
   /** Waits until QEMU's events until now have been seen, at most `timeoutMs`: an answer comes behind them. */
   async #eventsUntilNow(timeoutMs: number): Promise<void> {
+    // A QEMU that does not answer sends no events either; QemuWatch notices it.
     await this.#machine.qmp.execute("query-status", undefined, { timeoutMs }).catch(() => undefined);
   }
 

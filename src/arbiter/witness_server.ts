@@ -144,6 +144,7 @@ async function answer(
   try {
     json = JSON.parse(text);
   } catch {
+    // The answer says what is wrong.
     return { status: 400, body: { error: "the body is not JSON" } };
   }
   const parsed = casRequest.safeParse(json);

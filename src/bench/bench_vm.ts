@@ -186,6 +186,7 @@ function cpuSeconds(pid: number): number {
     const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
     return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
   } catch {
+    // It has ended.
     return 0;
   }
 }

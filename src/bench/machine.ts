@@ -49,6 +49,7 @@ function qemuVersion(): string | undefined {
     const { stdout } = Bun.spawnSync([...qemuArgv(), "--version"], { env: qemuEnvironment() });
     return /version (\d+(?:\.\d+)+)/.exec(stdout.toString())?.[1];
   } catch {
+    // There is no QEMU here.
     return undefined;
   }
 }

@@ -29,7 +29,7 @@ class BusyThread {
     new Float64Array(this.#buffer, 8, 1)[0] = first;
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.#ended = promise;
-    promise.catch(() => undefined);
+    promise.catch(() => undefined); // whoever waits for the end gets the error
     this.#worker.onmessage = ({ data }: MessageEvent<string | undefined>) =>
       data === undefined ? resolve() : reject(new Error(data));
     this.#worker.postMessage({ buffer: this.#buffer, taps } satisfies BusySetup);

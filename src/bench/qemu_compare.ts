@@ -55,7 +55,7 @@ export class QemuColoCompare {
     const cpuBefore = processCpuSeconds(pid);
     const start = performance.now();
     const done = this.#tell({ primary, secondary, streamStart });
-    done.catch(() => undefined);
+    done.catch(() => undefined); // waited for below
     // Blocks this thread, not the feeder's.
     while (expected > 0) {
       const got = output.read(this.#buffer.address, READ_BYTES);

@@ -249,6 +249,7 @@ function tail(path: string): string {
   try {
     return readFileSync(path, "utf8").trimEnd().split("\n").slice(-5).join("\n");
   } catch {
+    // Nothing was logged.
     return "(empty)";
   }
 }

@@ -95,7 +95,7 @@ class ReleaseThread {
   constructor(loop: DrivenLoopSetup) {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.ready = promise;
-    promise.catch(() => undefined);
+    promise.catch(() => undefined); // whoever waits for `ready` gets the error
     this.#thread.onmessage = ({ data }: MessageEvent<string | undefined>) => {
       if (data === undefined) return resolve();
       this.#failure = data;

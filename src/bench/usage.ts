@@ -29,6 +29,7 @@ export function processCpuSeconds(pid: number): number {
     }
     return nanoseconds / 1e9;
   } catch {
+    // It has ended, or the kernel has no schedstat: the coarser clock ticks.
     const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
     const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
     return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;

@@ -44,7 +44,11 @@ import { severConnections } from "./sever.ts";
 
 /** Nothing is capped: 10 TB/s. QEMU's own default is 128 MiB/s. */
 const BANDWIDTH_UNLIMITED_BYTES = 10 ** 13;
+/** The most that QEMU takes (its MAX_MIGRATE_DOWNTIME), in ms: the migration switches over at once. */
+const DOWNTIME_LIMIT_MAX_MS = 2_000_000;
 const POLL_MS = 100;
+/** A VM that does not resume by itself gets `cont` after so many looks; at last the attempt fails. */
+const RESUME_LOOKS = { beforeCont: 20, atMost: 40, everyMs: 25 };
 /** A main loop that is silent for longer after a yank hangs. */
 const ANSWER_MS = 1_000;
 
@@ -379,7 +383,7 @@ async function untilSwitchover(
     }
     if (!forced && performance.now() - startMs > o.convergeMs) {
       forced = true;
-      await client.execute("migrate-set-parameters", { "downtime-limit": 2_000_000 });
+      await client.execute("migrate-set-parameters", { "downtime-limit": DOWNTIME_LIMIT_MAX_MS });
     }
     last = now;
     await untilEventOr(client, "MIGRATION", POLL_MS);
@@ -388,6 +392,7 @@ async function untilSwitchover(
 
 /** Returns at the event, or after `ms`. */
 async function untilEventOr(client: QmpClient, name: string, ms: number): Promise<void> {
+  // Late or closed: the caller looks again, and its next command fails if QEMU is gone.
   await client.waitFor(name, () => true, ms).catch(() => undefined);
 }
 
@@ -509,9 +514,9 @@ async function ensureRunning(client: QmpClient): Promise<void> {
   for (let tries = 0; ; tries++) {
     const { running, status } = await runStatus(client);
     if (running) return;
-    if (tries === 20) await client.execute("cont");
-    if (tries === 40) throw new Error(`it is in state ${status}`);
-    await untilEventOr(client, "RESUME", 25);
+    if (tries === RESUME_LOOKS.beforeCont) await client.execute("cont");
+    if (tries === RESUME_LOOKS.atMost) throw new Error(`it is in state ${status}`);
+    await untilEventOr(client, "RESUME", RESUME_LOOKS.everyMs);
   }
 }
 

@@ -187,9 +187,15 @@ export async function secondaryDisksCommitted(
   return !activeNodes.some((node) => names.has(node));
 }
 
+/**
+ * QEMU's own defaults (DEFAULT_MIGRATE_ANNOUNCE_*, migration/options.c): the delay before the first
+ * announcement, the longest and its growth with each, in ms.
+ */
+const ANNOUNCEMENTS = { initial: 50, max: 550, rounds: 5, step: 100 };
+
 /** Makes QEMU tell the switches where the VM's MAC now lives (RARP frames, or the guest's own driver). */
 export async function announceSelf(client: QmpClient): Promise<void> {
-  await client.execute("announce-self", { initial: 50, max: 550, rounds: 5, step: 100 });
+  await client.execute("announce-self", ANNOUNCEMENTS);
 }
 
 function ignoreNotRunning(error: unknown): void {

@@ -54,7 +54,7 @@ export class DataPath {
     this.#workers = workers;
     this.shared = new DataPathStats(workers.map(({ shared }) => shared));
     this.#ready = Promise.all(ready);
-    this.#ready.catch(() => undefined);
+    this.#ready.catch(() => undefined); // each command waits for it and fails with its reason
   }
 
   /** Rejects if a worker cannot be started; the others run until close(). */
@@ -125,7 +125,7 @@ export class DataPath {
       );
       return counts.reduce((sum, count) => sum + count, 0);
     });
-    this.#last = run.catch(() => undefined);
+    this.#last = run.catch(() => undefined); // the next command only waits for its end
     return run;
   }
 }

@@ -31,7 +31,7 @@ export class WorkerHandle {
     }
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.ready = promise;
-    promise.catch(() => undefined);
+    promise.catch(() => undefined); // whoever waits for `ready` gets the error
     const fail = (message: string) => {
       if (this.#ended !== undefined) return;
       this.#ended = new Error(message);
@@ -62,7 +62,7 @@ export class WorkerHandle {
     if (this.#ended !== undefined) return Promise.reject(this.#ended);
     const { promise, resolve, reject } = Promise.withResolvers<number>();
     this.#waiting = { sequence: this.shared.post(command, argumentA, argumentB), resolve, reject };
-    this.#last = promise.catch(() => undefined);
+    this.#last = promise.catch(() => undefined); // close() only waits for its end
     signalEventfd(this.#wakeFd);
     return promise;
   }

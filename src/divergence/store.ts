@@ -341,7 +341,7 @@ export class DivergenceStore implements DivergenceSource {
     try {
       this.#database.close();
     } catch {
-      // of no use any more
+      // A damaged database may refuse even that.
     }
     try {
       this.#use(this.#startAnew((error as Error).message));

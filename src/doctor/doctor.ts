@@ -62,6 +62,7 @@ export async function examine(options: DoctorOptions = {}): Promise<Result[]> {
   try {
     return await runChecks(GROUPS, context, options);
   } finally {
+    // A check has failed with it already, or the next run removes it.
     await namespace?.then((one) => one.remove()).catch(() => undefined);
     if (directory !== undefined) rmSync(directory, { recursive: true, force: true });
   }

@@ -72,6 +72,7 @@ function anyKernel(): string | undefined {
   try {
     return guestKernel();
   } catch {
+    // scripts/setup was not run here; any kernel shows whether KVM works.
     const name = readdirSync("/boot", { encoding: "utf8" }).find((one) => one.startsWith("vmlinuz"));
     return name === undefined ? undefined : join("/boot", name);
   }

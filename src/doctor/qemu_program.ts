@@ -54,6 +54,7 @@ export function findQemu(named?: string, config?: Pick<Config, "vm">): DoctorQem
       description: "the one of scripts/setup",
     };
   } catch {
+    // scripts/setup was not run here either.
     throw new Problem(`there is no ${PROGRAM}`, "install QEMU, or give its path with --qemu");
   }
 }
@@ -105,6 +106,7 @@ export function lastLine(path: string): string {
   try {
     return readFileSync(path, "latin1").trimEnd().split("\n").at(-1)?.trim() ?? "";
   } catch {
+    // There is no file: QEMU has said nothing.
     return "";
   }
 }

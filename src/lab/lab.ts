@@ -349,6 +349,7 @@ function tail(path: string): string {
   try {
     return readFileSync(path, "utf8").trimEnd().split("\n").slice(-10).join("\n");
   } catch {
+    // Nothing was logged.
     return "(no log)";
   }
 }

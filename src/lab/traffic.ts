@@ -29,7 +29,7 @@ export class LabTraffic {
     );
     this.#child.unref();
     this.#ended = this.#follow(kind, onReport);
-    this.#ended.catch(() => undefined);
+    this.#ended.catch(() => undefined); // whoever waits for the end gets the error
   }
 
   /** What it reported last. */

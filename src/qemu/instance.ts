@@ -57,6 +57,7 @@ export function findQemu(settings: Pick<QemuSettings, "directory">): ProcessIden
   try {
     return identify(pid);
   } catch {
+    // It has ended since.
     return undefined;
   }
 }
@@ -154,6 +155,7 @@ function parsed(path: string): ProcessIdentity | undefined {
   try {
     return jsonAs(processIdentity, readFileSync(path, "utf8"), path);
   } catch {
+    // No agent has written it whole; QEMU's own pid file tells then.
     return undefined;
   }
 }
@@ -162,6 +164,7 @@ function text(path: string): string {
   try {
     return readFileSync(path, "utf8");
   } catch {
+    // There is no such file.
     return "";
   }
 }

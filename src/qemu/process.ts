@@ -16,6 +16,7 @@ function statFields(pid: number): string[] | undefined {
     const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
     return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
   } catch {
+    // There is no such process, or not any more.
     return undefined;
   }
 }
@@ -41,6 +42,7 @@ function threads(pid: number): number {
   try {
     return readdirSync(`/proc/${pid}/task`).length;
   } catch {
+    // It has ended since.
     return 0;
   }
 }
@@ -70,6 +72,7 @@ export async function endProcess(
   try {
     process.kill(identity.pid, signal);
   } catch {
+    // It has ended since.
     return;
   }
   const deadline = performance.now() + limitMs;

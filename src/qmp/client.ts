@@ -358,6 +358,7 @@ export class QmpClient {
       try {
         message = JSON.parse(line);
       } catch {
+        // The line itself says more than the parser.
         this.#giveUp(`it sent a line that is not JSON: ${JSON.stringify(line.slice(0, 120))}`);
         return;
       }

@@ -132,6 +132,7 @@ export class ChangesCopy {
       const wanted = bytesPerSecond();
       if (wanted !== speed && job.status === "running") {
         speed = wanted;
+        // A job that has just ended takes no speed; the next look sees its end.
         await client.execute("block-job-set-speed", { device: id, speed }).catch(() => undefined);
       }
       await Bun.sleep(5);

@@ -44,6 +44,7 @@ export class ReplicaMarker {
     try {
       found = marker.parse(JSON.parse(readFileSync(this.#path, "utf8")));
     } catch {
+      // No marker, or none of an agent's: the images count as unknown, and are copied whole.
       return undefined;
     }
     const names = Object.keys(found.disks);

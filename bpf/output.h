@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What becomes of a frame that the VM sends, by role. */
+/* The output of the VM, by role. */
 #ifndef COLO_OUTPUT_H
 #define COLO_OUTPUT_H
 

@@ -1,6 +1,5 @@
 /**
- * What goes into a heartbeat, what comes of one, and of its answer; over which network it went does not
- * matter here.
+ * The contents of a heartbeat, and the effects of a heartbeat and of its answer, on either network.
  */
 import type { Path } from "../failover/state.ts";
 import type { HeartbeatAnswer, HeartbeatRequest } from "./peer_api.ts";

@@ -1,4 +1,4 @@
-/** `[tls]`: what QEMU is told of the certificates that it shows its peer. */
+/** `[tls]`: QEMU's settings for the certificates that it shows its peer. */
 
 import type { Config } from "../config/config.ts";
 import type { StreamTls } from "../qmp/tls.ts";

@@ -1,6 +1,5 @@
 /**
- * What becomes of a goal, given the arbiter's record: the rules of the compare-and-swap, as one pure
- * function.
+ * The verdict on a goal, given the arbiter's record: the rules of the compare-and-swap, as one pure function.
  *
  * Invariants of the record are in vm_record.ts. Each write names the revision that it replaces, so a write
  * that is decided here happens only if the record is still the one that was looked at.

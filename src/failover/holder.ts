@@ -99,7 +99,8 @@ export function peerIsBack(step: Step, generation: number): void {
 }
 
 /**
- * One of the two agents has not looked for a while: a checkpoint makes up for that, and further ones follow.
+ * One of the two agents was away for a time: a checkpoint makes both VMs equal again, and further ones
+ * follow.
  */
 export function catchUp({ actions }: Step): void {
   actions.push({ type: "catch_up" });

@@ -148,8 +148,15 @@ function defaultText(key: Key, required: boolean): string {
   return required ? "**required**" : "none";
 }
 
+/** Links to the headings of all tables, as GitHub makes their anchors. */
+function contents(tables: readonly Table[]): string {
+  const links = tables.map(({ heading }) => `[\`${heading}\`](#${heading.replace(/[^a-z_]/g, "")})`);
+  return `Tables: ${links.join(", ")}`;
+}
+
 function keysText(): string {
-  return configurationTables()
+  const tables = configurationTables();
+  const sections = tables
     .map(({ heading, meaning, rows }) => {
       const lines = rows.map((one) =>
         [`\`${one.key}\``, one.type, one.unit, one.default, one.meaning]
@@ -167,6 +174,7 @@ function keysText(): string {
       ].join("\n");
     })
     .join("\n\n");
+  return `${wrapped(contents(tables))}\n\n${sections}`;
 }
 
 /** In lines of at most {@link LINE_MAX} characters; links and code stay whole. */

@@ -15,7 +15,7 @@ interface UntilOptions {
 /**
  * Waits until `look` finds something, and resolves with that: anything but undefined, null and false.
  *
- * @param what the condition as a statement, for the message: "both frames have arrived"
+ * @param what what is waited for, for the message: "both frames have arrived", "an answer"
  * @throws Error with `what`, if it does not come true within the limit; what `look` throws ends the wait too
  */
 export async function until<T>(
@@ -53,5 +53,13 @@ export async function within<T>(what: string, promise: Promise<T>, limitMs = LIM
  * may need longer to show, so such a test can miss a fault there. It never fails without one.
  */
 export function quiet(ms: number): Promise<void> {
+  return Bun.sleep(ms);
+}
+
+/**
+ * Lets a fault last for `ms`, or a state in which nothing that the test could wait for happens. No
+ * assertion may depend on how far something else comes meanwhile.
+ */
+export function lasting(ms: number): Promise<void> {
   return Bun.sleep(ms);
 }

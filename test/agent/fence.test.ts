@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { CommandFence, openFence } from "../../src/agent/fence.ts";
 import type { FenceConfig } from "../../src/config/safeguards.ts";
+import { until } from "../until.ts";
 
 const FACTS = { agent: "host-b", peer: "host-a", vm: "vm1", term: 4 };
 
@@ -32,12 +33,15 @@ function isAlive(pid: number): boolean {
 
 async function pidIn(name: string): Promise<number> {
   const path = join(directory, name);
-  while (!existsSync(path) || readFileSync(path, "utf8").trim() === "") await Bun.sleep(5);
+  await until(
+    "the command has written its process id",
+    () => existsSync(path) && readFileSync(path, "utf8").trim() !== "",
+  );
   return Number(readFileSync(path, "utf8"));
 }
 
 async function gone(pid: number): Promise<void> {
-  while (isAlive(pid)) await Bun.sleep(5);
+  await until("the command's process has ended", () => !isAlive(pid));
 }
 
 describe("fence", () => {

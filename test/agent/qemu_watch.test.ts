@@ -14,6 +14,7 @@ import {
   type Side,
   startSide,
 } from "../qmp/pair.ts";
+import { quiet, until } from "../until.ts";
 
 let side: Side;
 
@@ -30,7 +31,7 @@ const CONFIG = {
 async function watch(role: "primary" | "secondary", rounds: number, told: Event[], watched: QemuWatch) {
   for (let i = 0; i < rounds && told.length === 0; i++) {
     watched.look(role);
-    await Bun.sleep(LOOK_MS);
+    await quiet(LOOK_MS);
   }
   return told[0];
 }
@@ -47,7 +48,8 @@ test.each(["primary", "secondary"] as const)(
     expect(await watch(role, 200, told, watched)).toMatchObject({ type: "qemu_silent" });
     process.kill(side.pid, "SIGCONT");
     told.length = 0;
-    await Bun.sleep(200); // the open questions are answered
+    // Answers come in order: those to the open questions are in front of this one.
+    await side.client.execute("query-status");
     expect(await watch(role, 40, told, watched)).toBeUndefined();
   },
 );
@@ -62,10 +64,9 @@ test("an orderly end is told before the connection closes", async () => {
   expect(told).toEqual([{ type: "shutdown", reason: "the VM was shut down (host-qmp-quit)" }]);
 });
 
-/** Waits for the first event; the test's own limit ends it. */
-async function first(told: readonly Event[]): Promise<Event> {
-  while (told.length === 0) await Bun.sleep(20);
-  return told[0]!;
+/** Waits for the first event. */
+function first(told: readonly Event[]): Promise<Event> {
+  return until("an event is told", () => told[0]);
 }
 
 // Its nodes have names that begin as those of a replica do.

@@ -10,6 +10,8 @@ import {
 import { EtcdArbiter } from "../../src/arbiter/etcd.ts";
 import { WitnessClient } from "../../src/arbiter/witness_client.ts";
 import type { VmRecordUpdate } from "../../src/failover/vm_record.ts";
+import { quiet, until } from "../until.ts";
+import { eventually } from "./eventually.ts";
 import { LossyProxy } from "./lossy_proxy.ts";
 import {
   etcd,
@@ -87,18 +89,6 @@ const record = (generation: number, holder: AgentName = "host-a"): VmRecordUpdat
   holder,
   replicaValid: generation % 2 === 1,
 });
-
-/** Asks until there is an answer: a server that has just started may not take requests yet. */
-async function eventually<T>(ask: () => Promise<T>): Promise<T> {
-  for (;;) {
-    try {
-      return await ask();
-    } catch (error) {
-      if (!(error instanceof ArbiterUnreachableError)) throw error;
-      await Bun.sleep(20);
-    }
-  }
-}
 
 function won(result: SwapResult): { revision: number } {
   if (!result.swapped) throw new Error(`refused; there is ${JSON.stringify(result.current)}`);
@@ -222,7 +212,7 @@ describe.each([witnessKind(true), witnessKind(false), etcdKind(true), etcdKind(f
     })();
     for (let round = 0; round < 3; round++) {
       const goal = acknowledged + 5;
-      while (acknowledged < goal) await Bun.sleep(1);
+      await until("five more writes are acknowledged", () => acknowledged >= goal);
       await server.kill();
       await server.start();
     }
@@ -275,7 +265,7 @@ describe.each([witnessKind(true), witnessKind(false), etcdKind(true), etcdKind(f
     expect(proxy.kept).toBeGreaterThan(0);
     const next = won(await b.compareAndSwap("vm1", revision, record(3, "host-b")));
     proxy.deliver();
-    await Bun.sleep(200);
+    await quiet(200);
     expect(await b.read("vm1")).toEqual({ ...record(3, "host-b"), revision: next.revision });
 
     // The same with nothing in between: it does happen, which is why no answer means "nothing is known".
@@ -287,7 +277,10 @@ describe.each([witnessKind(true), witnessKind(false), etcdKind(true), etcdKind(f
     );
     expect(await b.read("vm1")).toEqual({ ...record(3, "host-b"), revision: next.revision });
     proxy.deliver();
-    while ((await b.read("vm1"))!.revision === next.revision) await Bun.sleep(10);
+    await until(
+      "the late request is carried out",
+      async () => (await b.read("vm1"))!.revision !== next.revision,
+    );
     expect((await b.read("vm1"))!.generation).toBe(4);
   });
 

@@ -3,6 +3,7 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { ArbiterRefusedError, ArbiterUnreachableError, type SwapResult } from "../../src/arbiter/arbiter.ts";
 import { EtcdArbiter, type EtcdOptions } from "../../src/arbiter/etcd.ts";
 import type { VmRecordUpdate } from "../../src/failover/vm_record.ts";
+import { eventually } from "./eventually.ts";
 import { type EtcdMember, etcd, etcdMember, type ServerProcess, Workplace } from "./servers.ts";
 
 const record = (generation: number): VmRecordUpdate => ({
@@ -45,18 +46,6 @@ async function call(
   });
   if (!response.ok) throw new Error(`${path}: ${await response.text()}`);
   return (await response.json()) as Record<string, unknown>;
-}
-
-/** Asks until there is an answer. */
-async function eventually<T>(ask: () => Promise<T>): Promise<T> {
-  for (;;) {
-    try {
-      return await ask();
-    } catch (error) {
-      if (!(error instanceof ArbiterUnreachableError)) throw error;
-      await Bun.sleep(50);
-    }
-  }
 }
 
 /** Writes `generation`, whatever it takes: as an agent does, it reads again when it does not know. */

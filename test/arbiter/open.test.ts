@@ -5,6 +5,7 @@ import { openArbiter } from "../../src/arbiter/index.ts";
 import { agentPair } from "../../src/config/config.ts";
 import { parseConfig } from "../../src/config/load.ts";
 import type { Logger } from "../../src/host/log.ts";
+import { until } from "../until.ts";
 import { etcd, etcdMember, freePort, siteCertificates, tlsPaths, Workplace, witness } from "./servers.ts";
 
 let workplace: Workplace;
@@ -98,7 +99,7 @@ test("etcd with any certificate that etcd takes, and a password from a file", as
       () => true,
       () => false,
     );
-  while (!(await ready())) await Bun.sleep(20); // it has just started
+  await until("etcd, which has just started, answers", ready);
   expect((await arbiter.compareAndSwap("vm1", 0, record)).swapped).toBe(true);
   const password = workplace.path("password");
   const user = `user = "colo"\npassword_file = "${password}"\n`;

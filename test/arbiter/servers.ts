@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { makeCertificates } from "../../src/certificates/make.ts";
 import { etcdProgram } from "../../src/lab/assets.ts";
+import { until } from "../until.ts";
 
 const MAIN = join(import.meta.dir, "../../src/cli/main.ts");
 const START_TIMEOUT_MS = 30_000;
@@ -48,17 +49,19 @@ export class ServerProcess {
     const log = openSync(this.logPath, "a");
     const child = Bun.spawn([...this.command], { stdin: "ignore", stdout: log, stderr: log });
     this.#child = child;
-    const deadline = performance.now() + START_TIMEOUT_MS;
-    for (;;) {
+    const ready = async () => {
       try {
         await this.ready();
-        return;
+        return true;
       } catch (error) {
-        if (child.exitCode !== null || performance.now() > deadline) {
-          throw new Error(`${this.command.join(" ")} did not come up:\n${this.log}`, { cause: error });
-        }
-        await Bun.sleep(20);
+        if (child.exitCode !== null) throw error;
+        return false;
       }
+    };
+    try {
+      await until(`${this.command[0]} takes requests`, ready, { limitMs: START_TIMEOUT_MS, pollMs: 20 });
+    } catch (error) {
+      throw new Error(`${this.command.join(" ")} did not come up:\n${this.log}`, { cause: error });
     }
   }
 

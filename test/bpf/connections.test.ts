@@ -14,6 +14,7 @@ import { ifindex } from "../../src/ffi/libc.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
 import { PacketSocket } from "../../src/ffi/packet_socket.ts";
 import { Ring } from "../../src/ffi/ring.ts";
+import { until } from "../until.ts";
 import { endLease, grantLease } from "./data_plane_under_test.ts";
 import { tcp } from "./frames.ts";
 import {
@@ -25,7 +26,6 @@ import {
   run,
   startPlane,
   stopPlane,
-  until,
 } from "./network.ts";
 
 const PREFIX = "colo-test-conn-";
@@ -59,7 +59,7 @@ class Peer {
 
   /** The next line it says. */
   async answer(): Promise<string> {
-    return until(`answer (${this.#process.pid})`, () => this.#lines.shift(), 30_000);
+    return until(`answer (${this.#process.pid})`, () => this.#lines.shift());
   }
 
   async ask(line: string): Promise<string> {

@@ -7,6 +7,7 @@ import { ifindex } from "../../src/ffi/libc.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
 import { Tap } from "../../src/ffi/tap.ts";
 import { runSync } from "../../src/host/run_to_end.ts";
+import { until } from "../until.ts";
 import { loadFresh, SETTINGS, unload } from "./data_plane_under_test.ts";
 
 export const run = runSync;
@@ -40,21 +41,6 @@ export function addNamespace(name: string): void {
     run("ip", "netns", "exec", name, "sysctl", "-qw", `net.ipv6.conf.${scope}.disable_ipv6=1`);
   }
   ip(`-n ${name} link set lo up`);
-}
-
-/** Waits until `look` finds something; a limit for what should never be waited for. */
-export async function until<T>(
-  what: string,
-  look: () => T | undefined | false,
-  limitMs = 10_000,
-): Promise<T> {
-  const end = performance.now() + limitMs;
-  for (;;) {
-    const found = look();
-    if (found !== undefined && found !== false) return found;
-    if (performance.now() > end) throw new Error(`In ${limitMs} ms there was no ${what}.`);
-    await Bun.sleep(1);
-  }
 }
 
 export interface HostOptions {
@@ -116,7 +102,7 @@ export function bridgeVm(a: string, b: string): { vm: Tap; neighbour: Tap } {
 /** The next frames that a tap is given, `count` at least, without their virtio_net_hdr. */
 export function captured(tap: Tap, count: number): Promise<Uint8Array[]> {
   const frames: Uint8Array[] = [];
-  return until("last frame", () => {
+  return until("the last frame has come", () => {
     for (let frame = tap.read(); frame !== undefined; frame = tap.read())
       frames.push(frame.slice(VNET_BYTES));
     return frames.length >= count && frames;

@@ -18,6 +18,7 @@ import { inNamespace } from "../../src/ffi/netns.ts";
 import { PacketSocket } from "../../src/ffi/packet_socket.ts";
 import { Ring } from "../../src/ffi/ring.ts";
 import { Tap } from "../../src/ffi/tap.ts";
+import { until } from "../until.ts";
 import { counterDifference, endLease, grantLease, MARK, SETTINGS } from "./data_plane_under_test.ts";
 import { arp, be16, be32, join, readSegment, segment, tcp, udp } from "./frames.ts";
 import {
@@ -28,7 +29,6 @@ import {
   removeNamespaces,
   startPlane,
   stopPlane,
-  until,
 } from "./network.ts";
 
 const PREFIX = "colo-test-path-";

@@ -11,6 +11,7 @@ import { createEventfd, Waiter } from "../../src/ffi/poll.ts";
 import { Ring } from "../../src/ffi/ring.ts";
 import { StateView } from "../../src/ffi/state_view.ts";
 import { Tap } from "../../src/ffi/tap.ts";
+import { until } from "../until.ts";
 import { grantLease } from "./data_plane_under_test.ts";
 import { be16, icmpv6, ipv4Header, ipv6Header, join, option, segment, tcp, udp } from "./frames.ts";
 import {
@@ -21,7 +22,6 @@ import {
   removeNamespaces,
   startPlane,
   stopPlane,
-  until,
 } from "./network.ts";
 
 const PREFIX = "colo-test-bpf-workers-";

@@ -9,7 +9,7 @@ import { Bench } from "./harness.ts";
 const data = (seq: number, payload: string, ack = 500) => tcp({ seq, ack, payload });
 
 describe("divergence that must not pass", () => {
-  test("a: the ports of a closed connection with a lower initial number", () => {
+  test("a connection that takes the ports of a closed one is compared, with a lower initial sequence number", () => {
     const bench = new Bench();
     bench.p(tcp({ seq: 900_000, ack: 5, flags: SYN }));
     bench.s(tcp({ seq: 900_000, ack: 5, flags: SYN }));
@@ -23,7 +23,7 @@ describe("divergence that must not pass", () => {
     expect(bench.classes).toEqual(["payload"]);
   });
 
-  test("b: padding behind a pure acknowledgement is no payload", () => {
+  test("Ethernet padding behind a pure acknowledgement does not count as payload", () => {
     const bench = new Bench();
     bench.p(data(1, "x"));
     bench.s(data(1, "x"));
@@ -35,14 +35,14 @@ describe("divergence that must not pass", () => {
     expect(bench.classes).toEqual(["payload"]);
   });
 
-  test("b: the same data with and without padding is the same data", () => {
+  test("a segment equals the same segment with Ethernet padding", () => {
     const bench = new Bench();
     const a = bench.p(tcp({ seq: 1, ack: 5, payload: "ab", padding: 4 }));
     bench.s(tcp({ seq: 1, ack: 5, payload: "ab" }));
     expect(bench.isReleased(a)).toBe(true);
   });
 
-  test("c: the same bytes at another place in the stream are not the same", () => {
+  test("equal bytes at different sequence numbers diverge", () => {
     const bench = new Bench();
     bench.p(data(1, "x"));
     bench.s(data(1, "x"));
@@ -53,7 +53,7 @@ describe("divergence that must not pass", () => {
     expect(bench.classes).toEqual(["payload"]);
   });
 
-  test("d: SYN, FIN and RST against data", () => {
+  test("SYN, FIN and RST diverge from data", () => {
     for (const flags of [RST, FIN, SYN]) {
       const bench = new Bench();
       bench.p(data(1, "x"));
@@ -66,7 +66,7 @@ describe("divergence that must not pass", () => {
     }
   });
 
-  test("e: IPv6 and VLANs are compared", () => {
+  test("IPv6 frames and frames with a VLAN tag are compared", () => {
     for (const options of [{ version: 6 as const }, { vlans: [7] }, { version: 6 as const, vlans: [7, 8] }]) {
       const bench = new Bench();
       const bad = bench.p(tcp({ seq: 1, ack: 5, payload: "AAAA", ...options }));

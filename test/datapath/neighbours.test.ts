@@ -7,7 +7,8 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { Traffic } from "../../src/bench/segments.ts";
 import { Mapping } from "../../src/ffi/libc.ts";
 import type { Tap } from "../../src/ffi/tap.ts";
-import { removeNamespaces, until } from "../bpf/network.ts";
+import { removeNamespaces } from "../bpf/network.ts";
+import { until } from "../until.ts";
 import { ProtectedVm } from "./protected_vm.ts";
 
 const PREFIX = "colo-test-neighbours-";
@@ -47,18 +48,18 @@ test("a quiet VM's frames do not wait for a busy one's backlog", async () => {
   for (let round = 0; round < ROUNDS; round++) {
     // Nothing of it has a counterpart: all of it is held.
     send(backlog, 0, backlog.count, [busy.vm], round * BACKLOG.rounds * BACKLOG.payloadBytes);
-    await until("held backlog", () => busy.path.shared.stat("held_frames") === backlog.count);
+    await until("the backlog is held", () => busy.path.shared.stat("held_frames") === backlog.count);
     while (quiet.far.read() !== undefined);
     const before = busy.plane.counters().passed_released;
     const left = () => backlog.count - (busy.plane.counters().passed_released - before);
 
     const released = busy.path.releaseAlone();
-    while (left() === backlog.count) await Bun.sleep(0);
+    await until("the release has begun", () => left() < backlog.count, { pollMs: 0 });
     send(single, round, round + 1, [quiet.vm, quiet.replica], 0);
     while (quiet.far.read() === undefined) if (left() === 0) break;
     expect(left()).toBeGreaterThan(0);
     expect(await released).toBe(backlog.count);
-    await until("end of the backlog", () => left() === 0);
+    await until("the backlog has left", () => left() === 0);
     await busy.path.start(1);
   }
 }, 60_000);

@@ -6,7 +6,8 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { BULK_BYTES } from "../../src/ffi/layout.ts";
 import { bootTimeNsNumber } from "../../src/ffi/libc.ts";
 import { join, segment } from "../bpf/frames.ts";
-import { removeNamespaces, until } from "../bpf/network.ts";
+import { removeNamespaces } from "../bpf/network.ts";
+import { until } from "../until.ts";
 import { ProtectedVm } from "./protected_vm.ts";
 
 const PREFIX = "colo-test-paired-";
@@ -48,7 +49,7 @@ test("each pair is released, whoever is first, with short and long pauses", asyn
     first.write(frame);
     await Bun.sleep(i % 5);
     second.write(frame);
-    await until("segment at the far end", () => vm.far.read());
+    await until("the segment arrives at the far end", () => vm.far.read());
     if (i % 10 === 9) await Bun.sleep(20);
   }
   expect(vm.divergences).toEqual([]);
@@ -57,9 +58,9 @@ test("each pair is released, whoever is first, with short and long pauses", asyn
 test("what only the primary sends, right after a pair, is reported as ever", async () => {
   const frame = next();
   for (const tap of [vm.vm, vm.replica]) tap.write(frame);
-  await until("segment at the far end", () => vm.far.read());
+  await until("the segment arrives at the far end", () => vm.far.read());
   vm.vm.write(next());
-  await until("divergence", () => vm.divergences.length > 0);
+  await until("a divergence is reported", () => vm.divergences.length > 0);
   expect(vm.divergences[0]!.class).toBe("missing_on_secondary");
   expect(vm.far.read()).toBeUndefined();
 });

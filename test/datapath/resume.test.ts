@@ -6,7 +6,8 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { VNET_BYTES } from "../../src/ffi/layout.ts";
 import { bootTimeNsNumber } from "../../src/ffi/libc.ts";
 import { join, segment } from "../bpf/frames.ts";
-import { removeNamespaces, until } from "../bpf/network.ts";
+import { removeNamespaces } from "../bpf/network.ts";
+import { until } from "../until.ts";
 import { ProtectedVm } from "./protected_vm.ts";
 
 const PREFIX = "colo-test-resume-";
@@ -47,13 +48,13 @@ test("nothing is compared before the checkpoint, and everything after it", async
   // everywhere.
   for (const index of [0, 1, 2]) vm.vm.write(data(index));
   for (const index of [0, 2]) vm.replica.write(data(index, index === 2 ? other : PAYLOAD));
-  await until("rings", () => counted("held") === 3 && counted("collected") === 2);
+  await until("the frames lie in the rings", () => counted("held") === 3 && counted("collected") === 2);
 
   await vm.path.resume();
   const before = vm.path.shared.stat("secondary_frames");
   vm.vm.write(data(3));
   vm.replica.write(data(3));
-  await until("rings", () => counted("held") === 4 && counted("collected") === 3);
+  await until("the frames lie in the rings", () => counted("held") === 4 && counted("collected") === 3);
   await vm.path.ping();
   expect(arrived()).toEqual([]);
   expect(vm.path.shared.stat("primary_frames")).toBe(0);
@@ -63,16 +64,16 @@ test("nothing is compared before the checkpoint, and everything after it", async
   vm.secondary.state.epoch = 2;
   // The replica runs already, and is faster than the news of that.
   vm.replica.write(data(4));
-  await until("ring", () => counted("collected") === 4);
+  await until("the frame lies in the ring", () => counted("collected") === 4);
   expect(await vm.path.checkpoint(boundaryNs, 2)).toBe(4);
   vm.vm.write(data(4));
   const seen: number[] = [];
-  await until("all of them", () => seen.push(...arrived()) && seen.length === 5);
+  await until("all have come out", () => seen.push(...arrived()) && seen.length === 5);
   expect(seen).toEqual([0, 1, 2, 3, 4]);
 
   vm.vm.write(data(5));
   vm.replica.write(data(5, other));
-  await until("divergence", () => vm.divergences.length === 1);
+  await until("a divergence is reported", () => vm.divergences.length === 1);
   expect(arrived()).toEqual([]);
   // Those before resume() were dropped unread.
   expect(vm.path.shared.stat("secondary_stale")).toBe(3 - before);
@@ -87,6 +88,6 @@ test("a VM that has to go on alone after all loses nothing of it", async () => {
   expect(arrived()).toEqual([]);
   await vm.path.releaseAlone();
   const seen: number[] = [];
-  await until("both", () => seen.push(...arrived()) && seen.length === 2);
+  await until("both have come out", () => seen.push(...arrived()) && seen.length === 2);
   expect(seen).toEqual([6, 7]);
 });

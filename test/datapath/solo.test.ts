@@ -7,7 +7,8 @@ import { ROLE, VNET_BYTES } from "../../src/ffi/layout.ts";
 import { Ring } from "../../src/ffi/ring.ts";
 import { counterDifference, endLease, grantLease } from "../bpf/data_plane_under_test.ts";
 import { join, segment } from "../bpf/frames.ts";
-import { removeNamespaces, until } from "../bpf/network.ts";
+import { removeNamespaces } from "../bpf/network.ts";
+import { until } from "../until.ts";
 import { ProtectedVm } from "./protected_vm.ts";
 
 const PREFIX = "colo-test-solo-";

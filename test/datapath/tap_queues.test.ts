@@ -9,7 +9,8 @@ import { inNamespace } from "../../src/ffi/netns.ts";
 import type { Tap } from "../../src/ffi/tap.ts";
 import { TapQueue } from "../../src/proxy/tap_queue.ts";
 import { join, segment } from "../bpf/frames.ts";
-import { removeNamespaces, until } from "../bpf/network.ts";
+import { removeNamespaces } from "../bpf/network.ts";
+import { until } from "../until.ts";
 import { ProtectedVm } from "./protected_vm.ts";
 
 const PREFIX = "colo-test-queues-";
@@ -62,7 +63,7 @@ test("what the VM sends on any queue is held, compared and released in the order
       if (round > 0) vm.replicas[(flow + 1) % QUEUES].write(data(flow, round));
     }
     if (round > 0) continue;
-    await until("held frames", () => vm.path.shared.stat("held_frames") === FLOWS);
+    await until("the frames are held", () => vm.path.shared.stat("held_frames") === FLOWS);
     expect(vm.plane.counters().passed_released).toBe(0);
     vm.secondary.state.epoch = ++epoch;
     expect(await vm.path.checkpoint(bootTimeNsNumber(), epoch)).toBe(FLOWS);

@@ -7,7 +7,8 @@ import { VNET_BYTES } from "../../src/ffi/layout.ts";
 import { bootTimeNsNumber } from "../../src/ffi/libc.ts";
 import { Ring } from "../../src/ffi/ring.ts";
 import { join, segment, tcp, udp } from "../bpf/frames.ts";
-import { removeNamespaces, until } from "../bpf/network.ts";
+import { removeNamespaces } from "../bpf/network.ts";
+import { until } from "../until.ts";
 import { ProtectedVm } from "./protected_vm.ts";
 
 const PREFIX = "colo-test-workers-";
@@ -65,7 +66,7 @@ function arrived(): [number, number][] {
 /** Connections as the client and both VMs know them: their first segments are covered by a checkpoint. */
 async function openConnections(): Promise<void> {
   for (let flow = 0; flow < FLOWS; flow++) vm.vm.write(data(flow, 0));
-  await until("held frames", () => vm.path.shared.stat("held_frames") === FLOWS);
+  await until("the frames are held", () => vm.path.shared.stat("held_frames") === FLOWS);
   await checkpoint();
   await until("first segments", () => arrivedCount(FLOWS));
   sequence += PAYLOAD.length;
@@ -156,7 +157,7 @@ describe("four workers", () => {
       vm.replica.write(data(flow, 0));
     }
     await until("early frames", () => vm.path.shared.stat("secondary_pending_frames") === FLOWS);
-    await until("held frames", () => vm.path.shared.stat("held_frames") === FLOWS);
+    await until("the frames are held", () => vm.path.shared.stat("held_frames") === FLOWS);
     expect(arrived()).toEqual([]);
     epoch++;
     const before = vm.path.shared.stat("released_compared");
@@ -212,7 +213,7 @@ describe("four workers", () => {
 
   test("release everything when the VM runs alone, and count it together", async () => {
     for (let flow = 0; flow < FLOWS; flow++) vm.vm.write(data(flow, 0));
-    await until("held frames", () => vm.path.shared.stat("held_frames") === FLOWS);
+    await until("the frames are held", () => vm.path.shared.stat("held_frames") === FLOWS);
     const alone = vm.path.shared.stat("released_alone");
     expect(await vm.path.releaseAlone()).toBe(FLOWS);
     expect(vm.path.shared.stat("released_alone") - alone).toBe(FLOWS);

@@ -2,6 +2,7 @@
 import type { LabFaults } from "../../src/lab/faults.ts";
 import type { HostLetter } from "../../src/lab/network.ts";
 import type { Random } from "../random.ts";
+import { lasting, quiet } from "../until.ts";
 
 export interface FaultScene {
   faults: LabFaults;
@@ -62,7 +63,7 @@ const lapseCase = (whose: "primary" | "secondary", what: "agent" | "both"): Faul
   outcome: "any",
   inject: async ({ faults, random, ...scene }) => {
     faults.signal(`${what}-${scene[whose]}`, "SIGSTOP");
-    await Bun.sleep(random.integer(...ABOUT_A_LEASE_MS));
+    await lasting(random.integer(...ABOUT_A_LEASE_MS));
     faults.signal(`${what}-${scene[whose]}`, "SIGCONT");
   },
 });
@@ -73,7 +74,7 @@ const hiccupCase = (whose: "primary" | "secondary", what: "agent" | "qemu" | "bo
   outcome: "any",
   inject: async ({ faults, random, ...scene }) => {
     faults.signal(`${what}-${scene[whose]}`, "SIGSTOP");
-    await Bun.sleep(random.integer(50, 400));
+    await lasting(random.integer(50, 400));
     faults.signal(`${what}-${scene[whose]}`, "SIGCONT");
   },
 });
@@ -90,7 +91,7 @@ const checkpointCase = (
   inject: async (scene) => {
     if (at === "stop") await scene.nextEvent(scene.primary, "STOP");
     else await scene.nextEvent(scene.secondary, "RESUME");
-    if (delayMsMax > 0) await Bun.sleep(scene.random.integer(1, delayMsMax));
+    if (delayMsMax > 0) await lasting(scene.random.integer(1, delayMsMax));
     await scene.faults.kill(`${what}-${scene[whose]}`);
   },
 });
@@ -118,9 +119,9 @@ const withoutArbiter = (fault: FaultCase): FaultCase => ({
   name: `arbiter-down-${fault.name}`,
   inject: async (scene) => {
     await scene.faults.kill("witness");
-    await Bun.sleep(scene.random.integer(0, 300));
+    await lasting(scene.random.integer(0, 300));
     await fault.inject(scene);
-    await Bun.sleep(scene.random.integer(500, 2_500));
+    await lasting(scene.random.integer(500, 2_500));
     scene.startWitness();
   },
 });
@@ -131,9 +132,9 @@ const withFrozenArbiter = (fault: FaultCase): FaultCase => ({
   name: `arbiter-frozen-${fault.name}`,
   inject: async (scene) => {
     scene.faults.signal("witness", "SIGSTOP");
-    await Bun.sleep(scene.random.integer(0, 300));
+    await lasting(scene.random.integer(0, 300));
     await fault.inject(scene);
-    await Bun.sleep(scene.random.integer(500, 2_500));
+    await lasting(scene.random.integer(500, 2_500));
     scene.faults.signal("witness", "SIGCONT");
   },
 });
@@ -232,7 +233,7 @@ export const FAULT_CASES: readonly FaultCase[] = [
     outcome: "any",
     inject: async ({ faults, random, primary, secondary }) => {
       await Promise.all([faults.loseReplicationFrom(primary), faults.loseReplicationFrom(secondary)]);
-      await Bun.sleep(random.integer(...ABOUT_A_LEASE_MS));
+      await lasting(random.integer(...ABOUT_A_LEASE_MS));
       await faults.healLinks();
     },
   },
@@ -241,7 +242,7 @@ export const FAULT_CASES: readonly FaultCase[] = [
     outcome: "any",
     inject: async (scene) => {
       await scene.faults.pullUplink(scene.secondary);
-      await Bun.sleep(1_500);
+      await lasting(1_500);
       await scene.faults.healLinks();
     },
   },
@@ -251,7 +252,7 @@ export const FAULT_CASES: readonly FaultCase[] = [
     outcome: "stays",
     inject: async (scene) => {
       await scene.faults.kill("witness");
-      await Bun.sleep(2_000);
+      await quiet(2_000); // nothing changes
       scene.startWitness();
     },
   },

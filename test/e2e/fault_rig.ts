@@ -11,6 +11,7 @@ import { GUEST_IPV4, GUEST_MAC, type HostLetter, inNamespace, run } from "../../
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
 import { Random } from "../random.ts";
+import { lasting, quiet, until } from "../until.ts";
 import type { FaultCase, FaultScene } from "./fault_cases.ts";
 import { judgeSenders, mergeCaptures } from "./single_sender.ts";
 import { SwitchCapture } from "./switch_capture.ts";
@@ -66,12 +67,7 @@ class PairWatch {
   }
 
   async until(what: string, condition: () => boolean, timeoutMs: number): Promise<void> {
-    const deadline = performance.now() + timeoutMs;
-    while (!condition()) {
-      if (performance.now() > deadline)
-        throw new Error(`${what}: not within ${timeoutMs} ms; ${this.said()}`);
-      await Bun.sleep(POLL_MS / 2);
-    }
+    await until(what, condition, { limitMs: timeoutMs, pollMs: POLL_MS / 2, seen: () => this.said() });
   }
 
   said(): string {
@@ -258,14 +254,14 @@ export class FaultRig {
       nextEvent: (letter, name) => nextEvent(lab, letter, name),
     };
     if (fault.whileProtecting) await protectAnew(lab, watch, scene);
-    await Bun.sleep(random.integer(0, fault.whileProtecting ? 1_500 : 600));
+    await lasting(random.integer(0, fault.whileProtecting ? 1_500 : 600));
 
     await clients.connection.mark();
     await fault.inject(scene);
     const holder = await reachable(watch, clients, fault, primary);
     const gapMs = clients.connection.last!.longestGapMs;
     await fault.heal?.(scene);
-    await Bun.sleep(HARM_MS);
+    await quiet(HARM_MS);
     await clients.readBlocks(random);
 
     const protectBegun = performance.now();
@@ -353,7 +349,7 @@ async function reachable(
 ): Promise<HostLetter> {
   let holder: HostLetter;
   if (outcome === "stays" || outcome === "any") {
-    await Bun.sleep(SETTLE_MS);
+    await quiet(SETTLE_MS);
     await watch.until("one host has the VM", () => watch.holders().length === 1, RECOVERY_TIMEOUT_MS);
     holder = watch.holders()[0]!;
     if (outcome === "stays" && watch.protectedOn() !== primary) {

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import type { Lab } from "../../src/lab/lab.ts";
 import { GUEST_IPV4, GUEST_MAC, inNamespace, TAP } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
+import { quiet, until } from "../until.ts";
 import { labUnderTest } from "./lab_under_test.ts";
 
 /** tcpdump on an interface of a lab namespace until it is stopped. */
@@ -101,7 +102,9 @@ describe("isolation of the secondary", () => {
       "9",
     );
     await flood(lab(), namespaces.b, "198.18.0.77", 50, marker);
-    await Bun.sleep(500);
+    const dropped = async () => (await lab().agentStatus("b"))!.counters.foreign_dropped!;
+    await until("the bridge has flooded them", async () => (await dropped()) - before.foreign_dropped! >= 50);
+    await quiet(500); // a second copy would be there
     const seen = frames(await tap.stop()).map((frame) => frame.toString("latin1"));
     const after = (await lab().agentStatus("b"))!.counters;
     for (let i = 0; i < 50; i++) {

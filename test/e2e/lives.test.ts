@@ -12,6 +12,7 @@ import type { Lab } from "../../src/lab/lab.ts";
 import { GUEST_IPV4, type HostLetter } from "../../src/lab/network.ts";
 import { verifyBlocks } from "../../src/lab/scenario.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
+import { until } from "../until.ts";
 import { count } from "../variables.ts";
 import { emptyFileSystem, verifyFileSystem } from "./file_system.ts";
 import { labUnderTest, operate } from "./lab_under_test.ts";
@@ -60,23 +61,24 @@ const goesOn = (connection: LabTraffic) => {
 async function checkpoints(lab: Lab, primary: HostLetter, count: number): Promise<void> {
   const epochNow = async () => (await lab.agentStatus(primary))?.epoch ?? 0;
   const wanted = (await epochNow()) + count;
-  const deadline = performance.now() + ROUND_TIMEOUT_MS;
-  while ((await epochNow()) < wanted && performance.now() < deadline) await Bun.sleep(50);
+  await until(`${count} more checkpoints are made`, async () => (await epochNow()) >= wanted, {
+    limitMs: ROUND_TIMEOUT_MS,
+    pollMs: 50,
+  });
 }
 
 /** Reads blocks back, as soon as the guest listens. */
 async function blocksRead(lab: Lab, blocks: readonly number[]): Promise<number> {
-  const deadline = performance.now() + ROUND_TIMEOUT_MS;
-  for (;;) {
+  const read = async () => {
     using reader = new LabTraffic(lab, "blocks", { host: GUEST_IPV4, blocks });
     try {
-      return (await reader.ended()).answers;
+      return { blocks: (await reader.ended()).answers };
     } catch (error) {
-      const booting = (error as Error).message.includes("ECONNREFUSED");
-      if (!booting || performance.now() > deadline) throw error;
+      if (!(error as Error).message.includes("ECONNREFUSED")) throw error;
+      return undefined;
     }
-    await Bun.sleep(200);
-  }
+  };
+  return (await until("the guest listens", read, { limitMs: ROUND_TIMEOUT_MS, pollMs: 200 })).blocks;
 }
 
 describe.each(["ebpf", "qemu"] as const)("a pair with proxy %s that is never helped", (proxy) => {

@@ -7,6 +7,7 @@ import { LabTraffic } from "../../src/lab/traffic.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
 import { run } from "../bpf/network.ts";
 import { total } from "../metrics_text.ts";
+import { until } from "../until.ts";
 import { labUnderTest } from "./lab_under_test.ts";
 
 const VM_CONFIG = { vmConfig: 'proxy = "qemu"' };
@@ -52,7 +53,7 @@ for (const lost of ["a", "b"] as const) {
       using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
       await connection.until("traffic", (report) => report.received > 100_000, 30_000);
       const before = await checkpoints(lab(), "a");
-      while ((await checkpoints(lab(), "a")) < before + 2) await Bun.sleep(100);
+      await until("two checkpoints are made", async () => (await checkpoints(lab(), "a")) >= before + 2);
 
       await lab().kill(lost, "both");
       await lab().waitFor("the survivor goes on alone", (s) => s[survivor]?.phase === "alone", 30_000);
@@ -88,7 +89,7 @@ describe("a connection that no checkpoint had seen when QEMU's proxy took over",
     // QEMU rewrites no timestamps: only a checkpoint after that gives both the same.
     await new LabTraffic(lab(), "http", { host: GUEST_IPV4, seconds: 1, pauseMs: 10 }).ended();
     const first = await checkpoints(lab(), "a");
-    while ((await checkpoints(lab(), "a")) < first + 1) await Bun.sleep(20);
+    await until("a checkpoint is made", async () => (await checkpoints(lab(), "a")) > first);
     const before = await checkpoints(lab(), "a");
     using connection = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
     await connection.until("traffic", (report) => report.received > 100_000, 30_000);

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { GUEST_IPV4, inNamespace } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
+import { lasting, quiet, until } from "../until.ts";
 import { labUnderTest } from "./lab_under_test.ts";
 
 describe("an agent that cannot start", () => {
@@ -68,23 +69,23 @@ tap = "${changes.tap ?? "tap0"}"
     const inside = [...inNamespace(lab().namespaces.a), process.execPath, main];
     const agent = Bun.spawn([...inside, "run", "--config", path], { stdout: "ignore", stderr: "ignore" });
     try {
-      let said = "";
-      const deadline = performance.now() + 30_000;
-      while (!said.includes("start the VM's QEMU") && performance.now() < deadline) {
-        await Bun.sleep(100);
-        const child = Bun.spawn([...inside, "status"], { stdout: "pipe", stderr: "ignore" });
-        said = await new Response(child.stdout).text();
-      }
-      expect(said).toContain(`there is no QMP socket at ${qmp}; start the VM's QEMU with -qmp unix:${qmp}`);
+      const says = (words: string) =>
+        until(
+          `the agent says "${words}"`,
+          async () => {
+            const child = Bun.spawn([...inside, "status"], { stdout: "pipe", stderr: "ignore" });
+            const said = await new Response(child.stdout).text();
+            return said.includes(words) && said;
+          },
+          { pollMs: 100 },
+        );
+      expect(await says("start the VM's QEMU")).toContain(
+        `there is no QMP socket at ${qmp}; start the VM's QEMU with -qmp unix:${qmp}`,
+      );
       expect(agent.exitCode).toBeNull();
       // It comes: here the one that runs already, under another name.
       symlinkSync(lab().host("a").qmp, qmp);
-      while (!said.includes("alone") && performance.now() < deadline) {
-        await Bun.sleep(100);
-        const child = Bun.spawn([...inside, "status"], { stdout: "pipe", stderr: "ignore" });
-        said = await new Response(child.stdout).text();
-      }
-      expect(said).toContain("alone");
+      await says("alone");
       using traffic = new LabTraffic(lab(), "http", { host: GUEST_IPV4 });
       await traffic.until("the VM is reachable", (report) => report.answers > 3, 20_000);
     } finally {
@@ -129,7 +130,7 @@ describe("a pair in trouble", () => {
         ({ a }) => a?.phase === "protecting" || a?.phase === "protected",
         30_000,
       );
-      await Bun.sleep(delayMs); // in the disk copy, the memory copy, the first checkpoints
+      await lasting(delayMs); // in the disk copy, the memory copy, the first checkpoints
       await lab().kill("b", "both");
       await lab().waitFor("a goes on alone", ({ a }) => a?.phase === "alone", 60_000);
       const before = traffic.last!.received;
@@ -177,7 +178,7 @@ describe("a guest that is shut down", () => {
     await lab().kill("b", "agent");
     await Promise.all([lab().bringBack("a"), lab().bringBack("b")]);
     await lab().waitFor("as before", ({ a, b }) => a?.off === true && b?.phase === "waiting", 30_000);
-    await Bun.sleep(2_000); // a takeover takes 1.3 s
+    await quiet(2_000); // a takeover takes 1.3 s
     const report = await lab().report();
     expect(report.hosts.map(({ role }) => role)).toEqual(["none", "secondary"]);
     expect(report.hosts[0]?.qemu_pid).toBeNull();

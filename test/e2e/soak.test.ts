@@ -8,6 +8,7 @@ import { GUEST_IPV4, GUEST_IPV6, inNamespace } from "../../src/lab/network.ts";
 import type { ClientKind, ClientOptions } from "../../src/lab/traffic/contract.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
 import { total } from "../metrics_text.ts";
+import { lasting, until } from "../until.ts";
 import { count } from "../variables.ts";
 import { labUnderTest } from "./lab_under_test.ts";
 
@@ -49,7 +50,7 @@ describe(`${SECONDS} s of mixed traffic`, () => {
         stack.use(new LabTraffic(lab(), kind, { host: GUEST_IPV4, seconds: SECONDS, ...options })),
       );
       // The first third warms up: code is compiled, buffers reach their size.
-      await Bun.sleep((SECONDS * 1000) / 3);
+      await lasting((SECONDS * 1000) / 3);
       const early = await lab().metrics("a");
       const reports = await Promise.all(traffic.map((one) => one.ended()));
       for (const report of reports) expect(report.answers + report.received).toBeGreaterThan(20);
@@ -59,8 +60,14 @@ describe(`${SECONDS} s of mixed traffic`, () => {
       expect(udp.lost).toBeLessThan(udp.answers / 20);
 
       // What is still held comes out with the next checkpoint.
-      await Bun.sleep(3_000);
-      const late = await lab().metrics("a");
+      const late = await until(
+        "nothing is held",
+        async () => {
+          const text = await lab().metrics("a");
+          return total(text, "colo_frames_held") === 0 && text;
+        },
+        { pollMs: 100 },
+      );
       const released = (reason: string) => total(late, "colo_frames_released_total", `reason="${reason}"`);
       const dropped = (reason: string) => total(late, "colo_frames_dropped_total", `reason="${reason}"`);
       const held = total(late, "colo_frames_held_total");

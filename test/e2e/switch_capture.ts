@@ -2,6 +2,7 @@
 import { join } from "node:path";
 import type { Lab } from "../../src/lab/lab.ts";
 import { GUEST_MAC, type HostLetter, inNamespace } from "../../src/lab/network.ts";
+import { quiet } from "../until.ts";
 
 /** Headers are enough; what a client reads of the rest is checked at the client. */
 const SNAPSHOT_BYTES = 96;
@@ -34,7 +35,7 @@ export class SwitchCapture {
 
   /** Ends the capture. Throws when it is not complete: then it proves nothing. */
   async stop(): Promise<void> {
-    await Bun.sleep(SETTLE_MS);
+    await quiet(SETTLE_MS);
     for (const port of PORTS) {
       const { child, said, path } = this.ports[port];
       child.kill("SIGINT");

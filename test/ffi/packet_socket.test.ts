@@ -8,7 +8,8 @@ import { inNamespace } from "../../src/ffi/netns.ts";
 import { PacketSocket } from "../../src/ffi/packet_socket.ts";
 import { Tap } from "../../src/ffi/tap.ts";
 import { join, segment } from "../bpf/frames.ts";
-import { addNamespace, ip, removeNamespaces, until } from "../bpf/network.ts";
+import { addNamespace, ip, removeNamespaces } from "../bpf/network.ts";
+import { until } from "../until.ts";
 
 const PREFIX = "colo-test-socket-";
 const NAMESPACE = `${PREFIX}a`;

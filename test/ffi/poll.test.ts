@@ -8,7 +8,7 @@ import { createEventfd, signalEventfd, Waiter } from "../../src/ffi/poll.ts";
 import { Ring } from "../../src/ffi/ring.ts";
 import { grantLease, loadFresh, unload } from "../bpf/data_plane_under_test.ts";
 import { segment } from "../bpf/frames.ts";
-import { until } from "../bpf/network.ts";
+import { until } from "../until.ts";
 
 const NAME = "poll";
 const FRAME = segment({ payload: [1] });

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { guestKernel, qemuArgv, qemuEnvironment } from "../../src/host/installed.ts";
 import { guestCommandLine, guestInitrd, guestReadyPattern } from "../../src/lab/assets.ts";
 import { patternBytes as pattern } from "../../src/lab/pattern.ts";
+import { until } from "../until.ts";
 import { guestIp4, guestIp6 } from "./scenarios.ts";
 
 const namespace = "colo-test-guest";
@@ -32,11 +33,12 @@ function removeLeftovers(): void {
   rmSync(directory, { recursive: true, force: true });
 }
 
-async function until(condition: () => boolean, what: string): Promise<void> {
-  while (!condition()) {
-    if (guest?.exitCode != null) throw new Error(`QEMU ended while waiting for ${what}:\n${consoleText()}`);
-    await Bun.sleep(20);
-  }
+async function guestUntil(what: string, condition: () => boolean): Promise<void> {
+  const isMet = () => {
+    if (guest?.exitCode != null) throw new Error(`QEMU ended while waiting: ${what}:\n${consoleText()}`);
+    return condition();
+  };
+  await until(what, isMet, { limitMs: 110_000, pollMs: 20, seen: () => consoleText().slice(-1_000) });
 }
 
 beforeAll(async () => {
@@ -65,7 +67,7 @@ beforeAll(async () => {
     ],
     { env: qemuEnvironment(), stdin: "ignore", stdout: "ignore", stderr: "inherit" },
   );
-  await until(() => guestReadyPattern.test(consoleText()), "the guest's READY");
+  await guestUntil("the guest says READY", () => guestReadyPattern.test(consoleText()));
 }, 60_000);
 
 afterAll(async () => {
@@ -112,11 +114,11 @@ async function qmp(command: string, arguments_: object = {}): Promise<Record<str
 /** MiB/s of guest memory that changes, sampled by QEMU over one second. */
 async function dirtyRate(): Promise<number> {
   await qmp("calc-dirty-rate", { "calc-time": 1, "sample-pages": 4096 });
-  for (;;) {
+  const measured = async () => {
     const answer = await qmp("query-dirty-rate");
-    if (answer.status === "measured") return answer["dirty-rate"] as number;
-    await Bun.sleep(100);
-  }
+    return answer.status === "measured" && { rate: answer["dirty-rate"] as number };
+  };
+  return (await until("the dirty rate is measured", measured, { pollMs: 100 })).rate;
 }
 
 /** Bytes of anonymous memory, the guest's RAM among them, that QEMU has touched. */

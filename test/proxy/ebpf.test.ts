@@ -4,7 +4,7 @@ import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { addNamespace, ip, removeNamespaces } from "../bpf/network.ts";
 import { Child } from "./child.ts";
-import { arrive, passes, send, Taps, VM_TAPS } from "./taps.ts";
+import { arrive, isStopped, passes, send, stayAway, Taps, VM_TAPS } from "./taps.ts";
 
 const NAMESPACE = "colo-test-nics";
 const PEER_NAMESPACE = "colo-test-nicp";
@@ -43,7 +43,7 @@ beforeEach(() => startAgent());
 afterEach(() => agent.kill());
 
 test("both are closed at first, open with a lease for a VM that runs alone, and closed without it", async () => {
-  for (const tap of taps.vm) expect(await passes(tap, taps.network)).toBe(false);
+  for (const tap of taps.vm) expect(await isStopped(tap, taps.network)).toBe(true);
   await say("lease 60000");
   expect(await say("alone")).toBe(0);
   for (const tap of taps.vm) {
@@ -51,7 +51,7 @@ test("both are closed at first, open with a lease for a VM that runs alone, and 
     expect(await passes(taps.network, tap)).toBe(true);
   }
   await say("drop");
-  for (const tap of taps.vm) expect(await passes(tap, taps.network)).toBe(false);
+  for (const tap of taps.vm) expect(await isStopped(tap, taps.network)).toBe(true);
 });
 
 test("a primary's frames are held on both, and all of them are released", async () => {
@@ -60,7 +60,7 @@ test("a primary's frames are held on both, and all of them are released", async 
   expect([epoch, nics.length, await say("epoch")]).toEqual([7, 2, 7]);
   const before = await say("held");
   const sent = taps.vm.map(send);
-  for (const number of sent) expect(await arrive([number], taps.network)).toBe(false);
+  for (const number of sent) expect(await stayAway([number], taps.network)).toBe(true);
   expect(await say("held")).toEqual(
     VM_TAPS.map((tap, index) => [tap, before[index][1] + 1, before[index][2] + 1]),
   );
@@ -73,7 +73,7 @@ test("diverted input of both is put back", async () => {
   await say("lease 60000");
   await say("hold 8");
   const sent = send(taps.network);
-  for (const tap of taps.vm) expect(await arrive([sent], tap)).toBe(false);
+  for (const tap of taps.vm) expect(await stayAway([sent], tap)).toBe(true);
   expect(await say("replay")).toBe(2);
   for (const tap of taps.vm) expect(await arrive([sent], tap)).toBe(true);
 });
@@ -86,8 +86,8 @@ test("a replica is shut off on both; a primary with another number of interfaces
   );
   expect(await say(`follow ${JSON.stringify({ epoch: 3, nics: [one, one] })}`)).toBe("done");
   for (const tap of taps.vm) {
-    expect(await passes(tap, taps.network)).toBe(false);
-    expect(await passes(taps.network, tap)).toBe(false);
+    expect(await isStopped(tap, taps.network)).toBe(true);
+    expect(await isStopped(taps.network, tap)).toBe(true);
   }
 });
 
@@ -97,7 +97,7 @@ test("an agent that comes back finds the epoch, and both closed until it says ot
   await agent.kill();
   await startAgent();
   expect(await say("epoch")).toBe(9);
-  for (const tap of taps.vm) expect(await passes(tap, taps.network)).toBe(false);
+  for (const tap of taps.vm) expect(await isStopped(tap, taps.network)).toBe(true);
   await say("lease 60000");
   await say("alone");
   for (const tap of taps.vm) expect(await passes(tap, taps.network)).toBe(true);
@@ -113,7 +113,7 @@ test("one that is asked to keep what is held keeps it until a checkpoint, on bot
   expect(await say("kept")).toBe(true);
   await say("resume 12");
   sent.push(...taps.vm.map(send));
-  expect(await arrive(sent.slice(0, 1), taps.network)).toBe(false);
+  expect(await stayAway(sent.slice(0, 1), taps.network)).toBe(true);
   expect(await say("release 13")).toBe(4);
   expect(await arrive(sent, taps.network)).toBe(true);
   expect(await say("epoch")).toBe(12);
@@ -128,6 +128,6 @@ test.each([
   await startAgent("primary");
   expect(await say("kept")).toBe(false);
   await say("lease 60000");
-  for (const tap of taps.vm) expect(await passes(tap, taps.network)).toBe(false);
-  for (const tap of taps.vm) expect(await passes(taps.network, tap)).toBe(false);
+  for (const tap of taps.vm) expect(await isStopped(tap, taps.network)).toBe(true);
+  for (const tap of taps.vm) expect(await isStopped(taps.network, tap)).toBe(true);
 });

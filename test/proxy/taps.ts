@@ -6,7 +6,8 @@ import { addNamespace, ip, removeNamespaces, run } from "../bpf/network.ts";
 const VNET_HEADER_BYTES = 10;
 /** For experiments (IEEE 802, section 9.2.4). */
 const ETHER_TYPE = 0x88b5;
-const ARRIVAL_MS = 100;
+const ARRIVAL_MS = 10_000;
+const QUIET_MS = 100;
 
 export const VM_TAPS = ["vm0", "vm1"] as const;
 
@@ -52,19 +53,37 @@ export function send(from: Tap): number {
   return count;
 }
 
-/** Whether all of these frames arrive, in whatever order; others are read over. */
-export async function arrive(numbers: readonly number[], to: Tap): Promise<boolean> {
+/**
+ * Whether all of these frames arrive, in whatever order; others are read over. A slow machine has time for
+ * it.
+ */
+export function arrive(numbers: readonly number[], to: Tap): Promise<boolean> {
+  return arriveWithin(numbers, to, ARRIVAL_MS);
+}
+
+/** Whether not all of these frames have come by a time at which they otherwise would have. */
+export async function stayAway(numbers: readonly number[], to: Tap): Promise<boolean> {
+  return !(await arriveWithin(numbers, to, QUIET_MS));
+}
+
+async function arriveWithin(numbers: readonly number[], to: Tap, limitMs: number): Promise<boolean> {
   const missing = new Set(numbers);
-  for (const deadline = performance.now() + ARRIVAL_MS; performance.now() < deadline; await Bun.sleep(1)) {
+  const end = performance.now() + limitMs;
+  do {
     for (let read = to.read(); read !== undefined; read = to.read()) {
       const seen = new DataView(read.buffer, read.byteOffset + VNET_HEADER_BYTES);
       if (seen.getUint16(12) === ETHER_TYPE) missing.delete(seen.getUint32(14));
     }
     if (missing.size === 0) return true;
-  }
+    await Bun.sleep(1);
+  } while (performance.now() < end);
   return false;
 }
 
 export function passes(from: Tap, to: Tap): Promise<boolean> {
   return arrive([send(from)], to);
+}
+
+export function isStopped(from: Tap, to: Tap): Promise<boolean> {
+  return stayAway([send(from)], to);
 }

@@ -7,6 +7,7 @@ import { checkQemu, QemuUnsuitableError } from "../../src/colo/index.ts";
 import { qemuArgv, qemuEnvironment } from "../../src/host/installed.ts";
 import { killQemu, startLabQemu } from "../../src/lab/qemu.ts";
 import { QmpClient } from "../../src/qmp/client.ts";
+import { until } from "../until.ts";
 import { removeTestDirectory, testDirectory } from "./pair.ts";
 
 // Not a claim: emulated guests on a busy machine take their time.
@@ -90,14 +91,9 @@ describe("a real QEMU", () => {
       { env: qemuEnvironment(), stdio: ["ignore", "ignore", "inherit"] },
     );
     pid = child.pid;
-    for (;;) {
-      try {
-        client = await QmpClient.connect(path);
-        break;
-      } catch {
-        await Bun.sleep(20);
-      }
-    }
+    client = await until("QEMU takes a connection", () => QmpClient.connect(path).catch(() => undefined), {
+      pollMs: 20,
+    });
     expect(await checkQemu(client)).toMatchObject({
       blockReplication: true,
       migrationStatus: "none",

@@ -15,6 +15,7 @@ import {
   QmpProtocolError,
   QmpTimeoutError,
 } from "../../src/qmp/errors.ts";
+import { until } from "../until.ts";
 import { removeTestDirectory, testDirectory } from "./pair.ts";
 
 // Not a claim: emulated guests on a busy machine take their time.
@@ -52,15 +53,15 @@ describe("with a real QEMU", () => {
       env: qemuEnvironment(),
       stdio: ["ignore", "ignore", "inherit"],
     });
-    for (;;) {
+    const connected = async () => {
       try {
-        (await QmpClient.connect(path)).close();
-        return;
+        return await QmpClient.connect(path);
       } catch (error) {
         if (!(error instanceof QmpConnectError) || qemu.exitCode !== null) throw error;
-        await Bun.sleep(20);
+        return undefined;
       }
-    }
+    };
+    (await until("QEMU takes a connection", connected, { pollMs: 20 })).close();
   }
 
   beforeAll(start, 60_000);
@@ -332,17 +333,17 @@ describe("with a server that is no QEMU", () => {
   });
 
   test("a reply that comes after its time limit is dropped, and the next command gets its own", async () => {
-    let first = true;
+    let sendLate: (() => void) | undefined;
     const path = await polite((id, socket) => {
-      const late = first;
-      first = false;
-      setTimeout(() => socket.write(`{"return": {"id": ${id}}, "id": ${id}}\n`), late ? 200 : 0);
+      const send = () => socket.write(`{"return": {"id": ${id}}, "id": ${id}}\n`);
+      if (sendLate === undefined) sendLate = send;
+      else send();
     });
     const client = await QmpClient.connect(path);
     expect(await failure(client.execute("slow", undefined, { timeoutMs: 50 }))).toBeInstanceOf(
       QmpTimeoutError,
     );
-    await Bun.sleep(250);
+    sendLate!();
     const reply = await client.execute<{ id: number }>("next");
     expect(reply).toEqual({ id: 3 });
     client.close();

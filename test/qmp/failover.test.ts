@@ -12,6 +12,7 @@ import {
   secondaryFailover,
 } from "../../src/colo/index.ts";
 import { LAB_NODES } from "../../src/lab/qemu.ts";
+import { lasting, until } from "../until.ts";
 import {
   checkpoint,
   protect,
@@ -72,7 +73,7 @@ describe.each(["kill", "hang"] as const)("the secondary is lost (%s)", (loss) =>
   test("between checkpoints", async () => {
     await protectedPair();
     lose(secondary, loss);
-    await Bun.sleep(300); // the guest's writes run into the hung export
+    await lasting(300); // the guest's writes run into the hung export
     expect((await primaryFailover(primary.client, { disks })).leftovers).toEqual([]);
     await expectAlive(primary);
   });
@@ -81,7 +82,7 @@ describe.each(["kill", "hang"] as const)("the secondary is lost (%s)", (loss) =>
     await protectedPair();
     lose(secondary, loss);
     await requestQuietly(primary);
-    await Bun.sleep(200);
+    await lasting(200);
     expect((await primaryFailover(primary.client, { disks })).leftovers).toEqual([]);
     await expectAlive(primary);
   });
@@ -98,7 +99,7 @@ describe.each(["kill", "hang"] as const)("the secondary is lost (%s)", (loss) =>
       const seen = side.client.waitFor(event, losing(secondary, loss), 10_000);
       await requestQuietly(primary);
       await seen;
-      await Bun.sleep(200);
+      await lasting(200);
       expect((await primaryFailover(primary.client, { disks })).leftovers).toEqual([]);
       await expectAlive(primary);
     },
@@ -109,14 +110,16 @@ describe.each(["kill", "hang"] as const)("the secondary is lost (%s)", (loss) =>
 describe.each(["kill", "hang"] as const)("the primary is lost (%s)", (loss) => {
   async function takeOver(): Promise<{ checkpointInProgress: boolean; loadedPending: boolean }> {
     const result = await secondaryFailover(secondary.client);
-    while (!(await secondaryDisksCommitted(secondary.client, [LAB_NODES.active]))) await Bun.sleep(20);
+    await until("the overlays are written back", () =>
+      secondaryDisksCommitted(secondary.client, [LAB_NODES.active]),
+    );
     return result;
   }
 
   test("between checkpoints", async () => {
     await protectedPair();
     lose(primary, loss);
-    await Bun.sleep(200);
+    await lasting(200);
     expect(await takeOver()).toMatchObject({ checkpointInProgress: false, loadedPending: false });
     await expectAlive(secondary);
   });
@@ -126,7 +129,7 @@ describe.each(["kill", "hang"] as const)("the primary is lost (%s)", (loss) => {
     const seen = secondary.client.waitFor("STOP", losing(primary, loss), 10_000);
     await requestQuietly(primary);
     await seen;
-    await Bun.sleep(200);
+    await lasting(200);
     expect(await takeOver()).toMatchObject({ checkpointInProgress: true, loadedPending: false });
     await expectAlive(secondary);
   });
@@ -136,9 +139,9 @@ describe.each(["kill", "hang"] as const)("the primary is lost (%s)", (loss) => {
     const seen = primary.client.waitFor("STOP", () => true, 10_000);
     await requestQuietly(primary);
     await seen;
-    await Bun.sleep(2);
+    await lasting(2);
     lose(primary, loss);
-    await Bun.sleep(200);
+    await lasting(200);
     const result = await takeOver();
     // Where exactly it was caught is a matter of a millisecond; the two answers must fit together.
     expect(result.loadedPending && !result.checkpointInProgress).toBe(false);

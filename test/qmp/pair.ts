@@ -25,6 +25,7 @@ import { killQemu, type LabQemu, type LabQemuOptions, labDisk, startLabQemu } fr
 import { QmpClient, type QmpEvent } from "../../src/qmp/client.ts";
 import type { StreamTls } from "../../src/qmp/tls.ts";
 import type { Disk, DiskDevice, DiskFormat } from "../../src/storage/disk_graph.ts";
+import { until } from "../until.ts";
 import { installBiosWriter, roundsReported } from "./bios_writer.ts";
 import { makeWriterInitrd, reportedWrites } from "./writer_guest.ts";
 
@@ -182,12 +183,11 @@ export async function startSide(role: "primary" | "secondary", options: SideOpti
     },
     untilWrites: async (count) => {
       const goal = writes().length + count;
-      const deadlineMs = performance.now() + (guest === "writer" ? 90_000 : 30_000);
-      while (writes().length < goal) {
-        if (performance.now() > deadlineMs)
-          throw new Error(`the guest wrote ${writes().length}, not ${goal} records`);
-        await Bun.sleep(20);
-      }
+      await until(`the guest has written ${goal} records`, () => writes().length >= goal, {
+        limitMs: 90_000,
+        pollMs: 20,
+        seen: () => writes().length,
+      });
     },
   };
 }

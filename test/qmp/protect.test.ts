@@ -7,6 +7,7 @@ import {
   secondaryFailover,
 } from "../../src/colo/index.ts";
 import { LAB_NODES } from "../../src/lab/qemu.ts";
+import { until } from "../until.ts";
 import {
   checkpoint,
   nodeNames,
@@ -25,7 +26,9 @@ afterAll(removeTestDirectory);
 const names = (side: Side) => side.events.map((event) => event.name).filter((name) => name !== "MIGRATION");
 
 async function committed(side: Side): Promise<void> {
-  while (!(await secondaryDisksCommitted(side.client, [LAB_NODES.active]))) await Bun.sleep(50);
+  await until("the overlays are written back", () =>
+    secondaryDisksCommitted(side.client, [LAB_NODES.active]),
+  );
 }
 
 describe("a VM that writes to its disk", () => {

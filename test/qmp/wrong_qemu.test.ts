@@ -20,6 +20,10 @@ import { TinyQemu } from "../../src/doctor/tiny_qemu.ts";
 import type { Event } from "../../src/failover/events.ts";
 import { WRONG_QEMUS, type WrongQemu, wrongQemu } from "../../src/lab/assets.ts";
 import { runStatus, setCapabilities } from "../../src/qmp/vm.ts";
+import { quiet } from "../until.ts";
+
+/** By then one of them has hung. */
+const CHECKPOINTS_MAX = 20;
 
 // Not a claim: emulated guests on a busy machine take their time.
 setDefaultTimeout(120_000);
@@ -138,14 +142,15 @@ test("QEMU 7.2 locks up at a checkpoint under TCG: it is noticed, and cannot be 
   let resumes = 0;
   primary.client.on("RESUME", () => resumes++);
   // Its first checkpoints may pass.
-  while (told.length === 0) {
+  for (let checkpoints = 0; told.length === 0; checkpoints++) {
+    expect(checkpoints).toBeLessThan(CHECKPOINTS_MAX);
     const before = resumes;
     await primary.client
       .execute("migrate-set-parameters", { "x-checkpoint-delay": 1_000_000 }, { timeoutMs: 1_000 })
       .catch(() => undefined);
     for (let looks = 0; looks < 60 && told.length === 0 && resumes === before; looks++) {
       watch.look("primary");
-      await Bun.sleep(50);
+      await quiet(50);
     }
   }
   expect(told[0]).toMatchObject({ type: "qemu_slow" });

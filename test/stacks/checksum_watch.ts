@@ -1,5 +1,5 @@
 /** tcpdump on a link, for its opinion of the checksums of what arrives there. */
-import { until } from "../bpf/network.ts";
+import { until } from "../until.ts";
 
 export class ChecksumWatch {
   /** TCP checksums found right, and lines with a wrong one, of TCP or IP. */

@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { until } from "../bpf/network.ts";
+import { until } from "../until.ts";
 import type { Answer, Order } from "./task.ts";
 
 /** endpoint.ts in a namespace. */
@@ -35,7 +35,9 @@ export class Endpoint {
   }
 
   async hear(what: Answer["answer"], limitMs = 30_000): Promise<Answer> {
-    await until(`answer "${what}" from ${this.namespace}`, () => this.said(what) || this.failure(), limitMs);
+    await until(`answer "${what}" from ${this.namespace}`, () => this.said(what) || this.failure(), {
+      limitMs,
+    });
     const failure = this.failure();
     if (failure !== undefined) throw new Error(failure);
     return this.#answers.find(({ answer }) => answer === what)!;

@@ -17,17 +17,9 @@ import { Arena, ifindex } from "../../src/ffi/libc.ts";
 import { inNamespace } from "../../src/ffi/netns.ts";
 import { PacketSocket } from "../../src/ffi/packet_socket.ts";
 import { endLease, grantLease, MARK } from "../bpf/data_plane_under_test.ts";
-import {
-  addNamespace,
-  ip,
-  linkHosts,
-  REPLICATION,
-  run,
-  startPlane,
-  stopPlane,
-  until,
-} from "../bpf/network.ts";
+import { addNamespace, ip, linkHosts, REPLICATION, run, startPlane, stopPlane } from "../bpf/network.ts";
 import { Random } from "../random.ts";
+import { until } from "../until.ts";
 import { ChecksumWatch } from "./checksum_watch.ts";
 import { Endpoint } from "./endpoint_process.ts";
 import { ALL_LOST, Loss, type Place } from "./loss.ts";
@@ -318,7 +310,7 @@ export class Lane {
       return outcome !== undefined;
     };
     try {
-      await until(what, settled, RUN_LIMIT_MS);
+      await until(what, settled, { limitMs: RUN_LIMIT_MS });
     } catch (error) {
       throw new Error(`${(error as Error).message}\n${await this.#describe()}`);
     }

@@ -12,6 +12,7 @@ import {
   type Side,
   startSide,
 } from "../qmp/pair.ts";
+import { until } from "../until.ts";
 
 // Not a claim: emulated guests on a busy machine take their time.
 setDefaultTimeout(60_000);
@@ -49,7 +50,11 @@ async function checkpointed(bitmaps: ReplicaBitmaps): Promise<void> {
     () => epoch,
     (message) => expect(message).toBe(""),
   );
-  await Bun.sleep(50);
+  await until("what changes from here on is recorded on each disk", async () =>
+    (await Promise.all(quorums().map((node) => bitmapsOn(primary.client, node)))).every(
+      (bitmaps) => bitmaps.at(-1)?.epoch === epoch,
+    ),
+  );
 }
 
 async function covering(generation: number): Promise<(string | undefined)[]> {

@@ -18,6 +18,7 @@ import {
   type Side,
   startSide,
 } from "../qmp/pair.ts";
+import { until } from "../until.ts";
 
 // Not a claim: emulated guests on a busy machine take their time.
 setDefaultTimeout(120_000);
@@ -82,7 +83,9 @@ describe.each([
     await checkpoint(primary);
     await expectAllReported(primary);
     await secondaryFailover(secondary.client);
-    while (!(await secondaryDisksCommitted(secondary.client, active(secondary)))) await Bun.sleep(20);
+    await until("the overlays are written back", () =>
+      secondaryDisksCommitted(secondary.client, active(secondary)),
+    );
     await secondary.untilWrites(3);
     await expectAllReported(secondary);
   });

@@ -7,6 +7,7 @@ import { countsOf, summary } from "./runner/junit.ts";
 import { run } from "./runner/process.ts";
 import { classesOf, SUITES } from "./runner/suites.ts";
 import { tableRows } from "./tidy/documents.ts";
+import { until } from "./until.ts";
 
 const REPOSITORY = join(import.meta.dir, "..");
 const directory = mkdtempSync(join(tmpdir(), "colo-test-runner-"));
@@ -69,6 +70,5 @@ test("a process that takes too long is killed with its children", async () => {
     const stat = existsSync(`/proc/${sleeper}/stat`) ? readFileSync(`/proc/${sleeper}/stat`, "utf8") : "";
     return stat === "" || /\) [ZX] /.test(stat);
   };
-  for (let waits = 0; waits < 1000 && !ended(); waits++) await Bun.sleep(10);
-  expect(ended()).toBe(true);
+  await until("the process has ended", ended);
 });

@@ -6,6 +6,7 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { join } from "node:path";
 import { ip, removeNamespaces, run } from "../bpf/network.ts";
+import { until } from "../until.ts";
 import { CaptureFolder } from "./capture_files.ts";
 import { compareFiles } from "./comparison.ts";
 import { ADDRESSES, ANSWER_BYTES, END_MARK, PORTS, UPLOAD_BYTES } from "./peers.ts";
@@ -68,11 +69,11 @@ function buildNetwork(largeSegments: boolean): void {
 /** Sends a datagram that nobody answers, and waits until it is in the file: so is everything before it. */
 async function settled(file: string): Promise<void> {
   run("ip", "netns", "exec", NAMESPACES.server, process.execPath, PEERS, "mark");
-  const deadline = performance.now() + SETTLE_LIMIT_MS;
-  while (!Buffer.from(await Bun.file(file).arrayBuffer()).includes(END_MARK)) {
-    if (performance.now() > deadline) throw new Error(`tcpdump has not written its last frame to ${file}`);
-    await Bun.sleep(50);
-  }
+  await until(
+    `tcpdump has written its last frame to ${file}`,
+    async () => Buffer.from(await Bun.file(file).arrayBuffer()).includes(END_MARK),
+    { limitMs: SETTLE_LIMIT_MS, pollMs: 50 },
+  );
 }
 
 async function record(largeSegments: boolean, changedByte: number): Promise<string> {

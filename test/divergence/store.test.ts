@@ -19,6 +19,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DivergenceReader } from "../../src/divergence/reader.ts";
 import { DivergenceStore, type DivergenceStoreOptions } from "../../src/divergence/store.ts";
+import { until } from "../until.ts";
 import { divergence, noise, parseFlow, TIME_MS } from "./records.ts";
 
 let directory: string;
@@ -122,7 +123,7 @@ describe("what is added", () => {
     const id = store.add(divergence());
     const reader = DivergenceReader.open(path);
     expect(reader.get(id)).toBeUndefined();
-    while (reader.get(id) === undefined) await Bun.sleep(5);
+    await until("the divergence is in the file", () => reader.get(id));
     expect(reader.get(id)?.flow.text).toBe(divergence().flow.text);
     reader.close();
   });

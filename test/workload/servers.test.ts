@@ -12,6 +12,7 @@ import { LabFaults, otherHost } from "../../src/lab/faults.ts";
 import { Lab } from "../../src/lab/lab.ts";
 import type { HostLetter } from "../../src/lab/network.ts";
 import { waitForCommit } from "../../src/lab/scenario.ts";
+import { until } from "../until.ts";
 import { count } from "../variables.ts";
 import {
   CounterWorkload,
@@ -47,17 +48,17 @@ async function progress(http: HttpWorkload, all: readonly Workload[]): Promise<n
 /** Waits until each client has had answers that it did not have before. */
 async function untilAllGoOn(http: HttpWorkload, all: readonly Workload[], answers: number): Promise<void> {
   const before = await progress(http, all);
-  const deadline = performance.now() + ANSWER_TIMEOUT_MS;
-  for (;;) {
+  let now = before;
+  const isMet = async () => {
     for (const workload of all) workload.check();
-    const now = await progress(http, all);
-    if (now.every((value, index) => value >= before[index]! + answers)) return;
-    if (performance.now() > deadline) {
-      const names = all.map(({ name }, index) => `${name} ${before[index]} -> ${now[index]}`);
-      throw new Error(`not all clients go on: ${names.join(", ")}`);
-    }
-    await Bun.sleep(100);
-  }
+    now = await progress(http, all);
+    return now.every((value, index) => value >= before[index]! + answers);
+  };
+  await until(`all clients have ${answers} more answers`, isMet, {
+    limitMs: ANSWER_TIMEOUT_MS,
+    pollMs: 100,
+    seen: () => all.map(({ name }, index) => `${name} ${before[index]} -> ${now[index]}`),
+  });
 }
 
 describe("nginx, Redis and PostgreSQL", () => {

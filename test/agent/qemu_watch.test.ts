@@ -23,7 +23,7 @@ afterAll(removeTestDirectory);
 
 const LOOK_MS = 50;
 const CONFIG = {
-  qemu_timeout_ms: 500,
+  qemu_timeout_ms: 2_000,
   disk: [{ name: "disk0", quorum_node: "colo-disk0", export_node: "disk0" }],
 } as unknown as VmConfig;
 
@@ -43,14 +43,14 @@ test.each(["primary", "secondary"] as const)(
     const told: Event[] = [];
     const config = CONFIG;
     const watched = new QemuWatch(side.client, config, (event) => told.push(event));
-    expect(await watch(role, 40, told, watched)).toBeUndefined();
+    expect(await watch(role, 60, told, watched)).toBeUndefined();
     side.hang();
     expect(await watch(role, 200, told, watched)).toMatchObject({ type: "qemu_silent" });
     process.kill(side.pid, "SIGCONT");
     told.length = 0;
     // Answers come in order: those to the open questions are in front of this one.
     await side.client.execute("query-status");
-    expect(await watch(role, 40, told, watched)).toBeUndefined();
+    expect(await watch(role, 60, told, watched)).toBeUndefined();
   },
 );
 

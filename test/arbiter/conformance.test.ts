@@ -82,7 +82,7 @@ const etcdKind = (tls: boolean): Kind => ({
 
 const TIMEOUT_MS = 5_000;
 /** For what is known to get no answer. */
-const SHORT_TIMEOUT_MS = 300;
+const SHORT_TIMEOUT_MS = 1_000;
 const record = (generation: number, holder: AgentName = "host-a"): VmRecordUpdate => ({
   term: 1,
   generation,

@@ -68,7 +68,7 @@ test("a taken NBD port is reported, and it can be tried again", async () => {
   expect(error.message).toContain("Address already in use");
   await new Promise((resolve) => taken.close(resolve));
   await prepareSecondary(secondary.client, prepareOptions(ports));
-  await probeNbdServer(SECONDARY_HOST, ports.nbd, 1_000);
+  await probeNbdServer(SECONDARY_HOST, ports.nbd, 10_000);
 });
 
 test("a taken migration port is reported, and the disk is not left exported", async () => {

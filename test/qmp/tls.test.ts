@@ -247,8 +247,6 @@ describe("a peer that does not fit: the VM runs alone as before", () => {
         migrateHost: SECONDARY_HOST,
         migratePort: ports.migrate,
         tls,
-        switchoverMs: 5_000,
-        stallMs: 2_000,
       }).then(
         () => undefined,
         (reason: unknown) => reason,

@@ -75,8 +75,8 @@ async function inTheMiddle(
   let copiedBytes = 0;
   const attempt = protect(primary, secondary, {
     resyncBytesPerSecond: () => 4 * MIB,
-    stallMs: 2_000,
-    commandMs: 2_000,
+    stallMs: 5_000,
+    commandMs: 5_000,
     ...(signal && { signal }),
     hooks: {
       onDiskProgress: (progress) => {

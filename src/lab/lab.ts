@@ -202,6 +202,7 @@ export class Lab {
     const state = this.#state;
     state.witness = startDetached(
       [
+        ...this.#priority,
         ...inNamespace(state.namespaces.client),
         ...colo("witness", "--listen", `${CLIENT_IPV4}:${LAB_PORTS.witness}`),
         ...["--directory", join(this.directory, "witness")],
@@ -212,6 +213,11 @@ export class Lab {
       join(this.directory, "witness.log"),
     );
     writeLabState(this.#state);
+  }
+
+  get #priority(): string[] {
+    const { niceness } = this.#state.options;
+    return niceness === undefined ? [] : ["nice", "-n", String(niceness)];
   }
 
   /** Processes of the lab by what they are; undefined for one that was never started. */
@@ -305,7 +311,7 @@ export class Lab {
     const path = join(host.directory, "agent.toml");
     writeFileSync(path, agentConfig(this.#state, letter));
     host.agent = startDetached(
-      [...inNamespace(host.netns), ...colo("run", "--config", path)],
+      [...this.#priority, ...inNamespace(host.netns), ...colo("run", "--config", path)],
       join(host.directory, "agent.log"),
     );
     writeLabState(this.#state);

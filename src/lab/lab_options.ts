@@ -36,4 +36,9 @@ export interface LabOptions {
   agentConfig?: string;
   /** QEMU's own TLS for its streams between the hosts. */
   tls?: boolean;
+  /**
+   * The niceness of agents, their QEMUs and the witness, -20 to 19 (nice(1)). Default: that of the caller.
+   * On hosts of their own, agents have -10 (deploy/colo-agent.service).
+   */
+  niceness?: number;
 }

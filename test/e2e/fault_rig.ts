@@ -13,6 +13,7 @@ import { QmpClient } from "../../src/qmp/client.ts";
 import { Random } from "../random.ts";
 import { lasting, quiet, until } from "../until.ts";
 import type { FaultCase, FaultScene } from "./fault_cases.ts";
+import { NICENESS } from "./lab_under_test.ts";
 import { judgeSenders, mergeCaptures } from "./single_sender.ts";
 import { SwitchCapture } from "./switch_capture.ts";
 
@@ -311,7 +312,7 @@ export class FaultRig {
     if (old !== undefined && old.cycles < CYCLES_PER_LAB && old.clients.blocks < BLOCKS_PER_LAB) return old;
     await this.#end(true);
     await Lab.down(LAB);
-    const lab = await Lab.up({ name: LAB, proxy: "agent", ...OPTIONS });
+    const lab = await Lab.up({ name: LAB, proxy: "agent", niceness: NICENESS, ...OPTIONS });
     const pair = { lab, faults: new LabFaults(lab), clients: new Clients(lab), cycles: 0 };
     this.#pair = pair;
     await pair.clients.flow(RECOVERY_TIMEOUT_MS);

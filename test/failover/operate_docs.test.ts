@@ -1,4 +1,7 @@
-/** docs/operate.md is about this program: it has every phase, and the reasons that it explains are ones that the agent gives. */
+/**
+ * docs/operate.md is about this program: it has every phase, and the reasons that it explains are ones that
+ * the agent gives.
+ */
 import { expect, test } from "bun:test";
 import { join } from "node:path";
 import { Glob } from "bun";

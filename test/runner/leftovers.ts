@@ -60,15 +60,18 @@ function killProcess(pid: number): void {
   }
 }
 
+/** Takes the labs of tests down; returns a line for each. */
+export async function removeLabs(): Promise<string[]> {
+  const names = namesIn(LABS, TEST_LAB);
+  for (const name of names) await Lab.down(name);
+  return names.map((name) => `lab ${name}`);
+}
+
 /**
  * Removes it all and returns what there was, a line for each thing. Needs root for all but folders in /tmp.
  */
 export async function removeLeftovers(): Promise<string[]> {
-  const removed: string[] = [];
-  for (const name of namesIn(LABS, TEST_LAB)) {
-    await Lab.down(name);
-    removed.push(`lab ${name}`);
-  }
+  const removed = await removeLabs();
   for (const pid of orphans()) {
     killProcess(pid);
     removed.push(`process ${pid}`);

@@ -1,9 +1,8 @@
 /**
- * Runs the tests in stages: the checks of the code, then the suites. Those that need the kernel, QEMU or a
- * lab run one file at a time: they mostly wait for a VM. The others run beside them at a lower priority, on
- * the processors that are left, or on all of them if nothing else is to run. Each file has a process of its
- * own, so that neither a crash nor what it leaves in its memory reaches another. scripts/test is the way to
- * call it.
+ * Runs the checks of the code, then the test files, each in a process of its own: neither a crash nor what a
+ * file leaves in its memory reaches another. The files wait in three queues (suites.ts). One processor takes
+ * those that need a lab, which mostly wait for VMs; the next one those that need the kernel or QEMU; all that
+ * have nothing else to do take those that need neither. scripts/test is the way to call it.
  */
 import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { availableParallelism } from "node:os";
@@ -11,9 +10,9 @@ import { join, relative } from "node:path";
 import { parseArgs } from "node:util";
 import { CHECKS } from "./checks.ts";
 import { type Counts, countsOf, summary } from "./junit.ts";
-import { removeLeftovers } from "./leftovers.ts";
+import { removeLabs, removeLeftovers } from "./leftovers.ts";
 import { killAll, run } from "./process.ts";
-import { classesOf, LONGEST, SUITES, type SuiteClass } from "./suites.ts";
+import { classesOf, LONGEST, type Queue, SUITES } from "./suites.ts";
 
 const REPOSITORY = join(import.meta.dir, "../..");
 const RESULTS = join(REPOSITORY, "build/test-results");
@@ -69,13 +68,13 @@ async function runCheck([name, command]: (typeof CHECKS)[number]): Promise<void>
   report(name, seconds, { passed: 1 - failed, failed, skipped: 0 }, output);
 }
 
-/** @param beside whether another file runs at the same time that must not be disturbed */
-async function runFile(file: string, beside = false): Promise<void> {
+/** @param priority words before the command */
+async function runFile(file: string, priority: readonly string[] = []): Promise<void> {
   const name = relative("test", file).replaceAll("/", ".");
   const xml = join(RESULTS, `${name}.xml`);
   const { status, output, seconds, timedOut } = await run(
     [
-      ...(beside ? LOW_PRIORITY : []),
+      ...priority,
       process.execPath,
       "test",
       "--timeout",
@@ -94,7 +93,8 @@ async function runFile(file: string, beside = false): Promise<void> {
     output,
     timedOut ? `; killed after ${FILE_LIMIT_MS[limits] / MINUTE_MS} minutes` : "",
   );
-  if (counts.failed > 0 && !SUITES[classesOf(file)[0] ?? "lab"].together) await cleanUp();
+  // Only of this queue: others run at the same time.
+  if (counts.failed > 0 && queueOf(file) === "lab") await removeLabs();
 }
 
 async function cleanUp(): Promise<void> {
@@ -102,14 +102,17 @@ async function cleanUp(): Promise<void> {
   if (removed.length > 0) console.log(`Removed what an earlier test has left: ${removed.join(", ")}`);
 }
 
-/** Runs `jobs` in order, `lanes` at a time. */
-async function inLanes(lanes: number, jobs: readonly (() => Promise<void>)[]): Promise<void> {
-  const waiting = jobs.values();
-  await Promise.all(
-    Array.from({ length: lanes }, async () => {
-      for (const job of waiting) await job();
-    }),
-  );
+type Jobs = Iterable<() => Promise<void>>;
+
+/** Takes the jobs of one list after the other. Lists may be shared: an iterator gives each job once. */
+async function runAll(lists: readonly Jobs[]): Promise<void> {
+  for (const jobs of lists) for (const job of jobs) await job();
+}
+
+/** A file that no class has may need anything. */
+function queueOf(file: string): Queue {
+  const [name] = classesOf(file);
+  return name === undefined ? "lab" : SUITES[name].queue;
 }
 
 async function stop(): Promise<never> {
@@ -128,36 +131,33 @@ mkdirSync(RESULTS, { recursive: true });
 
 const begin = performance.now();
 const lanes = availableParallelism();
-const inClass = (name: SuiteClass) => files.filter((file) => classesOf(file)[0] === name);
-const classes = (Object.keys(SUITES) as SuiteClass[]).filter((name) => !options.quick || name === "pure");
-// The longest first: at the end no processor waits for the other.
 const isLong = (file: string) => (LONGEST.some((entry) => file.startsWith(entry)) ? 0 : 1);
-const together = classes
-  .filter((name) => SUITES[name].together)
-  .flatMap(inClass)
-  .sort((a, b) => isLong(a) - isLong(b));
-// A file that the table lacks may need anything.
-const unknown = options.quick ? [] : files.filter((file) => classesOf(file).length === 0);
-const alone = [...classes.filter((name) => !SUITES[name].together).flatMap(inClass), ...unknown];
+const queued = (queue: Queue) =>
+  files
+    .filter((file) => queueOf(file) === queue && (!options.quick || classesOf(file)[0] === "pure"))
+    .sort((a, b) => isLong(a) - isLong(b));
+const queues = { lab: queued("lab"), kernel: queued("kernel"), free: queued("free") };
 
 if (!options.quick) await cleanUp();
 const checks = CHECKS.filter(([, [program = ""]]) => !options.quick || Bun.which(program) !== null);
-await inLanes(
-  lanes,
-  checks.map((check) => () => runCheck(check)),
+const checking = checks.map((check) => () => runCheck(check)).values();
+await Promise.all(Array.from({ length: lanes }, () => runAll([checking])));
+const priority = queues.lab.length > 0 ? LOW_PRIORITY : [];
+const [lab, kernel, free] = [
+  queues.lab.map((file) => () => runFile(file)).values(),
+  queues.kernel.map((file) => () => runFile(file, priority)).values(),
+  queues.free.map((file) => () => runFile(file, priority)).values(),
+];
+const byProcessor = Array.from(
+  { length: lanes },
+  (_, at) =>
+    [
+      [lab, free],
+      [kernel, free],
+    ][at] ?? [free],
 );
-const beside = alone.length > 0;
-await Promise.all([
-  inLanes(
-    1,
-    alone.map((file) => () => runFile(file)),
-  ),
-  inLanes(
-    beside ? Math.max(1, lanes - 1) : lanes,
-    together.map((file) => () => runFile(file, beside)),
-  ),
-]);
-if (together.length + alone.length === 0) failures.push("no test file was run");
+await Promise.all((lanes > 1 ? byProcessor : [[lab, kernel, free]]).map(runAll));
+if (Object.values(queues).every((queue) => queue.length === 0)) failures.push("no test file was run");
 
 const minutes = (performance.now() - begin) / MINUTE_MS;
 console.log(

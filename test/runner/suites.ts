@@ -1,22 +1,27 @@
 /**
- * Which test file needs what: the one place, for scripts/test and for CONTRIBUTING.md. Every test file is in exactly
- * one class (test/suites.test.ts). An entry is a file, or a folder whose files are all of the class.
+ * Which test file needs what: the one place, for scripts/test and for CONTRIBUTING.md. Every test file is in
+ * exactly one class (test/suites.test.ts). An entry is a file, or a folder whose files are all of the class.
  */
 
-export type SuiteClass = "pure" | "tools" | "kernel" | "qemu" | "lab";
+type SuiteClass = "pure" | "tools" | "kernel" | "qemu" | "machine" | "lab";
+
+export type Queue = "lab" | "kernel" | "free";
 
 interface Suites {
   /** One phrase for CONTRIBUTING.md. */
   needs: string;
-  /** These files run beside any others, at a lower priority. Of the rest one runs at a time. */
-  together?: true;
+  /**
+   * The queue that its files wait in. Of "lab" and of "kernel" one file runs at a time, beside each other; of
+   * "free" as many as there are processors left. While a file of "lab" runs the others have a lower priority.
+   */
+  queue: Queue;
   entries: readonly string[];
 }
 
 export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
   pure: {
     needs: "the packages of package-lock.json and libpcap; no root, no BPF, no QEMU",
-    together: true,
+    queue: "free",
     entries: [
       "test/agent/checkpoint.test.ts",
       "test/agent/client_path.test.ts",
@@ -73,7 +78,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
   },
   tools: {
     needs: "programs that scripts/setup installs; root, but neither BPF nor QEMU",
-    together: true,
+    queue: "free",
     entries: [
       "test/agent/watchdog.test.ts",
       "test/arbiter/conformance.test.ts",
@@ -89,9 +94,8 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
   },
   kernel: {
     needs: "root, BPF and network namespaces",
+    queue: "kernel",
     entries: [
-      "test/bench/compare.test.ts",
-      "test/bench/guard.test.ts",
       "test/bpf",
       "test/capture/kernel.test.ts",
       "test/datapath/lease.test.ts",
@@ -111,16 +115,12 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
   },
   qemu: {
     needs: "root, QEMU, and BPF in part",
+    queue: "kernel",
     entries: [
       "test/agent/qemu_watch.test.ts",
       "test/agent/watchdog_guest.test.ts",
-      "test/bench/checkpoint.test.ts",
-      "test/bench/interrupt.test.ts",
-      "test/bench/path.test.ts",
-      "test/bench/vm.test.ts",
       "test/differential/differences.test.ts",
       "test/differential/sequences.test.ts",
-      "test/doctor/doctor.test.ts",
       "test/guest",
       "test/qemu/instance.test.ts",
       "test/qmp/cards.test.ts",
@@ -138,8 +138,22 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
       "test/storage/several_disks.test.ts",
     ],
   },
+  machine: {
+    needs: "root, BPF and QEMU, and no lab beside it",
+    queue: "lab",
+    entries: [
+      "test/bench/checkpoint.test.ts",
+      "test/bench/compare.test.ts",
+      "test/bench/guard.test.ts",
+      "test/bench/interrupt.test.ts",
+      "test/bench/path.test.ts",
+      "test/bench/vm.test.ts",
+      "test/doctor/doctor.test.ts",
+    ],
+  },
   lab: {
     needs: "root, BPF, QEMU and a lab: two hosts in namespaces of this machine",
+    queue: "lab",
     entries: [
       "test/e2e/agent_restart.test.ts",
       "test/e2e/attached.test.ts",
@@ -166,7 +180,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
   },
 };
 
-/** The files that take longest among those that run beside others: they begin first. */
+/** The files of the free queue that take longest: they begin first. */
 export const LONGEST: readonly string[] = [
   "test/simulation",
   "test/model",

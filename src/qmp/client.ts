@@ -334,8 +334,7 @@ export class QmpClient {
     const queued = this.#queue.indexOf(call);
     if (queued >= 0) {
       this.#queue.splice(queued, 1);
-      const detail =
-        `It was not sent: ${this.#inBand} earlier commands are unanswered, so QEMU's main loop ` + "hangs.";
+      const detail = `Not sent: ${this.#inBand} earlier commands are unanswered, so QEMU's main loop hangs.`;
       call.reject(new QmpTimeoutError(call.command, timeoutMs, detail));
       return;
     }

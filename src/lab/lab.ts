@@ -323,7 +323,12 @@ export class Lab {
     const response = await fetch("http://agent/v1/restart", { method: "POST", unix: socket });
     if (!response.ok)
       throw new Error(`the agent of host ${letter} does not restart: ${await response.text()}`);
-    while (agent !== undefined && isAlive(agent)) await Bun.sleep(10);
+    const deadline = performance.now() + START_TIMEOUT_MS;
+    while (agent !== undefined && isAlive(agent)) {
+      if (performance.now() > deadline)
+        throw new Error(`the agent of host ${letter} announced its restart and does not end`);
+      await Bun.sleep(10);
+    }
     this.startAgent(letter);
   }
 

@@ -13,9 +13,10 @@ const PROTECTED: VmStatus = {
   protected: true,
   reason: undefined,
   words: {
-    now: "host-a is the primary and protected by host-b",
-    ifThisHostDies: "host-b takes over",
-    ifPeerDies: "the VM goes on here, unprotected",
+    now: "host-a is the primary, protected by host-b for 3 min",
+    ifThisHostDies:
+      "host-b would take over 1300 ms after the last heartbeat, with disk, memory and connections",
+    ifPeerDies: "this host would continue alone at once",
   },
   epoch: 42,
   term: 3,
@@ -38,7 +39,11 @@ const COPYING: VmStatus = {
   protected: false,
   epoch: 1,
   framesHeld: 0,
-  words: { ...PROTECTED.words, now: "host-a is the primary and copies its disks to host-b" },
+  words: {
+    now: "host-a runs the VM and is making a replica on host-b, for 12 s",
+    ifThisHostDies: "the VM would be lost: there is no replica",
+    ifPeerDies: "nothing would change",
+  },
   resync: {
     copiedBytes: 300 << 20,
     totalBytes: 1024 << 20,

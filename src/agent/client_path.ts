@@ -6,10 +6,12 @@
  * Who records a datagram and sends it again gains nothing: an answer prolongs the lease from the time its
  * question was sent, and questions have to be newer than those before.
  */
+
 import { createHmac, randomUUID, timingSafeEqual } from "node:crypto";
 import { createSocket, type Socket } from "node:dgram";
 import { readFileSync, statSync } from "node:fs";
 import { z } from "zod";
+import { Problem } from "../errors/problem.ts";
 import type { Endpoint } from "../host/endpoint.ts";
 import { jsonAs } from "../host/json.ts";
 import type { Logger } from "../host/log.ts";
@@ -70,9 +72,9 @@ export class ClientPath {
     await new Promise<void>((resolve, reject) => {
       socket.once("error", (error) =>
         reject(
-          new Error(
-            `cannot bind client_path.local ${host}:${port}: ${error.message}; it must be an address of ` +
-              "this host on the clients' network",
+          new Problem(
+            `cannot bind client_path.local ${host}:${port}: ${error.message}`,
+            "give it an address of this host on the clients' network",
             { cause: error },
           ),
         ),
@@ -134,11 +136,12 @@ function readKey(path: string): Buffer {
   try {
     key = readFileSync(path);
     if ((statSync(path).mode & 0o077) !== 0)
-      throw new Error("others than its owner can read it; chmod 600 it");
+      throw new Problem(`others than the owner can read client_path.key_file ${path}`, `chmod 600 ${path}`);
   } catch (error) {
-    throw new Error(
-      `client_path.key_file ${path}: ${(error as Error).message} (make one with: head -c 32 /dev/urandom ` +
-        `>${path}; the same on both hosts)`,
+    if (error instanceof Problem) throw error;
+    throw new Problem(
+      `client_path.key_file ${path}: ${(error as Error).message}`,
+      `make one for both hosts with head -c 32 /dev/urandom >${path}, mode 600`,
       { cause: error },
     );
   }

@@ -1,5 +1,7 @@
 /** Listens for the peer's agent and answers its requests. */
+
 import { createServer, type Server, type Socket } from "node:net";
+import { Problem } from "../errors/problem.ts";
 import type { Endpoint } from "../host/endpoint.ts";
 import type { Logger } from "../host/log.ts";
 import { LineSplitter } from "../qmp/lines.ts";
@@ -39,9 +41,9 @@ export class PeerServer {
     return new Promise((resolve, reject) => {
       this.#server.once("error", (error) =>
         reject(
-          new Error(
-            `cannot listen for the peer agent on ${this.local.host}:${this.local.port}: ${error.message}; ` +
-              "agent.control must be an address of this host and a free port",
+          new Problem(
+            `cannot listen for the peer agent on ${this.local.host}:${this.local.port}: ${error.message}`,
+            "give agent.control an address of this host and a free port",
             { cause: error },
           ),
         ),

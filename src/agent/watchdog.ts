@@ -2,8 +2,10 @@
  * The host's hardware watchdog: it resets the host when the agent's main loop no longer comes round. The
  * kernel's lease silences a host whose agent hangs; the watchdog is for a host whose kernel hangs too.
  */
+
 import { closeSync, openSync, writeSync } from "node:fs";
 import type { WatchdogConfig } from "../config/safeguards.ts";
+import { Problem } from "../errors/problem.ts";
 import {
   setWatchdogTimeout,
   WDIOF_MAGICCLOSE,
@@ -85,7 +87,7 @@ function arm({ device, timeout_s }: WatchdogConfig, log: Logger): Watchdog {
         : code === "ENOENT"
           ? "load the driver of the host's watchdog (or softdog), or set watchdog.required = false"
           : (error as Error).message;
-    throw new Error(`cannot open the watchdog ${device}: ${advice}`, { cause: error });
+    throw new Problem(`cannot open the watchdog ${device}`, advice, { cause: error });
   }
   const watchdog = new HardwareWatchdog(fd);
   try {
@@ -93,9 +95,9 @@ function arm({ device, timeout_s }: WatchdogConfig, log: Logger): Watchdog {
     const seconds =
       support.options & WDIOF_SETTIMEOUT ? setWatchdogTimeout(fd, timeout_s) : watchdogTimeout(fd);
     if (seconds !== timeout_s) {
-      throw new Error(
-        `the watchdog ${device} (${support.identity}) has a timeout of ${seconds} s and not of ` +
-          `${timeout_s} s: set watchdog.timeout_s = ${seconds}, if that is not too long or too short`,
+      throw new Problem(
+        `the watchdog ${device} (${support.identity}) has a timeout of ${seconds} s, not of ${timeout_s} s`,
+        `set watchdog.timeout_s = ${seconds}, if that is not too long or too short`,
       );
     }
     if ((support.options & WDIOF_MAGICCLOSE) === 0) {

@@ -1,6 +1,8 @@
 /** Disk images and a secondary's overlays over them, by qemu-img. */
+
 import { existsSync, mkdirSync, rmSync, statSync } from "node:fs";
 import { z } from "zod";
+import { Problem } from "../errors/problem.ts";
 import { jsonAs } from "../host/json.ts";
 import { runToEnd } from "../host/run_to_end.ts";
 import { type Disk, overlayPaths } from "../storage/disk_graph.ts";
@@ -40,16 +42,16 @@ export function overlayRoomBytes({ overlayBytes }: Pick<QemuSettings, "overlayBy
  */
 export async function diskBytes(settings: QemuSettings, disk: Disk): Promise<number> {
   if (!existsSync(disk.path)) {
-    throw new Error(
-      `disk ${disk.name}: there is no image ${disk.path}; make one of the same size as on the other ` +
-        `host (qemu-img create -f ${disk.format} ${disk.path} SIZE)`,
+    throw new Problem(
+      `disk ${disk.name}: there is no image ${disk.path}`,
+      `make one of the same size as on the other host (qemu-img create -f ${disk.format} ${disk.path} SIZE)`,
     );
   }
   const bytes = await virtualBytes(settings, disk);
   if (bytes === 0 || bytes % PIECE_BYTES !== 0) {
-    throw new Error(
-      `disk ${disk.name}: ${disk.path} has ${bytes} bytes; replication needs a multiple of ` +
-        `${PIECE_BYTES} (qemu-img resize, on both hosts)`,
+    throw new Problem(
+      `disk ${disk.name}: ${disk.path} has ${bytes} bytes, which replication cannot copy whole`,
+      `give it a multiple of ${PIECE_BYTES} on both hosts (qemu-img resize)`,
     );
   }
   return bytes;

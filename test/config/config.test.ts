@@ -155,6 +155,16 @@ describe("configuration", () => {
     ["an arbiter without an address", `${GOOD}${witness}`, /arbiter\.url/],
     ["an open witness", `${GOOD}${witness}url = "http://192.0.2.3:7300"\n`, /not encrypted.*insecure = true/],
     [
+      "an open witness whose name only looks like loopback",
+      `${GOOD}${witness}url = "http://127.example.org:7300"\n`,
+      /not encrypted.*insecure = true/,
+    ],
+    [
+      "a client path to a host name, whose datagrams would never be heard",
+      `${GOOD}[client_path]\nlocal = "192.0.2.1:7402"\npeer = "host-b:7402"\nkey_file = "/k"\n`,
+      /client_path\.peer: needs an IPv4 address/,
+    ],
+    [
       "a witness without keys",
       `${GOOD}${witness}url = "https://192.0.2.3:7300"\n`,
       /needs ca, certificate and key/,
@@ -216,6 +226,20 @@ describe("configuration", () => {
       { tap: "tap0", tunnel_id: 1, tunnel_port: 4790, proxy_port: 7502 },
       { tap: "tap1", tunnel_id: 2, tunnel_port: 4791, proxy_port: 7504 },
     ]);
+  });
+
+  test("all broken rules are named, a line each", () => {
+    const text = GOOD.replace("host-b", "host-a").replace("tap0", 'tap0"\n[[vm.nic]]\ntap = "tap0');
+    const lines = mistake(text).split("\n");
+    expect(lines).toHaveLength(5);
+    expect(lines[0]).toMatch(/^agent\.toml: agent\.name and peer\.name are both "host-a"/);
+    for (const key of ["tap", "tunnel_id", "tunnel_port", "proxy_port"])
+      expect(lines.some((line) => line.includes(`the same ${key} (`))).toBe(true);
+  });
+
+  test.each(["[::1]:7401", "localhost:7401"])("the API on %s", (api) => {
+    const config = parseConfig(GOOD.replace("[peer]", `api = "${api}"\n[peer]`), "agent.toml");
+    expect(config.agent.api).toEqual({ host: api.startsWith("[") ? "::1" : "localhost", port: 7401 });
   });
 
   test("a file that is not there is told", async () => {

@@ -118,14 +118,14 @@ test("a QEMU that cannot start is reported with its own words", async () => {
   expect(message).toContain("no-such-device");
   expect(await fail(bios("missing", { command: ["/does/not/exist"] }))).toContain("ended at once");
   expect(await fail(bios("disk", { disks: [labDisk("/does/not/exist.raw")] }))).toContain(
-    "there is no image /does/not/exist.raw; make one of the same size",
+    "there is no image /does/not/exist.raw: make one of the same size",
   );
 });
 
 test("a disk that replication cannot copy in whole pieces is refused", async () => {
   const settings = withDisk("odd", DISK_BYTES + 512);
   const refused = await diskBytes(settings, settings.disks[0]!).catch((reason: Error) => reason);
-  expect((refused as Error).message).toContain("needs a multiple of 65536");
+  expect((refused as Error).message).toContain("give it a multiple of 65536 on both hosts");
 });
 
 test("a secondary of each kind of disk starts with fresh overlays and waits", async () => {

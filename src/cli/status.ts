@@ -28,7 +28,7 @@ export function statusCommand(): Command {
       const sentences = status.vms.map(
         ({ name, words, resync }) =>
           `${name}: ${words.now}.\n${resync === undefined ? "" : `  ${resyncInWords(resync)}\n`}  If this ` +
-          `host died now: ${words.ifThisHostDies}.\n  If the peer's died: ${words.ifPeerDies}.\n`,
+          `host died now: ${words.ifThisHostDies}.\n  If the peer died: ${words.ifPeerDies}.\n`,
       );
       const link = status.peer.connected ? "connected to" : "NOT connected to";
       process.stdout.write(

@@ -89,7 +89,10 @@ function prospects(s: State): Omit<VmInWords, "now"> {
       return { ifThisHostDies: "the VM would be lost", ifPeerDies: "nothing would change" };
     default:
       return isHolder(s)
-        ? { ifThisHostDies: "the VM would be lost: there is no replica", ifPeerDies: "nothing would change" }
+        ? {
+            ifThisHostDies: "the VM would be lost, because there is no replica",
+            ifPeerDies: "nothing would change",
+          }
         : { ifThisHostDies: "nothing would change", ifPeerDies: "the VM would be lost, if it runs there" };
   }
 }

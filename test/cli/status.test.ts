@@ -41,7 +41,7 @@ const COPYING: VmStatus = {
   framesHeld: 0,
   words: {
     now: "host-a runs the VM and is making a replica on host-b, for 12 s",
-    ifThisHostDies: "the VM would be lost: there is no replica",
+    ifThisHostDies: "the VM would be lost, because there is no replica",
     ifPeerDies: "nothing would change",
   },
   resync: {

@@ -21,7 +21,7 @@ import { z } from "zod";
 
 const marker = z.object({
   vm: z.string(),
-  generation: z.number().int(),
+  generation: z.number().int().min(0),
   /** By the disk's name. */
   disks: z.record(z.string(), z.object({ image: z.string(), bytes: z.number().int() })),
 });

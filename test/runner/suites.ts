@@ -71,6 +71,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
       "test/qmp/query.test.ts",
       "test/simulation",
       "test/storage/overlay_watch.test.ts",
+      "test/storage/replica_marker.test.ts",
       "test/storage/resync_progress.test.ts",
       "test/suites.test.ts",
       "test/tidy.test.ts",

@@ -97,6 +97,8 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
     needs: "root, BPF and network namespaces",
     queue: "kernel",
     entries: [
+      "test/bench/compare.test.ts",
+      "test/bench/guard.test.ts",
       "test/bpf",
       "test/capture/kernel.test.ts",
       "test/datapath/lease.test.ts",
@@ -120,6 +122,10 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
     entries: [
       "test/agent/qemu_watch.test.ts",
       "test/agent/watchdog_guest.test.ts",
+      "test/bench/checkpoint.test.ts",
+      "test/bench/interrupt.test.ts",
+      "test/bench/path.test.ts",
+      "test/bench/vm.test.ts",
       "test/differential/differences.test.ts",
       "test/differential/sequences.test.ts",
       "test/guest",
@@ -142,15 +148,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
   machine: {
     needs: "root, BPF and QEMU, and no lab beside it",
     queue: "lab",
-    entries: [
-      "test/bench/checkpoint.test.ts",
-      "test/bench/compare.test.ts",
-      "test/bench/guard.test.ts",
-      "test/bench/interrupt.test.ts",
-      "test/bench/path.test.ts",
-      "test/bench/vm.test.ts",
-      "test/doctor/doctor.test.ts",
-    ],
+    entries: ["test/doctor/doctor.test.ts"],
   },
   lab: {
     needs: "root, BPF, QEMU and a lab: two hosts in namespaces of this machine",

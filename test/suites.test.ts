@@ -1,4 +1,7 @@
-/** The classes of test files (test/runner/suites.ts), and what the runner makes of a file that crashes or tests nothing. */
+/**
+ * The classes of test files (test/runner/suites.ts), and what the runner makes of a file that crashes or
+ * tests nothing.
+ */
 import { afterAll, describe, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -41,7 +44,8 @@ test("CONTRIBUTING.md maps every class, with its needs and its folders", async (
 
 describe("the runner's count", () => {
   const report = (tests: number, failures: number, skipped: number) =>
-    `<?xml version="1.0"?>\n<testsuites name="bun test" tests="${tests}" failures="${failures}" skipped="${skipped}" time="1">`;
+    `<?xml version="1.0"?>\n<testsuites name="bun test" tests="${tests}" failures="${failures}" ` +
+    `skipped="${skipped}" time="1">`;
 
   test.each([
     ["all passed", report(3, 0, 0), 0, "3 passed, 0 failed"],

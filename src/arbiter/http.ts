@@ -3,7 +3,7 @@
 import type { TlsFiles } from "../certificates/read.ts";
 import { ArbiterUnreachableError } from "./arbiter.ts";
 
-export interface Exchange {
+interface Exchange {
   method: "GET" | "PUT" | "POST";
   body?: string;
   headers?: Record<string, string>;

@@ -14,7 +14,7 @@ import {
 import { exchange, parseJson } from "./http.ts";
 import { type CasRequest, refusal, type StoredRecord, storedRecord } from "./witness_protocol.ts";
 
-export interface WitnessClientOptions {
+interface WitnessClientOptions {
   /** Base address, https:// (or http://, see config.ts). */
   url: string;
   agents: AgentPair;

@@ -21,7 +21,7 @@ const IDLE_TIMEOUT_MS = 600_000;
 /** For the handshake, and for a request from its head to its end. */
 const REQUEST_TIMEOUT_MS = 10_000;
 
-export interface WitnessOptions {
+interface WitnessOptions {
   host: string;
   /** 0 takes a free one. */
   port: number;

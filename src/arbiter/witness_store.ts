@@ -35,7 +35,7 @@ const BUSY_TIMEOUT_MS = 1_000;
 /** SQLite lists every page it misses. */
 const DAMAGE_CHARACTERS_MAX = 200;
 
-export type CasOutcome =
+type CasOutcome =
   | { outcome: "swapped"; stored: StoredRecord }
   | { outcome: "conflict"; current: StoredRecord | undefined }
   | { outcome: "forbidden"; reason: string };

@@ -21,7 +21,7 @@ const QUEUE_FRAMES_MAX = 16_384;
 /** A packet that waits this long would ask for a checkpoint: never. */
 const NEVER_MS = 3_600_000;
 
-export type QemuSocketName = "primary" | "secondary" | "out" | "notify";
+type QemuSocketName = "primary" | "secondary" | "out" | "notify";
 
 /** `byteLength` is that of virtio_net_hdr and frame. */
 export function writeQemuFraming(view: DataView, at: number, byteLength: number): void {

@@ -28,7 +28,7 @@ export interface ProxyEntry {
   nics: NicEntry[];
 }
 
-export interface NicEntry {
+interface NicEntry {
   /** Frames that the primary's mirror had sent until then. */
   mirroredFrames: number;
   /** base64 of Connections.export(): the connections that are rewritten since an earlier takeover. */
@@ -57,7 +57,7 @@ export interface ProxyEvents {
 }
 
 /** What leaves this host of the VM, and what reaches it. */
-export interface Gate {
+interface Gate {
   /** Nothing of the VM leaves this host any more, and nothing reaches it. */
   block(): void;
   /** Lets frames leave until `untilMs` (CLOCK_BOOTTIME) unless the lease is longer already. */
@@ -72,7 +72,7 @@ export interface Gate {
 }
 
 /** The VM runs on this host and has a replica on the other one. */
-export interface PrimarySide {
+interface PrimarySide {
   /**
    * The VM stands still: from its RESUME on its output is held, in `epoch`. Input is diverted, where there is
    * an {@link InputBarrier}.
@@ -85,7 +85,7 @@ export interface PrimarySide {
 }
 
 /** The VM's replica is on this host. */
-export interface SecondarySide {
+interface SecondarySide {
   /** The primary has stopped for the switch-over: from now on the taps take the primary's input only. */
   follow(entry: ProxyEntry): Promise<void>;
   /**

@@ -45,7 +45,7 @@ export interface DiskProgress {
   follows: boolean;
 }
 
-export function mirrorJobId(disk: Pick<PrimaryDisk, "nbdNode">): string {
+function mirrorJobId(disk: Pick<PrimaryDisk, "nbdNode">): string {
   return `resync-${disk.nbdNode}`;
 }
 

@@ -71,7 +71,8 @@ describe("fence", () => {
 
   test("one that hangs is killed with all it has started, even if they ignore signals", async () => {
     const hanging = script(
-      `trap "" TERM INT HUP\necho $$ > "$1/leader"\n(trap "" TERM HUP; echo $BASHPID > "$1/child"; sleep 1000) &\nsleep 1000`,
+      `trap "" TERM INT HUP\necho $$ > "$1/leader"\n(trap "" TERM HUP; echo $BASHPID > "$1/child"; sleep ` +
+        "1000) &\nsleep 1000",
       700,
     );
     const running = new CommandFence(hanging).run(FACTS);

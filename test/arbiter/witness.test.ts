@@ -1,4 +1,7 @@
-/** The embedded witness beyond what every arbiter does: certificates, hostile requests, its database, its start. */
+/**
+ * The embedded witness beyond what every arbiter does: certificates, hostile requests, its database, its
+ * start.
+ */
 import { Database } from "bun:sqlite";
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";

@@ -43,7 +43,7 @@ export function addNamespace(name: string): void {
   ip(`-n ${name} link set lo up`);
 }
 
-export interface HostOptions {
+interface HostOptions {
   name: string;
   namespace: string;
   /** The VM's interface on the host; it has to exist. */
@@ -64,7 +64,8 @@ export const REPLICATION = {
 
 export function linkHosts(a: string, b: string): void {
   ip(
-    `-n ${a} link add rep address ${REPLICATION.macs[0]} mtu 1600 type veth peer name rep address ${REPLICATION.macs[1]} mtu 1600 netns ${b}`,
+    `-n ${a} link add rep address ${REPLICATION.macs[0]} mtu 1600 type veth peer name rep address ` +
+      `${REPLICATION.macs[1]} mtu 1600 netns ${b}`,
   );
   [a, b].forEach((namespace, i) => {
     ip(`-n ${namespace} addr add 198.19.0.${i + 1}/30 dev rep`);

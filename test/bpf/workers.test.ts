@@ -245,49 +245,53 @@ test("only the worker whose record it is gets a doorbell", async () => {
   }
 });
 
-test("a worker that waits for pairs is not woken by a large frame of one VM while there is nothing of the other", async () => {
-  const [plane] = planes;
-  const long = join(
-    partial(34, 1, 1000),
-    segment({ sequence: 1, partialChecksum: true, payload: bulk(BULK_BYTES) }),
-  );
-  const short = plain(segment({ sequence: 1, payload: bulk(10) }));
-  const { worker } = await placeOf(long);
-  const state = new StateView(plane.stateFd, worker);
-  const wakeFd = createEventfd();
-  const waiter = new Waiter(plane.workers[worker].doorbellFd, wakeFd);
-  /** Whether the worker is woken by what a VM sends; its record stays in the ring. */
-  const wakes = async (vm: 0 | 1, frame: Uint8Array): Promise<boolean> => {
-    const ring = rings[worker][vm === 0 ? "primary" : "secondary"];
-    const before = ring.unreadBytes();
-    state.consumerSleeping = SLEEP.PAIRED;
-    taps[vm].write(frame);
-    await until("record", () => ring.unreadBytes() > before);
-    // The doorbell is rung after that, or not at all.
-    const woken = waiter.wait(QUIET_MS);
-    expect(state.consumerSleeping).toBe(woken ? SLEEP.NONE : SLEEP.PAIRED);
-    return woken;
-  };
-  try {
-    for (const [vm, side, other] of [
-      [0, "primary", "secondary"],
-      [1, "secondary", "primary"],
-    ] as const) {
-      expect(await wakes(vm, long)).toBe(false);
-      expect(await wakes(vm, long)).toBe(false);
-      expect(await wakes(vm, short)).toBe(true);
-      expect(await wakes(vm === 0 ? 1 : 0, long)).toBe(true);
-      for (let i = 0; i < 3; i++) await taken(side);
-      // Taken, but not given back yet: it is held, and the other VM's is what it waits for.
-      const ring = rings[worker][other];
-      const held = ring.next();
-      expect(await wakes(vm, long)).toBe(true);
-      ring.done(held);
-      await taken(side);
+test(
+  "a worker that waits for pairs is not woken by a large frame of one VM while there is nothing of the " +
+    "other",
+  async () => {
+    const [plane] = planes;
+    const long = join(
+      partial(34, 1, 1000),
+      segment({ sequence: 1, partialChecksum: true, payload: bulk(BULK_BYTES) }),
+    );
+    const short = plain(segment({ sequence: 1, payload: bulk(10) }));
+    const { worker } = await placeOf(long);
+    const state = new StateView(plane.stateFd, worker);
+    const wakeFd = createEventfd();
+    const waiter = new Waiter(plane.workers[worker].doorbellFd, wakeFd);
+    /** Whether the worker is woken by what a VM sends; its record stays in the ring. */
+    const wakes = async (vm: 0 | 1, frame: Uint8Array): Promise<boolean> => {
+      const ring = rings[worker][vm === 0 ? "primary" : "secondary"];
+      const before = ring.unreadBytes();
+      state.consumerSleeping = SLEEP.PAIRED;
+      taps[vm].write(frame);
+      await until("record", () => ring.unreadBytes() > before);
+      // The doorbell is rung after that, or not at all.
+      const woken = waiter.wait(QUIET_MS);
+      expect(state.consumerSleeping).toBe(woken ? SLEEP.NONE : SLEEP.PAIRED);
+      return woken;
+    };
+    try {
+      for (const [vm, side, other] of [
+        [0, "primary", "secondary"],
+        [1, "secondary", "primary"],
+      ] as const) {
+        expect(await wakes(vm, long)).toBe(false);
+        expect(await wakes(vm, long)).toBe(false);
+        expect(await wakes(vm, short)).toBe(true);
+        expect(await wakes(vm === 0 ? 1 : 0, long)).toBe(true);
+        for (let i = 0; i < 3; i++) await taken(side);
+        // Taken, but not given back yet: it is held, and the other VM's is what it waits for.
+        const ring = rings[worker][other];
+        const held = ring.next();
+        expect(await wakes(vm, long)).toBe(true);
+        ring.done(held);
+        await taken(side);
+      }
+    } finally {
+      state.consumerSleeping = SLEEP.NONE;
+      for (const part of [state, waiter]) part.close();
+      closeFd(wakeFd);
     }
-  } finally {
-    state.consumerSleeping = SLEEP.NONE;
-    for (const part of [state, waiter]) part.close();
-    closeFd(wakeFd);
-  }
-});
+  },
+);

@@ -1,13 +1,13 @@
 """Writes captures as another machine would have sent them: every TCP direction gets another initial sequence
-number (acknowledgements follow), and its payload is cut into other segments. Scapy reads, builds and writes the
-frames.
+number (acknowledgements follow), and its payload is cut into other segments. Scapy reads, builds and writes
+the frames.
 
 Standard input: a JSON array of {"in": path, "out": path, "seed": number, "flip": number from 0 to 1 or null}.
 With "flip" one byte is changed in every segment that carries it: the one that far into all the TCP payload of
 the capture.
 Standard output: a JSON array of {"segments": frames with payload written, "bytes": distinct payload bytes,
-"flipped": null or {"source": [address, port], "destination": [address, port], "offset": bytes of the stream in
-front of it}}.
+"flipped": null or {"source": [address, port], "destination": [address, port], "offset": bytes of the stream
+in front of it}}.
 """
 
 import json

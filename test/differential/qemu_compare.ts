@@ -27,7 +27,7 @@ const FRAME_BYTES_MAX = 0x10000;
 const ANSWER_TIMEOUT_MS = 30_000;
 const START_TIMEOUT_MS = 30_000;
 
-export interface QemuCompareOptions {
+interface QemuCompareOptions {
   /**
    * Wall time a packet may wait. Default one day, that is, never: only what the packets themselves cause
    * is seen.

@@ -17,13 +17,18 @@ export interface FaultScene {
   nextEvent(letter: HostLetter, name: "STOP" | "RESUME"): Promise<void>;
 }
 
-/** Who has the VM afterwards. "stays": it stays protected on the primary. "any": whoever; also if it stays protected. */
-export type Outcome = "primary" | "secondary" | "either" | "stays" | "any";
+/**
+ * Who has the VM afterwards. "stays": it stays protected on the primary. "any": whoever; also if it stays
+ * protected.
+ */
+type Outcome = "primary" | "secondary" | "either" | "stays" | "any";
 
 export interface FaultCase {
   name: string;
   outcome: Outcome;
-  /** The fault comes while the VM is being protected (migration and first checkpoints), instead of once it is. */
+  /**
+   * The fault comes while the VM is being protected (migration and first checkpoints), instead of once it is.
+   */
   whileProtecting?: true;
   inject(scene: FaultScene): Promise<void> | void;
   /** Once the VM is reachable again: what was frozen goes on, what was cut is joined. */
@@ -79,7 +84,10 @@ const hiccupCase = (whose: "primary" | "secondary", what: "agent" | "qemu" | "bo
   },
 });
 
-/** The kill comes some milliseconds after an event of a checkpoint: STOP of a VM, or RESUME of the secondary (it has loaded the state). */
+/**
+ * The kill comes some milliseconds after an event of a checkpoint: STOP of a VM, or RESUME of the secondary
+ * (it has loaded the state).
+ */
 const checkpointCase = (
   at: "stop" | "loaded",
   whose: "primary" | "secondary",

@@ -1,6 +1,7 @@
 /**
- * One lab over many faults: a protected pair under traffic, a fault, the VM reachable again, the pair protected again, roles as they fell.
- * After each cycle it is judged whether a client could have noticed anything but a pause, and who sent when.
+ * One lab over many faults: a protected pair under traffic, a fault, the VM reachable again, the pair
+ * protected again, roles as they fell. After each cycle it is judged whether a client could have noticed
+ * anything but a pause, and who sent when.
  */
 import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
@@ -35,7 +36,10 @@ const RECOVERY_TIMEOUT_MS = 30_000;
 const PROTECT_TIMEOUT_MS = 60_000;
 const EVENT_TIMEOUT_MS = 15_000;
 const POLL_MS = 50;
-/** Longer than what an agent that does not answer is waited for, so that nothing older than the fault is looked at. */
+/**
+ * Longer than what an agent that does not answer is waited for, so that nothing older than the fault is
+ * looked at.
+ */
 const SETTLE_MS = 2_200;
 /** What comes back from a fault gets so long to do harm before it is replaced. */
 const HARM_MS = 700;
@@ -43,10 +47,15 @@ const HARM_MS = 700;
 export interface CycleFigures {
   cycle: number;
   fault: string;
-  /** Longest time without a byte for a client that sends all the time, from just before the fault until the VM was reachable again. */
+  /**
+   * Longest time without a byte for a client that sends all the time, from just before the fault until the VM
+   * was reachable again.
+   */
   gapMs: number;
   takeovers: number;
-  /** From the return of the lost host until the VM was protected again; undefined if it was never unprotected. */
+  /**
+   * From the return of the lost host until the VM was protected again; undefined if it was never unprotected.
+   */
   protectMs: number | undefined;
   cycleMs: number;
 }
@@ -139,7 +148,10 @@ class Clients {
     ]);
   }
 
-  /** Reads back the blocks that were acknowledged since the last time, and some of the others. Throws at the first wrong one. */
+  /**
+   * Reads back the blocks that were acknowledged since the last time, and some of the others. Throws at the
+   * first wrong one.
+   */
   async readBlocks(random: Random): Promise<void> {
     const acknowledged = this.blocks;
     const old = Array.from({ length: Math.min(OLD_BLOCKS_READ, this.#blocksSeen) }, () =>
@@ -211,7 +223,10 @@ export class FaultRig {
     }
   }
 
-  /** What the judge says when the host that does not hold the VM sends a frame with its MAC: proof that the capture sees it. */
+  /**
+   * What the judge says when the host that does not hold the VM sends a frame with its MAC: proof that the
+   * capture sees it.
+   */
   async forgery(): Promise<string[]> {
     const { lab, clients } = await this.#protectedPair();
     using watch = new PairWatch(lab);
@@ -359,7 +374,8 @@ async function reachable(
   } else {
     const candidates: readonly HostLetter[] =
       outcome === "primary" ? [primary] : outcome === "secondary" ? [otherHost(primary)] : ["a", "b"];
-    // "protected" would be news from before the fault. A VM is protected again by itself only after the lost host has come back.
+    // "protected" would be news from before the fault. A VM is protected again by itself only after the lost
+    // host has come back.
     const alone = () => candidates.find((letter) => watch.latest[letter]?.phase === "alone");
     await watch.until(
       `host ${candidates.join(" or ")} goes on`,
@@ -402,11 +418,14 @@ async function sendAsVm(lab: Lab, letter: HostLetter): Promise<void> {
     await ip("address", "add", `${FORGED_IPV4}/32`, "dev", "forged1");
     await ip("link", "set", "forged1", "up");
     await ip("route", "add", `${NOBODYS_IPV4}/32`, "dev", "forged1");
-    const program = `(await Bun.udpSocket({})).send("x", 9, "${NOBODYS_IPV4}"); await Bun.sleep(200); process.exit(0);`;
+    const program =
+      `(await Bun.udpSocket({})).send("x", 9, "${NOBODYS_IPV4}"); await Bun.sleep(200); ` +
+      "process.exit(0);";
     await run(...inNamespace(lab.namespaces[letter]), process.execPath, "-e", program);
   } finally {
     await ip("link", "del", "forged0");
-    // The bridges have learned the VM's MAC at the wrong port, and would not find the VM until it sends something of its own accord.
+    // The bridges have learned the VM's MAC at the wrong port, and would not find the VM until it sends
+    // something of its own accord.
     for (const bridged of [lab.namespaces.a, lab.namespaces.b, lab.namespaces.switch]) {
       await run("ip", "-netns", bridged, "link", "set", "br0", "type", "bridge", "fdb_flush");
     }

@@ -1,4 +1,7 @@
-/** A lab of the tests' own: a name of its own (test-...), taken down before (what a crash left behind) and after. */
+/**
+ * A lab of the tests' own: a name of its own (test-...), taken down before (what a crash left behind) and
+ * after.
+ */
 import { afterAll, beforeAll } from "bun:test";
 import { join } from "node:path";
 import { Lab } from "../../src/lab/lab.ts";
@@ -7,12 +10,15 @@ import type { HostLetter } from "../../src/lab/network.ts";
 
 const LAB_TIMEOUT_MS = 240_000;
 /**
- * As deploy/colo-agent.service gives it: an agent has to get a processor in time to renew its lease, whatever else the
- * machine does.
+ * As deploy/colo-agent.service gives it: an agent has to get a processor in time to renew its lease, whatever
+ * else the machine does.
  */
 export const NICENESS = -10;
 
-/** Brings a lab up for a file's tests. Call at the top of a `describe`; use the returned function inside the tests. */
+/**
+ * Brings a lab up for a file's tests. Call at the top of a `describe`; use the returned function inside the
+ * tests.
+ */
 export function labUnderTest(topic: string, options: Partial<LabOptions> = {}): () => Lab {
   const name = `test-${topic}`;
   let lab: Lab | undefined;

@@ -1,6 +1,7 @@
 /**
- * A pair that loses one of its parts again and again, and comes back by itself: nobody starts a QEMU, and an agent only after it has been
- * killed. One connection, the disk's writer and one of files on a file system live through all rounds. COLO_LIFE_ROUNDS sets how many (10).
+ * A pair that loses one of its parts again and again, and comes back by itself: nobody starts a QEMU, and an
+ * agent only after it has been killed. One connection, the disk's writer and one of files on a file system
+ * live through all rounds. COLO_LIFE_ROUNDS sets how many (10).
  */
 import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";

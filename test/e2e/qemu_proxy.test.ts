@@ -1,4 +1,7 @@
-/** A pair with QEMU's own packet proxy: it survives the loss of either host with its connection, and is protected again. */
+/**
+ * A pair with QEMU's own packet proxy: it survives the loss of either host with its connection, and is
+ * protected again.
+ */
 import { describe, expect, test } from "bun:test";
 import { otherHost } from "../../src/lab/faults.ts";
 import type { Lab } from "../../src/lab/lab.ts";
@@ -85,8 +88,8 @@ describe("a connection that no checkpoint had seen when QEMU's proxy took over",
   });
 
   test("goes on with rewritten numbers, also when the VM is protected again", async () => {
-    // With its first connection a Linux guest draws the secret of its timestamps (net/core/secure_seq.c), each VM its own, and
-    // QEMU rewrites no timestamps: only a checkpoint after that gives both the same.
+    // With its first connection a Linux guest draws the secret of its timestamps (net/core/secure_seq.c),
+    // each VM its own, and QEMU rewrites no timestamps: only a checkpoint after that gives both the same.
     await new LabTraffic(lab(), "http", { host: GUEST_IPV4, seconds: 1, pauseMs: 10 }).ended();
     const first = await checkpoints(lab(), "a");
     await until("a checkpoint is made", async () => (await checkpoints(lab(), "a")) > first);

@@ -1,6 +1,6 @@
 /**
- * The copy of the disks to a replica: its progress, its limit, its end by command and by the loss of either agent; and that
- * nothing of it is left on either host afterwards.
+ * The copy of the disks to a replica: its progress, its limit, its end by command and by the loss of either
+ * agent; and that nothing of it is left on either host afterwards.
  */
 import { describe, expect, test } from "bun:test";
 import { readdirSync, rmSync } from "node:fs";
@@ -144,7 +144,8 @@ describe("the copy of the disks to a replica", () => {
       await untilBothWait();
       expect(await after()).toEqual(before);
 
-      // The primary's own agent is lost in the middle; its successor tidies up and, since the limit has gone with it, copies.
+      // The primary's own agent is lost in the middle; its successor tidies up and, since the limit has gone
+      // with it, copies.
       await command(lab(), "a", "protect", "vm1");
       await untilCopying();
       await lab().kill("a", "agent");

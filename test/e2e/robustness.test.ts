@@ -1,4 +1,7 @@
-/** Wrong configurations, dying sockets, a peer that dies at a bad moment: a clear sentence, and the VM goes on. */
+/**
+ * Wrong configurations, dying sockets, a peer that dies at a bad moment: a clear sentence, and the VM goes
+ * on.
+ */
 import { describe, expect, test } from "bun:test";
 import { readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
@@ -119,28 +122,32 @@ tap = "${changes.tap ?? "tap0"}"
 describe("a pair in trouble", () => {
   const lab = labUnderTest("trouble");
 
-  test("the secondary dies while the VM is being protected: the VM stays reachable, and is protected the next time", async () => {
-    using traffic = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
-    await lab().kill("b", "both");
-    await lab().waitFor("a goes on alone", ({ a }) => a?.phase === "alone", 30_000);
-    for (const delayMs of [150, 450, 700]) {
-      await lab().bringBack("b");
-      await lab().waitFor(
-        "protecting",
-        ({ a }) => a?.phase === "protecting" || a?.phase === "protected",
-        30_000,
-      );
-      await lasting(delayMs); // in the disk copy, the memory copy, the first checkpoints
+  test(
+    "the secondary dies while the VM is being protected: the VM stays reachable, and is protected the " +
+      "next time",
+    async () => {
+      using traffic = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });
       await lab().kill("b", "both");
-      await lab().waitFor("a goes on alone", ({ a }) => a?.phase === "alone", 60_000);
-      const before = traffic.last!.received;
-      await traffic.until("bytes", (report) => report.received > before + 50_000, 30_000);
-    }
-    await lab().bringBack("b");
-    await lab().waitFor("protected", ({ a }) => a?.protected === true, 60_000);
-    const ended = await traffic.finish();
-    expect(ended.received).toBe(ended.sent);
-  });
+      await lab().waitFor("a goes on alone", ({ a }) => a?.phase === "alone", 30_000);
+      for (const delayMs of [150, 450, 700]) {
+        await lab().bringBack("b");
+        await lab().waitFor(
+          "protecting",
+          ({ a }) => a?.phase === "protecting" || a?.phase === "protected",
+          30_000,
+        );
+        await lasting(delayMs); // in the disk copy, the memory copy, the first checkpoints
+        await lab().kill("b", "both");
+        await lab().waitFor("a goes on alone", ({ a }) => a?.phase === "alone", 60_000);
+        const before = traffic.last!.received;
+        await traffic.until("bytes", (report) => report.received > before + 50_000, 30_000);
+      }
+      await lab().bringBack("b");
+      await lab().waitFor("protected", ({ a }) => a?.protected === true, 60_000);
+      const ended = await traffic.finish();
+      expect(ended.received).toBe(ended.sent);
+    },
+  );
 
   test("the primary's agent dies alone and comes back: the connection goes on", async () => {
     using traffic = new LabTraffic(lab(), "duplex", { host: GUEST_IPV4, bytesPerSecond: 200_000 });

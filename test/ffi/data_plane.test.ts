@@ -233,7 +233,8 @@ describe("what cannot be loaded", () => {
     const bpf = join(import.meta.dir, "../../bpf");
     writeFileSync(
       source,
-      `#define inject original\n#include "${bpf}/colo.bpf.c"\n#undef inject\nSEC("tc") int inject(struct __sk_buff *skb)\n{\n${inject}\n}\n`,
+      `#define inject original\n#include "${bpf}/colo.bpf.c"\n#undef inject\nSEC("tc") int inject(struct ` +
+        `__sk_buff *skb)\n{\n${inject}\n}\n`,
     );
     const headers = `/usr/include/${run("uname", "-m").trim()}-linux-gnu`;
     run("clang", "-g", "-O2", "-target", "bpf", "-mcpu=v3", "-isystem", headers, "-c", source, "-o", object);

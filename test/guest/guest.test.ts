@@ -1,4 +1,7 @@
-/** Boots the lab's guest once, in a network namespace of its own, and has every service do its work over the network. */
+/**
+ * Boots the lab's guest once, in a network namespace of its own, and has every service do its work over the
+ * network.
+ */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -25,7 +28,9 @@ function consoleText(): string {
   return readFileSync(console_, "latin1");
 }
 
-/** Ends what runs in the namespace and removes it and the files, also those of an earlier run that was killed. */
+/**
+ * Ends what runs in the namespace and removes it and the files, also those of an earlier run that was killed.
+ */
 function removeLeftovers(): void {
   const pids = Bun.spawnSync(["ip", "netns", "pids", namespace]).stdout.toString().trim();
   for (const pid of pids ? pids.split("\n") : []) process.kill(Number(pid), "SIGKILL");

@@ -1,6 +1,6 @@
 /**
- * Failover when the peer dies or, worse, hangs: idle, and at each point of a checkpoint. The guest writes to its disk and
- * changes memory all the time, so that a checkpoint has something to carry.
+ * Failover when the peer dies or, worse, hangs: idle, and at each point of a checkpoint. The guest writes to
+ * its disk and changes memory all the time, so that a checkpoint has something to carry.
  *
  * Afterwards the survivor's guest must go on, and its disk must hold every record it has reported.
  */

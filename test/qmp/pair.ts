@@ -115,7 +115,10 @@ export interface DiskKind {
 }
 
 export interface SideOptions {
-  /** Default: the disk-writing guest. "bios_writer" boots in a second and writes to all disks, "bios" does nothing. */
+  /**
+   * Default: the disk-writing guest. "bios_writer" boots in a second and writes to all disks, "bios" does
+   * nothing.
+   */
   guest?: "writer" | "bios_writer" | "bios";
   /** Default: one raw virtio-blk. */
   disks?: readonly DiskKind[];

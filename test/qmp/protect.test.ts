@@ -1,4 +1,7 @@
-/** The life of a protected VM with a disk: protected while it runs and writes, checkpointed, failed over, protected again. */
+/**
+ * The life of a protected VM with a disk: protected while it runs and writes, checkpointed, failed over,
+ * protected again.
+ */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   type PrimaryDisk,

@@ -1,4 +1,7 @@
-/** Protection with QEMU's own TLS: what goes over the wire, who is let in, and that nothing of it is left afterwards. */
+/**
+ * Protection with QEMU's own TLS: what goes over the wire, who is let in, and that nothing of it is left
+ * afterwards.
+ */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { rmSync } from "node:fs";
 import { connect, createServer, type Server, type Socket } from "node:net";
@@ -130,7 +133,8 @@ test.each([true, false])("what goes over the wire, with TLS: %p", async (on) => 
     await checkpoint(primary);
     const [disks, memory] = [Buffer.concat(nbd.heard), Buffer.concat(migrate.heard)];
     expect(memory.length).toBeGreaterThan(100_000);
-    // The migration's magic (migration/savevm.c), and the text that fills the disk's first 64 KiB behind its boot sector.
+    // The migration's magic (migration/savevm.c), and the text that fills the disk's first 64 KiB behind its
+    // boot sector.
     expect(memory.indexOf("QEVM") === 0).toBe(!on);
     expect(disks.includes("primary0 primary0")).toBe(!on);
     // A handshake of TLS 1.x (RFC 8446, 5.1).

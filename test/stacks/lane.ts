@@ -4,9 +4,9 @@
  *   client ─ eth0 ══ port ─ switch ═╦═ up0 ─ br0 ─ tap0 ══ eth0 ─ guest     on host a
  *                                   ╚═ up0 ─ br0 ─ tap0 ══ eth0 ─ guest     on host b
  *
- * Both guests have the same addresses; each has a kernel's TCP of its own. The data path is the real one: programs,
- * tunnel, rings, worker with comparer, release. Frames are lost at the switch's port (before they are mirrored), at the
- * client, and in the tunnel.
+ * Both guests have the same addresses; each has a kernel's TCP of its own. The data path is the real one:
+ * programs, tunnel, rings, worker with comparer, release. Frames are lost at the switch's port (before they
+ * are mirrored), at the client, and in the tunnel.
  */
 import { COMPARER_LIMITS } from "../../src/compare/comparer.ts";
 import { DataPath } from "../../src/datapath/handle.ts";
@@ -32,8 +32,8 @@ const HOSTS = [0, 1] as const;
 const TUNNELS = ["tunnel_a", "tunnel_b"] as const;
 
 /**
- * Longer than the stacks need to help themselves after a loss: a repeated SYN takes a second. What waits longer waits for
- * a checkpoint.
+ * Longer than the stacks need to help themselves after a loss: a repeated SYN takes a second. What waits
+ * longer waits for a checkpoint.
  */
 const MAX_WAIT_MS = 2_500;
 /** A connection that makes no headway for so long never will. */
@@ -43,10 +43,10 @@ const RTO_MIN_US = 20_000;
 const RTO_MAX_MS = 1_000;
 
 /**
- * "checkpoint": the comparer asked for one before the failover, and these guests cannot have one. "passed", `underWay`:
- * the client still had something to send or to get when the primary's host died.
+ * "checkpoint": the comparer asked for one before the failover, and these guests cannot have one. "passed",
+ * `underWay`: the client still had something to send or to get when the primary's host died.
  */
-export type Outcome = { kind: "passed"; underWay: boolean } | { kind: "checkpoint"; why: string };
+type Outcome = { kind: "passed"; underWay: boolean } | { kind: "checkpoint"; why: string };
 
 interface Host {
   plane: DataPlane;

@@ -3,7 +3,10 @@
 /**
  * Source files longer than {@link FILE_LINES_MAX}: each does one job that would not read better in two files.
  */
-export const LONG_FILES: Readonly<Record<string, string>> = {};
+export const LONG_FILES: Readonly<Record<string, string>> = {
+  "src/colo/protect.ts": "one procedure and its undoing: each step stands beside what takes it back",
+  "src/qmp/client.ts": "one connection: its queue, pending calls and limits change the same fields",
+};
 
 /** Names that look like paths of this repository and are somebody else's. */
 export const FOREIGN_PATHS: readonly string[] = [

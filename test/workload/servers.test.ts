@@ -1,7 +1,8 @@
 /**
- * Real servers and real clients through two failovers: nginx, Redis and PostgreSQL of a Debian guest (guest/README.md), asked
- * by wrk, redis-cli and pgbench all the time. The primary's host loses its power, the pair is protected again, and then the
- * host that had taken over loses its power too. COLO_WORKLOAD_SECONDS: traffic in each protected phase, default 5.
+ * Real servers and real clients through two failovers: nginx, Redis and PostgreSQL of a Debian guest
+ * (guest/README.md), asked by wrk, redis-cli and pgbench all the time. The primary's host loses its power,
+ * the pair is protected again, and then the host that had taken over loses its power too.
+ * COLO_WORKLOAD_SECONDS: traffic in each protected phase, default 5.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { copyFileSync, mkdtempSync, rmSync } from "node:fs";
@@ -159,7 +160,8 @@ describe("nginx, Redis and PostgreSQL", () => {
       };
       await verify(lab);
 
-      // The survivor's own power goes too: what was acknowledged is on its disk, and the file system is whole.
+      // The survivor's own power goes too: what was acknowledged is on its disk, and the file system is
+      // whole.
       await lab.waitFor("alone", (all) => all[primary]?.phase === "alone", TAKEOVER_TIMEOUT_MS);
       await waitForCommit(lab, primary);
       await faults.powerOff(primary);
@@ -170,7 +172,8 @@ describe("nginx, Redis and PostgreSQL", () => {
       await verify(lab);
       await lab.kill("a", "qemu");
       copyFileSync(lab.host("a").disk, disk);
-      // As at a boot: the journal is replayed, files that were open and deleted are released. Anything else stays and fails.
+      // As at a boot: the journal is replayed, files that were open and deleted are released. Anything else
+      // stays and fails.
       const replayed = Bun.spawnSync(["e2fsck", "-p", disk]);
       expect(replayed.exitCode, replayed.stdout.toString()).toBeLessThanOrEqual(1);
       const checked = Bun.spawnSync(["e2fsck", "-f", "-n", disk]);

@@ -7,7 +7,6 @@ import { describe, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { VERSION } from "../src/host/version.ts";
-import backlog from "./tidy/backlog.json";
 import { tableRows } from "./tidy/documents.ts";
 import { FOREIGN_PATHS, LONG_FILES } from "./tidy/exceptions.ts";
 import { deadExports } from "./tidy/exports.ts";
@@ -30,14 +29,12 @@ const documents = all.filter(([file]) => isDocument(file));
 
 describe("lines", () => {
   test(`no line of a document is longer than ${LINE_LENGTH_MAX}, tables, links and code aside`, () => {
-    const long = documents
-      .filter(([file]) => !backlog.longLines.includes(file))
-      .flatMap(([file, text]) => longProse(text).map((line) => `${file}:${line}`));
+    const long = documents.flatMap(([file, text]) => longProse(text).map((line) => `${file}:${line}`));
     expect(long).toEqual([]);
   });
 
   test(`no line of code is longer than ${LINE_LENGTH_MAX}`, () => {
-    const code = all.filter(([file]) => isCode(file) && !backlog.longLines.includes(file));
+    const code = all.filter(([file]) => isCode(file));
     const long = code.flatMap(([file, text]) => longLines(text).map((line) => `${file}:${line}`));
     expect(long).toEqual([]);
   });
@@ -56,10 +53,7 @@ describe("files", () => {
     .map(([file, text]) => [file, text.split("\n").length - 1] as const);
 
   test(`no source file is longer than ${FILE_LINES_MAX} lines without a reason`, () => {
-    const long = lengths.filter(
-      ([file, length]) =>
-        length > FILE_LINES_MAX && !(file in LONG_FILES) && !backlog.longFiles.includes(file),
-    );
+    const long = lengths.filter(([file, length]) => length > FILE_LINES_MAX && !(file in LONG_FILES));
     expect(long).toEqual([]);
   });
 
@@ -128,8 +122,7 @@ describe("errors", () => {
 
 describe("exports", () => {
   test("each is imported by another file", () => {
-    const dead = deadExports(new Map(all.filter(([file]) => file.endsWith(".ts"))));
-    expect(dead.filter((name) => !backlog.deadExports.includes(name))).toEqual([]);
+    expect(deadExports(new Map(all.filter(([file]) => file.endsWith(".ts"))))).toEqual([]);
   });
 
   test("dead ones are found, and no others", () => {

@@ -109,8 +109,8 @@ const COLUMN_NAMES = [
 ] as const satisfies readonly (keyof Row)[];
 
 export const COLUMNS = COLUMN_NAMES.join(", ");
-export const INSERT =
-  `insert into divergences (${COLUMNS}) values ` + `(${COLUMN_NAMES.map((name) => `$${name}`).join(", ")})`;
+const PLACEHOLDERS = COLUMN_NAMES.map((name) => `$${name}`).join(", ");
+export const INSERT = `insert into divergences (${COLUMNS}) values (${PLACEHOLDERS})`;
 
 type SchemaState = "empty" | "usable" | { unusable: string };
 

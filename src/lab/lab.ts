@@ -51,7 +51,7 @@ const START_TIMEOUT_MS = 60_000;
 const STATUS_TIMEOUT_MS = 2_000;
 const PROTECT_TIMEOUT_MS = 180_000;
 
-export type LabProgress = (step: string) => void;
+type LabProgress = (step: string) => void;
 
 const colo = (...words: string[]) => [process.execPath, join(import.meta.dir, "../cli/main.ts"), ...words];
 

@@ -34,26 +34,23 @@ beforeEach(() => {
 afterEach(() => rmSync(directory, { recursive: true, force: true }));
 
 describe("watchdog", () => {
-  test(
-    "each kick is a byte that is no V, the orderly end a V as the last one, and nothing after " + "that",
-    () => {
-      const path = join(directory, "fifo");
-      expect(Bun.spawnSync(["mkfifo", path]).exitCode).toBe(0);
-      const reader = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
-      try {
-        const watchdog = new HardwareWatchdog(openSync(path, "r+"));
-        for (let i = 0; i < 3; i++) watchdog.kick();
-        watchdog.close();
-        watchdog.kick();
-        watchdog.close();
-        const bytes = Buffer.alloc(16);
-        expect([...bytes.subarray(0, readSync(reader, bytes))]).toEqual([0, 0, 0, "V".charCodeAt(0)]);
-        expect(readSync(reader, bytes)).toBe(0); // closed
-      } finally {
-        closeSync(reader);
-      }
-    },
-  );
+  test("each kick is a byte that is no V; the orderly end is a V, with nothing after it", () => {
+    const path = join(directory, "fifo");
+    expect(Bun.spawnSync(["mkfifo", path]).exitCode).toBe(0);
+    const reader = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    try {
+      const watchdog = new HardwareWatchdog(openSync(path, "r+"));
+      for (let i = 0; i < 3; i++) watchdog.kick();
+      watchdog.close();
+      watchdog.kick();
+      watchdog.close();
+      const bytes = Buffer.alloc(16);
+      expect([...bytes.subarray(0, readSync(reader, bytes))]).toEqual([0, 0, 0, "V".charCodeAt(0)]);
+      expect(readSync(reader, bytes)).toBe(0); // closed
+    } finally {
+      closeSync(reader);
+    }
+  });
 
   test("the ioctls are the kernel's", () => {
     const ours = {

@@ -138,7 +138,7 @@ describe("one member", () => {
     await eventually(() => client([member]).read("vm1"));
   });
 
-  test("user and password: a wrong one and a lacking right are refused for good, a lost token is renewed", async () => {
+  test("a wrong password and a lacking right are refused for good, a lost token is renewed", async () => {
     const encode = (text: string) => Buffer.from(text).toString("base64");
     await call(member, "/v3/auth/user/add", { name: "root", password: "top" });
     await call(member, "/v3/auth/user/grant", { user: "root", role: "root" });

@@ -67,21 +67,18 @@ test("none, said or not said, is no arbiter, with a loud warning", async () => {
   }
 });
 
-test(
-  "a witness with this agent's certificate; another's is refused, one that expires soon is warned " + "of",
-  async () => {
-    const port = await freePort();
-    await witness(workplace, port, { tls: true }).start();
-    const text = `[arbiter]\ntype = "witness"\nurl = "https://127.0.0.1:${port}"\n`;
-    const arbiter = await opened(`${text}${files("host-a")}`);
-    expect((await arbiter.compareAndSwap("vm1", 0, record)).swapped).toBe(true);
-    expect(await arbiter.read("vm1")).toEqual({ ...record, revision: 1 });
-    expect(warnings.join()).toContain("expires soon"); // the test's certificates are made for two days
-    await expect(opened(`${text}${files("host-b")}`)).rejects.toThrow(
-      /certificate of "host-b", but this agent is "host-a"/,
-    );
-  },
-);
+test("a witness: another agent's certificate is refused, one that expires soon is warned of", async () => {
+  const port = await freePort();
+  await witness(workplace, port, { tls: true }).start();
+  const text = `[arbiter]\ntype = "witness"\nurl = "https://127.0.0.1:${port}"\n`;
+  const arbiter = await opened(`${text}${files("host-a")}`);
+  expect((await arbiter.compareAndSwap("vm1", 0, record)).swapped).toBe(true);
+  expect(await arbiter.read("vm1")).toEqual({ ...record, revision: 1 });
+  expect(warnings.join()).toContain("expires soon"); // the test's certificates are made for two days
+  await expect(opened(`${text}${files("host-b")}`)).rejects.toThrow(
+    /certificate of "host-b", but this agent is "host-a"/,
+  );
+});
 
 test("plain HTTP is warned of at every start", async () => {
   const port = await freePort();

@@ -407,28 +407,22 @@ describe("a VM that took over while it opened a connection", () => {
     expect(fromGuest({ sequence: add(SECONDARY_ISN, 1) }, ROLE.SOLO).sequence).toBe(add(MOVED, 1));
   });
 
-  test(
-    "a peer that knows the old primary's SYN says so, and is reset by the guest in its own " + "numbers",
-    () => {
-      open();
-      openAgain();
-      const refused = toGuest({ sequence: 9_001, acknowledgment: primary(1) });
-      // Not what the guest has sent, so it answers with a RST at this place (RFC 9293, 3.5.2).
-      const { acknowledgment } = refused;
-      expect(acknowledgment).not.toBe(add(SECONDARY_ISN, 1));
-      expect(fromGuest({ sequence: acknowledgment, flags: tcp.RST }, ROLE.SOLO).sequence).toBe(primary(1));
-    },
-  );
+  test("a peer that knows the old primary's SYN says so; the guest resets it in its numbers", () => {
+    open();
+    openAgain();
+    const refused = toGuest({ sequence: 9_001, acknowledgment: primary(1) });
+    // Not what the guest has sent, so it answers with a RST at this place (RFC 9293, 3.5.2).
+    const { acknowledgment } = refused;
+    expect(acknowledgment).not.toBe(add(SECONDARY_ISN, 1));
+    expect(fromGuest({ sequence: acknowledgment, flags: tcp.RST }, ROLE.SOLO).sequence).toBe(primary(1));
+  });
 
-  test(
-    "an answer to the old primary's SYN that arrives before the guest repeats its own is put " + "right",
-    () => {
-      open();
-      const got = toGuest({ sequence: 9_000, acknowledgment: primary(1), flags: tcp.SYN | tcp.ACK });
-      expect(got.acknowledgment).toBe(secondary(1));
-      expect(openAgain().sequence).toBe(PRIMARY_ISN);
-    },
-  );
+  test("an answer to the old primary's SYN before the guest repeats its own is put right", () => {
+    open();
+    const got = toGuest({ sequence: 9_000, acknowledgment: primary(1), flags: tcp.SYN | tcp.ACK });
+    expect(got.acknowledgment).toBe(secondary(1));
+    expect(openAgain().sequence).toBe(PRIMARY_ISN);
+  });
 
   test("a SYN|ACK that is repeated keeps its number: the client may not know any", () => {
     const answer = { sequence: SECONDARY_ISN, acknowledgment: 1, flags: tcp.SYN | tcp.ACK };
@@ -553,21 +547,18 @@ describe("a secondary of a VM that once took over", () => {
     expect(at(ROLE.SECONDARY, "to_vm", { acknowledgment: secondary(5) }).acknowledgment).toBe(secondary(5));
   });
 
-  test(
-    "goes on in the client's numbers when it takes over in its turn, after any number of " + "checkpoints",
-    () => {
-      heir.state.rewriteEpoch = 60;
-      expect(heir.connections.clear(60)).toBe(0);
-      expect(at(ROLE.SOLO, "from_vm", { sequence: secondary(5) })).toMatchObject({
-        sequence: primary(5),
-        checksumRight: true,
-      });
-      expect(at(ROLE.SOLO, "to_vm", { acknowledgment: primary(5) })).toMatchObject({
-        acknowledgment: secondary(5),
-        checksumRight: true,
-      });
-    },
-  );
+  test("continues in the client's numbers after its own takeover and any number of checkpoints", () => {
+    heir.state.rewriteEpoch = 60;
+    expect(heir.connections.clear(60)).toBe(0);
+    expect(at(ROLE.SOLO, "from_vm", { sequence: secondary(5) })).toMatchObject({
+      sequence: primary(5),
+      checksumRight: true,
+    });
+    expect(at(ROLE.SOLO, "to_vm", { acknowledgment: primary(5) })).toMatchObject({
+      acknowledgment: secondary(5),
+      checksumRight: true,
+    });
+  });
 
   test("hands them on again", () => {
     const third = loadFresh("rewrite-third");

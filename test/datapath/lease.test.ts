@@ -89,19 +89,16 @@ test("what both VMs have sent meanwhile leaves with the next lease, in order", a
   expectNothingLost();
 });
 
-test(
-  "a frame that was held before the lease ran out is no divergence: its counterpart is " + "there",
-  async () => {
-    const { held } = vm.plane.counters();
-    vm.vm.write(data(0));
-    await until("the worker holds it", () => vm.path.shared.stat("held_frames") === 1);
-    await withoutLease({ primary: [], secondary: [0] });
-    expect(vm.plane.counters().held).toBe(held + 1);
-    grantLease(vm.plane);
-    expect(await released(1)).toEqual([0]);
-    expectNothingLost();
-  },
-);
+test("a frame held before the lease ran out is no divergence: its counterpart is there", async () => {
+  const { held } = vm.plane.counters();
+  vm.vm.write(data(0));
+  await until("the worker holds it", () => vm.path.shared.stat("held_frames") === 1);
+  await withoutLease({ primary: [], secondary: [0] });
+  expect(vm.plane.counters().held).toBe(held + 1);
+  grantLease(vm.plane);
+  expect(await released(1)).toEqual([0]);
+  expectNothingLost();
+});
 
 test("what a checkpoint covers leaves with the next lease; the agent does not wait for that", async () => {
   await withoutLease({ primary: [0, 1, 2], secondary: [] });

@@ -214,17 +214,14 @@ describe("leave by themselves", () => {
       expect(messages).toBeLessThan(5);
     });
   }
-  test(
-    "each one with the same identification, or a CWR, or a checksum of its own, or sent " + "again",
-    async () => {
-      expect(await released(stream(4, 1000, () => ({ identification: 0 })))).toBe(4);
-      expect(await released(stream(4, 1000, () => ({ flags: tcp.ACK | 0x80 })))).toBe(4);
-      expect(await released(stream(4, 1000, () => ({ sequence: 1 })))).toBe(4);
-      const complete = stream(4, 1000, () => ({ partialChecksum: false }));
-      for (const frame of complete) frame.fill(0, 0, VNET_BYTES);
-      expect(await released(complete)).toBe(4);
-    },
-  );
+  test("each with the same identification, or a CWR, or a checksum of its own, or sent again", async () => {
+    expect(await released(stream(4, 1000, () => ({ identification: 0 })))).toBe(4);
+    expect(await released(stream(4, 1000, () => ({ flags: tcp.ACK | 0x80 })))).toBe(4);
+    expect(await released(stream(4, 1000, () => ({ sequence: 1 })))).toBe(4);
+    const complete = stream(4, 1000, () => ({ partialChecksum: false }));
+    for (const frame of complete) frame.fill(0, 0, VNET_BYTES);
+    expect(await released(complete)).toBe(4);
+  });
   test("one whose identification fits but whose IP checksum is wrong", async () => {
     const frames = stream(3, 1000);
     for (const frame of frames) frame[VNET_BYTES + IP + 10] ^= 1;

@@ -50,65 +50,59 @@ function all(tap: Tap): Uint8Array[] {
 const input = (flow: number, number: number) =>
   join(vnet, segment({ from: "client", clientPort: FIRST_PORT + flow, sequence: number }));
 
-test(
-  "what the VM sends on any queue is held, compared and released in the order of its " + "connection",
-  async () => {
-    const data = (flow: number, round: number) =>
-      join(
-        vnet,
-        segment({ clientPort: FIRST_PORT + flow, sequence: 1 + round, acknowledgment: 1, payload: [round] }),
-      );
-    // The secondary's guest has chosen other queues. The first segments are covered by a checkpoint.
-    for (let round = 0; round < ROUNDS; round++) {
-      for (let flow = 0; flow < FLOWS; flow++) {
-        vm.vms[flow % QUEUES].write(data(flow, round));
-        if (round > 0) vm.replicas[(flow + 1) % QUEUES].write(data(flow, round));
-      }
-      if (round > 0) continue;
-      await until("the frames are held", () => vm.path.shared.stat("held_frames") === FLOWS);
-      expect(vm.plane.counters().passed_released).toBe(0);
-      vm.secondary.state.epoch = ++epoch;
-      expect(await vm.path.checkpoint(bootTimeNsNumber(), epoch)).toBe(FLOWS);
-    }
-    const frames: Uint8Array[] = [];
-    await until("released frames", () => {
-      frames.push(...all(vm.far));
-      return frames.length >= FLOWS * ROUNDS;
-    });
+test("the VM's frames of any queue are held, compared and released in their connection's order", async () => {
+  const data = (flow: number, round: number) =>
+    join(
+      vnet,
+      segment({ clientPort: FIRST_PORT + flow, sequence: 1 + round, acknowledgment: 1, payload: [round] }),
+    );
+  // The secondary's guest has chosen other queues. The first segments are covered by a checkpoint.
+  for (let round = 0; round < ROUNDS; round++) {
     for (let flow = 0; flow < FLOWS; flow++) {
-      const own = frames.filter((frame) => portOf(frame, 36) === FIRST_PORT + flow).map(numberOf);
-      expect(own).toEqual(Array.from({ length: ROUNDS }, (_, i) => 1 + i));
+      vm.vms[flow % QUEUES].write(data(flow, round));
+      if (round > 0) vm.replicas[(flow + 1) % QUEUES].write(data(flow, round));
     }
-    expect(vm.path.shared.stat("released_compared")).toBe(FLOWS * (ROUNDS - 1));
-    expect(vm.divergences).toEqual([]);
-  },
-);
+    if (round > 0) continue;
+    await until("the frames are held", () => vm.path.shared.stat("held_frames") === FLOWS);
+    expect(vm.plane.counters().passed_released).toBe(0);
+    vm.secondary.state.epoch = ++epoch;
+    expect(await vm.path.checkpoint(bootTimeNsNumber(), epoch)).toBe(FLOWS);
+  }
+  const frames: Uint8Array[] = [];
+  await until("released frames", () => {
+    frames.push(...all(vm.far));
+    return frames.length >= FLOWS * ROUNDS;
+  });
+  for (let flow = 0; flow < FLOWS; flow++) {
+    const own = frames.filter((frame) => portOf(frame, 36) === FIRST_PORT + flow).map(numberOf);
+    expect(own).toEqual(Array.from({ length: ROUNDS }, (_, i) => 1 + i));
+  }
+  expect(vm.path.shared.stat("released_compared")).toBe(FLOWS * (ROUNDS - 1));
+  expect(vm.divergences).toEqual([]);
+});
 
-test(
-  "input gets to both VMs whole, a connection's in order on one queue, and several queues get " + "some",
-  async () => {
-    for (let number = 0; number < ROUNDS; number++) {
-      for (let flow = 0; flow < FLOWS; flow++) vm.far.write(input(flow, number));
-    }
-    for (const taps of [vm.vms, vm.replicas]) {
-      const queues: Uint8Array[][] = taps.map(() => []);
-      await until("input", () => {
-        taps.forEach((tap, i) => {
-          queues[i].push(...all(tap));
-        });
-        return queues.flat().length >= FLOWS * ROUNDS;
+test("input reaches both VMs whole, a connection's in order on one queue of several", async () => {
+  for (let number = 0; number < ROUNDS; number++) {
+    for (let flow = 0; flow < FLOWS; flow++) vm.far.write(input(flow, number));
+  }
+  for (const taps of [vm.vms, vm.replicas]) {
+    const queues: Uint8Array[][] = taps.map(() => []);
+    await until("input", () => {
+      taps.forEach((tap, i) => {
+        queues[i].push(...all(tap));
       });
-      expect(queues.flat()).toHaveLength(FLOWS * ROUNDS);
-      expect(queues.filter((frames) => frames.length > 0).length).toBeGreaterThan(1);
-      for (let flow = 0; flow < FLOWS; flow++) {
-        const own = queues.map((frames) => frames.filter((frame) => portOf(frame, 34) === FIRST_PORT + flow));
-        const used = own.filter((frames) => frames.length > 0);
-        expect(used).toHaveLength(1);
-        expect(used[0].map(numberOf)).toEqual(Array.from({ length: ROUNDS }, (_, i) => i));
-      }
+      return queues.flat().length >= FLOWS * ROUNDS;
+    });
+    expect(queues.flat()).toHaveLength(FLOWS * ROUNDS);
+    expect(queues.filter((frames) => frames.length > 0).length).toBeGreaterThan(1);
+    for (let flow = 0; flow < FLOWS; flow++) {
+      const own = queues.map((frames) => frames.filter((frame) => portOf(frame, 34) === FIRST_PORT + flow));
+      const used = own.filter((frames) => frames.length > 0);
+      expect(used).toHaveLength(1);
+      expect(used[0].map(numberOf)).toEqual(Array.from({ length: ROUNDS }, (_, i) => i));
     }
-  },
-);
+  }
+});
 
 test.each([
   ["primary's", 0],

@@ -134,41 +134,38 @@ describe("four workers", () => {
     await arrivals(FLOWS);
   });
 
-  test(
-    "compare with one epoch: an earlier one counts nowhere, a later one only after the " + "checkpoint",
-    async () => {
-      vm.secondary.state.epoch = epoch - 1;
-      const stale = vm.path.shared.stat("secondary_stale");
-      for (let flow = 0; flow < FLOWS; flow++) {
-        vm.vm.write(data(flow, 0));
-        vm.replica.write(data(flow, 0));
-      }
-      await until("stale frames", () => vm.path.shared.stat("secondary_stale") === stale + FLOWS);
-      expect(vm.path.shared.stat("held_frames")).toBe(FLOWS);
-      await checkpoint();
-      await arrivals(FLOWS);
-      sequence += PAYLOAD.length;
+  test("compare with one epoch: earlier ones count nowhere, later ones after the checkpoint", async () => {
+    vm.secondary.state.epoch = epoch - 1;
+    const stale = vm.path.shared.stat("secondary_stale");
+    for (let flow = 0; flow < FLOWS; flow++) {
+      vm.vm.write(data(flow, 0));
+      vm.replica.write(data(flow, 0));
+    }
+    await until("stale frames", () => vm.path.shared.stat("secondary_stale") === stale + FLOWS);
+    expect(vm.path.shared.stat("held_frames")).toBe(FLOWS);
+    await checkpoint();
+    await arrivals(FLOWS);
+    sequence += PAYLOAD.length;
 
-      // The secondary has loaded the next checkpoint already, the primary's host has not heard of it.
-      seen = [];
-      await vm.path.beginCheckpoint(bootTimeNsNumber());
-      const boundaryNs = bootTimeNsNumber();
-      vm.secondary.state.epoch = epoch + 1;
-      for (let flow = 0; flow < FLOWS; flow++) {
-        vm.vm.write(data(flow, 0));
-        vm.replica.write(data(flow, 0));
-      }
-      await until("early frames", () => vm.path.shared.stat("secondary_pending_frames") === FLOWS);
-      await until("the frames are held", () => vm.path.shared.stat("held_frames") === FLOWS);
-      expect(arrived()).toEqual([]);
-      epoch++;
-      const before = vm.path.shared.stat("released_compared");
-      expect(await vm.path.checkpoint(boundaryNs, epoch)).toBe(FLOWS);
-      await arrivals(FLOWS);
-      expect(vm.path.shared.stat("released_compared") - before).toBe(FLOWS);
-      expect(vm.divergences).toEqual([]);
-    },
-  );
+    // The secondary has loaded the next checkpoint already, the primary's host has not heard of it.
+    seen = [];
+    await vm.path.beginCheckpoint(bootTimeNsNumber());
+    const boundaryNs = bootTimeNsNumber();
+    vm.secondary.state.epoch = epoch + 1;
+    for (let flow = 0; flow < FLOWS; flow++) {
+      vm.vm.write(data(flow, 0));
+      vm.replica.write(data(flow, 0));
+    }
+    await until("early frames", () => vm.path.shared.stat("secondary_pending_frames") === FLOWS);
+    await until("the frames are held", () => vm.path.shared.stat("held_frames") === FLOWS);
+    expect(arrived()).toEqual([]);
+    epoch++;
+    const before = vm.path.shared.stat("released_compared");
+    expect(await vm.path.checkpoint(boundaryNs, epoch)).toBe(FLOWS);
+    await arrivals(FLOWS);
+    expect(vm.path.shared.stat("released_compared") - before).toBe(FLOWS);
+    expect(vm.divergences).toEqual([]);
+  });
 
   test("one with a full ring does not hold up the others; a checkpoint of all sets it right", async () => {
     // A connection that the secondary is silent about, until its worker's ring is full.

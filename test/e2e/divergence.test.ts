@@ -10,31 +10,26 @@ import { labUnderTest } from "./lab_under_test.ts";
 describe("a guest that answers with random bytes", () => {
   const lab = labUnderTest("diverge");
 
-  test(
-    "the client sees one consistent stream, checkpoints are counted, throughput does not fall to " + "zero",
-    async () => {
-      const before = await checkpointCounts(lab());
-      const divergencesBefore = total(await lab().metrics("a"), "colo_divergences_total");
-      // Each connection starts a chain of its own; the clock's page differs in every answer.
-      const host = { host: GUEST_IPV4 };
-      using stack = new DisposableStack();
-      const traffic = [
-        ...[0, 1, 2].map(() => new LabTraffic(lab(), "random", { ...host, pauseMs: 20 })),
-        new LabTraffic(lab(), "clock", { ...host, pauseMs: 50 }),
-      ].map((one) => stack.use(one));
-      // That they get there at all is the point: a service that stands still runs into the limit.
-      await Promise.all(
-        traffic.map((one) => one.until("answers", (report) => report.answers >= 50, 100_000)),
-      );
-      await Promise.all(traffic.map((one) => one.finish()));
-      const after = await checkpointCounts(lab());
-      expect(after.divergence! - before.divergence!).toBeGreaterThan(10);
-      const text = await lab().metrics("a");
-      expect(total(text, "colo_divergences_total") - divergencesBefore).toBeGreaterThan(10);
-      expect(total(text, "colo_frames_released_total", 'reason="checkpoint"')).toBeGreaterThan(10);
-      expect((await lab().agentStatus("a"))?.protected).toBe(true);
-    },
-  );
+  test("the client sees one stream, checkpoints are counted, throughput is never zero", async () => {
+    const before = await checkpointCounts(lab());
+    const divergencesBefore = total(await lab().metrics("a"), "colo_divergences_total");
+    // Each connection starts a chain of its own; the clock's page differs in every answer.
+    const host = { host: GUEST_IPV4 };
+    using stack = new DisposableStack();
+    const traffic = [
+      ...[0, 1, 2].map(() => new LabTraffic(lab(), "random", { ...host, pauseMs: 20 })),
+      new LabTraffic(lab(), "clock", { ...host, pauseMs: 50 }),
+    ].map((one) => stack.use(one));
+    // That they get there at all is the point: a service that stands still runs into the limit.
+    await Promise.all(traffic.map((one) => one.until("answers", (report) => report.answers >= 50, 100_000)));
+    await Promise.all(traffic.map((one) => one.finish()));
+    const after = await checkpointCounts(lab());
+    expect(after.divergence! - before.divergence!).toBeGreaterThan(10);
+    const text = await lab().metrics("a");
+    expect(total(text, "colo_divergences_total") - divergencesBefore).toBeGreaterThan(10);
+    expect(total(text, "colo_frames_released_total", 'reason="checkpoint"')).toBeGreaterThan(10);
+    expect((await lab().agentStatus("a"))?.protected).toBe(true);
+  });
 
   test("each divergence is kept and explained, with both packets", async () => {
     const api = (await lab().report()).hosts[0]!.api!;

@@ -1,4 +1,7 @@
-/** Nothing of the secondary reaches the network before a failover, and only mirrored frames reach the secondary VM. */
+/**
+ * Nothing of the secondary reaches the network before a failover, and only mirrored frames reach the
+ * secondary VM.
+ */
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -87,7 +90,7 @@ describe("isolation of the secondary", () => {
     expect(frames(await before.stop())).toHaveLength(0);
   });
 
-  test("what the secondary's own bridge floods does not reach the VM; what is mirrored does, once", async () => {
+  test("frames of the secondary's own bridge do not reach the VM; mirrored ones do, once", async () => {
     const { namespaces, directory } = lab();
     const marker = "isolation-marker-";
     const before = (await lab().agentStatus("b"))!.counters;
@@ -108,7 +111,8 @@ describe("isolation of the secondary", () => {
     const seen = frames(await tap.stop()).map((frame) => frame.toString("latin1"));
     const after = (await lab().agentStatus("b"))!.counters;
     for (let i = 0; i < 50; i++) {
-      expect(seen.filter((text) => text.includes(`${marker}${i}.`))).toHaveLength(1); // by way of the primary's mirror
+      // by way of the primary's mirror
+      expect(seen.filter((text) => text.includes(`${marker}${i}.`))).toHaveLength(1);
     }
     expect(after.foreign_dropped! - before.foreign_dropped!).toBeGreaterThanOrEqual(50);
   });

@@ -42,20 +42,17 @@ beforeEach(() => startAgent());
 
 afterEach(() => agent.kill());
 
-test(
-  "both are closed at first, open with a lease for a VM that runs alone, and closed without " + "it",
-  async () => {
-    for (const tap of taps.vm) expect(await isStopped(tap, taps.network)).toBe(true);
-    await say("lease 60000");
-    expect(await say("alone")).toBe(0);
-    for (const tap of taps.vm) {
-      expect(await passes(tap, taps.network)).toBe(true);
-      expect(await passes(taps.network, tap)).toBe(true);
-    }
-    await say("drop");
-    for (const tap of taps.vm) expect(await isStopped(tap, taps.network)).toBe(true);
-  },
-);
+test("both are closed at first, open with a lease for a VM alone, and closed without it", async () => {
+  for (const tap of taps.vm) expect(await isStopped(tap, taps.network)).toBe(true);
+  await say("lease 60000");
+  expect(await say("alone")).toBe(0);
+  for (const tap of taps.vm) {
+    expect(await passes(tap, taps.network)).toBe(true);
+    expect(await passes(taps.network, tap)).toBe(true);
+  }
+  await say("drop");
+  for (const tap of taps.vm) expect(await isStopped(tap, taps.network)).toBe(true);
+});
 
 test("a primary's frames are held on both, and all of them are released", async () => {
   await say("lease 60000");

@@ -54,36 +54,33 @@ test("both roles build the same machine; only the secondary waits", () => {
   expect(values(secondary, "-incoming")).toEqual(["defer"]);
 });
 
-test(
-  "each disk is a quorum over its image, on the secondary with the replication and its overlays " + "between",
-  () => {
-    const two = settings({ disks: [disk("disk0"), disk("log", { format: "qcow2" })] });
-    expect(graph(qemuArguments(two, "primary")).map((node) => node["node-name"])).toEqual([
-      "disk0",
-      "colo-disk0",
-      "log",
-      "colo-log",
-    ]);
-    const [base, replication, quorum] = graph(qemuArguments(two, "secondary")).slice(3);
-    expect(base).toMatchObject({ driver: "qcow2", "node-name": "log", file: { filename: "/var/log.raw" } });
-    expect(replication).toMatchObject({
-      driver: "replication",
-      mode: "secondary",
-      "top-id": "colo-log",
-      file: {
-        "node-name": "log-active",
-        file: { filename: "/ram/log-active.qcow2" },
-        backing: { "node-name": "log-hidden", file: { filename: "/ram/log-hidden.qcow2" }, backing: "log" },
-      },
-    });
-    expect(quorum).toMatchObject({
-      driver: "quorum",
-      "node-name": "colo-log",
-      children: ["log-secondary"],
-      "vote-threshold": 1,
-    });
-  },
-);
+test("each disk is a quorum over its image, on the secondary over replication and overlays", () => {
+  const two = settings({ disks: [disk("disk0"), disk("log", { format: "qcow2" })] });
+  expect(graph(qemuArguments(two, "primary")).map((node) => node["node-name"])).toEqual([
+    "disk0",
+    "colo-disk0",
+    "log",
+    "colo-log",
+  ]);
+  const [base, replication, quorum] = graph(qemuArguments(two, "secondary")).slice(3);
+  expect(base).toMatchObject({ driver: "qcow2", "node-name": "log", file: { filename: "/var/log.raw" } });
+  expect(replication).toMatchObject({
+    driver: "replication",
+    mode: "secondary",
+    "top-id": "colo-log",
+    file: {
+      "node-name": "log-active",
+      file: { filename: "/ram/log-active.qcow2" },
+      backing: { "node-name": "log-hidden", file: { filename: "/ram/log-hidden.qcow2" }, backing: "log" },
+    },
+  });
+  expect(quorum).toMatchObject({
+    driver: "quorum",
+    "node-name": "colo-log",
+    children: ["log-secondary"],
+    "vote-threshold": 1,
+  });
+});
 
 test("cards are on their taps, without vhost and without announcements by the guest", () => {
   const nics = [

@@ -106,22 +106,17 @@ describe("a real QEMU", () => {
     });
   });
 
-  test(
-    "whose network card makes the guest announce itself is warned of, whether it has an id or " + "not",
-    async () => {
-      const all = await facts("announce", [
-        ..."-netdev user,id=a -device virtio-net-pci,netdev=a,id=loud,romfile=".split(" "),
-        ..."-netdev user,id=b -device virtio-net-pci,netdev=b,id=quiet,romfile=,guest_announce=off".split(
-          " ",
-        ),
-        ..."-netdev user,id=c -device virtio-net-pci,netdev=c,romfile=".split(" "),
-      ]);
-      const warnings = all.warnings.filter((warning) => warning.includes("guest_announce"));
-      expect(warnings).toHaveLength(2);
-      expect(warnings[0]).toContain("/machine/peripheral/loud has guest_announce=on");
-      expect(warnings[1]).toContain("/machine/peripheral-anon/");
-    },
-  );
+  test("whose network card makes the guest announce itself is warned of, with an id or without", async () => {
+    const all = await facts("announce", [
+      ..."-netdev user,id=a -device virtio-net-pci,netdev=a,id=loud,romfile=".split(" "),
+      ..."-netdev user,id=b -device virtio-net-pci,netdev=b,id=quiet,romfile=,guest_announce=off".split(" "),
+      ..."-netdev user,id=c -device virtio-net-pci,netdev=c,romfile=".split(" "),
+    ]);
+    const warnings = all.warnings.filter((warning) => warning.includes("guest_announce"));
+    expect(warnings).toHaveLength(2);
+    expect(warnings[0]).toContain("/machine/peripheral/loud has guest_announce=on");
+    expect(warnings[1]).toContain("/machine/peripheral-anon/");
+  });
 });
 
 describe("a QEMU that does not do", () => {

@@ -146,30 +146,27 @@ describe("with a real QEMU", () => {
     first.close();
   });
 
-  test(
-    "a hung QEMU ends commands by their time limit, in and out of band, and answers later ones " + "again",
-    async () => {
-      const client = await QmpClient.connect(path);
-      process.kill(qemu.pid, "SIGSTOP");
-      try {
-        const limited = Array.from({ length: 10 }, () =>
-          failure(client.execute("query-status", undefined, { timeoutMs: 100 })),
-        );
-        const errors = await Promise.all([
-          ...limited,
-          failure(client.execute("query-yank", undefined, { oob: true, timeoutMs: 100 })),
-          failure(client.waitFor("STOP", () => true, 100)),
-        ]);
-        for (const error of errors) expect(error).toBeInstanceOf(QmpTimeoutError);
-        // QEMU must not be given more than it reads ahead; the rest has not left the client.
-        expect(errors.filter((error) => error.message.includes("It was not sent"))).toHaveLength(6);
-      } finally {
-        process.kill(qemu.pid, "SIGCONT");
-      }
-      expect(await client.execute<{ status: string }>("query-status")).toMatchObject({ status: "running" });
-      client.close();
-    },
-  );
+  test("a hung QEMU ends commands by their limit, in and out of band, and answers later ones", async () => {
+    const client = await QmpClient.connect(path);
+    process.kill(qemu.pid, "SIGSTOP");
+    try {
+      const limited = Array.from({ length: 10 }, () =>
+        failure(client.execute("query-status", undefined, { timeoutMs: 100 })),
+      );
+      const errors = await Promise.all([
+        ...limited,
+        failure(client.execute("query-yank", undefined, { oob: true, timeoutMs: 100 })),
+        failure(client.waitFor("STOP", () => true, 100)),
+      ]);
+      for (const error of errors) expect(error).toBeInstanceOf(QmpTimeoutError);
+      // QEMU must not be given more than it reads ahead; the rest has not left the client.
+      expect(errors.filter((error) => error.message.includes("It was not sent"))).toHaveLength(6);
+    } finally {
+      process.kill(qemu.pid, "SIGCONT");
+    }
+    expect(await client.execute<{ status: string }>("query-status")).toMatchObject({ status: "running" });
+    client.close();
+  });
 
   test("a wait can be given up", async () => {
     const client = await QmpClient.connect(path);
@@ -280,33 +277,30 @@ describe("with a server that is no QEMU", () => {
     client.close();
   });
 
-  test(
-    "replies and events in one piece, byte by byte and cut inside a character are all " + "understood",
-    async () => {
-      const path = await polite((id, socket) => {
-        const event =
-          `{"event": "STOP", "data": {"who": "Zoë"}, "timestamp": {"seconds": 2, "microseconds": ` + "3}}\n";
-        const bytes = Buffer.from(`${event}${event}{"return": {"text": "Zoë €"}, "id": ${id}}\n`);
-        if (id % 2 === 0) {
-          socket.write(bytes);
-          return;
-        }
-        let at = 0;
-        const step = () => {
-          if (at >= bytes.length || socket.destroyed) return;
-          socket.write(bytes.subarray(at, ++at), step);
-        };
-        step();
-      });
-      const client = await QmpClient.connect(path);
-      const events: unknown[] = [];
-      client.on("STOP", (event) => events.push(event));
-      for (let i = 0; i < 4; i++) expect(await client.execute<object>("query")).toEqual({ text: "Zoë €" });
-      expect(events).toHaveLength(8);
-      expect(events[0]).toEqual({ name: "STOP", data: { who: "Zoë" }, timestampNs: 2_000_003_000n });
-      client.close();
-    },
-  );
+  test("replies and events are understood whole, byte by byte and cut in a character", async () => {
+    const path = await polite((id, socket) => {
+      const timestamp = `{"seconds": 2, "microseconds": 3}`;
+      const event = `{"event": "STOP", "data": {"who": "Zoë"}, "timestamp": ${timestamp}}\n`;
+      const bytes = Buffer.from(`${event}${event}{"return": {"text": "Zoë €"}, "id": ${id}}\n`);
+      if (id % 2 === 0) {
+        socket.write(bytes);
+        return;
+      }
+      let at = 0;
+      const step = () => {
+        if (at >= bytes.length || socket.destroyed) return;
+        socket.write(bytes.subarray(at, ++at), step);
+      };
+      step();
+    });
+    const client = await QmpClient.connect(path);
+    const events: unknown[] = [];
+    client.on("STOP", (event) => events.push(event));
+    for (let i = 0; i < 4; i++) expect(await client.execute<object>("query")).toEqual({ text: "Zoë €" });
+    expect(events).toHaveLength(8);
+    expect(events[0]).toEqual({ name: "STOP", data: { who: "Zoë" }, timestampNs: 2_000_003_000n });
+    client.close();
+  });
 
   test.each([
     ["garbage", "\u0000\u0001 nonsense\n", "not JSON"],

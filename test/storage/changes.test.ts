@@ -96,59 +96,54 @@ describe("a pair whose secondary is lost", () => {
     bitmaps.end();
   });
 
-  test(
-    "only what changed is sent when it comes back, the disks are equal, and older bitmaps " + "go",
-    async () => {
-      await primary.untilWrites(5);
-      await secondary.kill();
-      await primary.untilWrites(2);
-      expect((await primaryFailover(primary.client, { disks })).leftovers).toEqual([]);
-      await primary.untilWrites(5);
+  test("only changes are sent when it comes back, the disks are equal, older bitmaps go", async () => {
+    await primary.untilWrites(5);
+    await secondary.kill();
+    await primary.untilWrites(2);
+    expect((await primaryFailover(primary.client, { disks })).leftovers).toEqual([]);
+    await primary.untilWrites(5);
 
-      expect(await covering(6)).toEqual([undefined, undefined]); // a marker of another replica fits nothing
-      const bitmaps = await covering(7);
-      expect(bitmaps).toEqual([expect.stringMatching(/^colo-7-/), expect.stringMatching(/^colo-7-/)]);
-      for (const [index, node] of quorums().entries()) {
-        expect(await dirtyBytes(primary.client, node, bitmaps[index]!)).toBeGreaterThan(0);
-      }
-      // An attempt that fails in the middle changes nothing about that.
-      secondary = await startSide("secondary", { ...options, imagesOf: secondary });
-      const jobsAndMigration: string[] = [];
-      const stopListening = primary.client.on("*", ({ name, data }) => {
-        if (name === "JOB_STATUS_CHANGE") jobsAndMigration.push(`${data.id} ${data.status}`);
-        if (name === "MIGRATION") jobsAndMigration.push(`migration ${data.status}`);
-      });
-      const hook = async () => {
-        throw new Error("no");
-      };
-      await expect(protect(primary, secondary, { bitmaps, hooks: { onStopped: hook } })).rejects.toThrow(
-        "no",
-      );
-      expect(await covering(7)).toEqual(bitmaps);
-      stopListening();
-      // A copy that ends while the migration begins can block both QEMUs for each other.
-      const setup = jobsAndMigration.indexOf("migration setup");
-      const ended = (id: string) => jobsAndMigration.slice(0, setup).findLast((one) => one.startsWith(id));
-      expect([ended("changes-nbd0"), ended("changes-nbd1")]).toEqual([
-        "changes-nbd0 null",
-        "changes-nbd1 null",
-      ]);
-      expect(jobsAndMigration[setup + 1]).toBe("migration active");
-      await secondary.kill();
-      await primary.untilWrites(3);
+    expect(await covering(6)).toEqual([undefined, undefined]); // a marker of another replica fits nothing
+    const bitmaps = await covering(7);
+    expect(bitmaps).toEqual([expect.stringMatching(/^colo-7-/), expect.stringMatching(/^colo-7-/)]);
+    for (const [index, node] of quorums().entries()) {
+      expect(await dirtyBytes(primary.client, node, bitmaps[index]!)).toBeGreaterThan(0);
+    }
+    // An attempt that fails in the middle changes nothing about that.
+    secondary = await startSide("secondary", { ...options, imagesOf: secondary });
+    const jobsAndMigration: string[] = [];
+    const stopListening = primary.client.on("*", ({ name, data }) => {
+      if (name === "JOB_STATUS_CHANGE") jobsAndMigration.push(`${data.id} ${data.status}`);
+      if (name === "MIGRATION") jobsAndMigration.push(`migration ${data.status}`);
+    });
+    const hook = async () => {
+      throw new Error("no");
+    };
+    await expect(protect(primary, secondary, { bitmaps, hooks: { onStopped: hook } })).rejects.toThrow("no");
+    expect(await covering(7)).toEqual(bitmaps);
+    stopListening();
+    // A copy that ends while the migration begins can block both QEMUs for each other.
+    const setup = jobsAndMigration.indexOf("migration setup");
+    const ended = (id: string) => jobsAndMigration.slice(0, setup).findLast((one) => one.startsWith(id));
+    expect([ended("changes-nbd0"), ended("changes-nbd1")]).toEqual([
+      "changes-nbd0 null",
+      "changes-nbd1 null",
+    ]);
+    expect(jobsAndMigration[setup + 1]).toBe("migration active");
+    await secondary.kill();
+    await primary.untilWrites(3);
 
-      secondary = await startSide("secondary", { ...options, imagesOf: secondary });
-      const { protection } = await protect(primary, secondary, { bitmaps });
-      expect(protection.diskBytes).toBeGreaterThan(0);
-      expect(protection.diskBytes).toBeLessThan(DISK_BYTES / 16);
-      console.log(`${protection.diskBytes} of ${2 * DISK_BYTES} bytes were sent`);
-      await begin(8);
-      for (const list of await names()) {
-        expect(list.filter((name) => !name.startsWith("colo-8-"))).toEqual([]);
-        expect(list.length).toBeGreaterThan(0);
-      }
-      await primary.untilWrites(5);
-      await expectEqualDisks();
-    },
-  );
+    secondary = await startSide("secondary", { ...options, imagesOf: secondary });
+    const { protection } = await protect(primary, secondary, { bitmaps });
+    expect(protection.diskBytes).toBeGreaterThan(0);
+    expect(protection.diskBytes).toBeLessThan(DISK_BYTES / 16);
+    console.log(`${protection.diskBytes} of ${2 * DISK_BYTES} bytes were sent`);
+    await begin(8);
+    for (const list of await names()) {
+      expect(list.filter((name) => !name.startsWith("colo-8-"))).toEqual([]);
+      expect(list.length).toBeGreaterThan(0);
+    }
+    await primary.untilWrites(5);
+    await expectEqualDisks();
+  });
 });

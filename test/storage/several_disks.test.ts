@@ -132,54 +132,51 @@ const disk = (name: string, device: Disk["device"], format: Disk["format"] = "ra
   ...{ path: `/images/${name}`, quorumNode: `colo-${name}`, baseNode: name },
 });
 
-test(
-  "a disk is a quorum over its image, on the secondary with the replication and its overlays " + "between",
-  () => {
-    const disks = [
-      disk("root", "virtio-blk", "qcow2"),
-      disk("a", "ide-hd"),
-      disk("b", "ide-hd"),
-      disk("c", "ide-hd"),
-    ];
-    const all = [...disks, disk("d", "scsi-hd"), disk("e", "scsi-hd")];
-    const values = (role: "primary" | "secondary", option: string) => {
-      const words = diskArguments(role, all, "/run/vm");
-      return words.filter((_, index) => words[index - 1] === option);
-    };
-    const graph = (role: "primary" | "secondary") =>
-      values(role, "-blockdev").map((text) => JSON.parse(text) as Record<string, unknown>);
-    expect(graph("primary").slice(0, 2)).toEqual([
-      { driver: "qcow2", "node-name": "root", file: { driver: "file", filename: "/images/root" } },
-      {
-        ...{ driver: "quorum", "node-name": "colo-root", children: ["root"] },
-        ...{ "vote-threshold": 1, "read-pattern": "fifo" },
+test("a disk is a quorum over its image, on the secondary over replication and overlays", () => {
+  const disks = [
+    disk("root", "virtio-blk", "qcow2"),
+    disk("a", "ide-hd"),
+    disk("b", "ide-hd"),
+    disk("c", "ide-hd"),
+  ];
+  const all = [...disks, disk("d", "scsi-hd"), disk("e", "scsi-hd")];
+  const values = (role: "primary" | "secondary", option: string) => {
+    const words = diskArguments(role, all, "/run/vm");
+    return words.filter((_, index) => words[index - 1] === option);
+  };
+  const graph = (role: "primary" | "secondary") =>
+    values(role, "-blockdev").map((text) => JSON.parse(text) as Record<string, unknown>);
+  expect(graph("primary").slice(0, 2)).toEqual([
+    { driver: "qcow2", "node-name": "root", file: { driver: "file", filename: "/images/root" } },
+    {
+      ...{ driver: "quorum", "node-name": "colo-root", children: ["root"] },
+      ...{ "vote-threshold": 1, "read-pattern": "fifo" },
+    },
+  ]);
+  const [, replication, quorum] = graph("secondary");
+  expect(replication).toMatchObject({
+    driver: "replication",
+    mode: "secondary",
+    "top-id": "colo-root",
+    file: {
+      "node-name": "root-active",
+      file: { filename: "/run/vm/root-active.qcow2" },
+      backing: {
+        "node-name": "root-hidden",
+        file: { filename: "/run/vm/root-hidden.qcow2" },
+        backing: "root",
       },
-    ]);
-    const [, replication, quorum] = graph("secondary");
-    expect(replication).toMatchObject({
-      driver: "replication",
-      mode: "secondary",
-      "top-id": "colo-root",
-      file: {
-        "node-name": "root-active",
-        file: { filename: "/run/vm/root-active.qcow2" },
-        backing: {
-          "node-name": "root-hidden",
-          file: { filename: "/run/vm/root-hidden.qcow2" },
-          backing: "root",
-        },
-      },
-    });
-    expect(quorum).toMatchObject({ children: ["root-secondary"] });
-    expect(values("primary", "-device")).toEqual([
-      "virtio-scsi-pci,id=scsi0",
-      "virtio-blk-pci,id=root,drive=colo-root,bootindex=1",
-      "ide-hd,bus=ide.0,unit=0,id=a,drive=colo-a",
-      "ide-hd,bus=ide.0,unit=1,id=b,drive=colo-b",
-      "ide-hd,bus=ide.1,unit=0,id=c,drive=colo-c",
-      "scsi-hd,bus=scsi0.0,id=d,drive=colo-d",
-      "scsi-hd,bus=scsi0.0,id=e,drive=colo-e",
-    ]);
-    expect(values("secondary", "-device")).toEqual(values("primary", "-device"));
-  },
-);
+    },
+  });
+  expect(quorum).toMatchObject({ children: ["root-secondary"] });
+  expect(values("primary", "-device")).toEqual([
+    "virtio-scsi-pci,id=scsi0",
+    "virtio-blk-pci,id=root,drive=colo-root,bootindex=1",
+    "ide-hd,bus=ide.0,unit=0,id=a,drive=colo-a",
+    "ide-hd,bus=ide.0,unit=1,id=b,drive=colo-b",
+    "ide-hd,bus=ide.1,unit=0,id=c,drive=colo-c",
+    "scsi-hd,bus=scsi0.0,id=d,drive=colo-d",
+    "scsi-hd,bus=scsi0.0,id=e,drive=colo-e",
+  ]);
+  expect(values("secondary", "-device")).toEqual(values("primary", "-device"));
+});

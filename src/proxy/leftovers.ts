@@ -88,8 +88,11 @@ export async function removeDataPlane(
   vm: string,
   tapIfindexes: readonly number[],
 ): Promise<void> {
+  const directory = join(pinDirectory, vm);
+  // A host with QEMU's proxy need not have libbpf.
+  if (!existsSync(directory)) return;
   const nics = pinnedNics(pinDirectory).filter((nic) => nic.vm === vm);
-  DataPlane.remove(join(pinDirectory, vm), tapIfindexes);
+  DataPlane.remove(directory, tapIfindexes);
   for (const { tunnelId } of nics) await removeDevices(tunnelId);
 }
 

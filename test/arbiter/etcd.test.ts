@@ -3,8 +3,12 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { ArbiterRefusedError, ArbiterUnreachableError, type SwapResult } from "../../src/arbiter/arbiter.ts";
 import { EtcdArbiter, type EtcdOptions } from "../../src/arbiter/etcd.ts";
 import type { VmRecordUpdate } from "../../src/failover/vm_record.ts";
+import { until } from "../until.ts";
 import { eventually } from "./eventually.ts";
 import { type EtcdMember, etcd, etcdMember, type ServerProcess, Workplace } from "./servers.ts";
+
+/** Members that were killed may have to elect a leader first. */
+const WRITE_LIMIT_MS = 60_000;
 
 const record = (generation: number): VmRecordUpdate => ({
   term: 1,
@@ -49,8 +53,8 @@ async function call(
 }
 
 /** Writes `generation`, whatever it takes: as an agent does, it reads again when it does not know. */
-async function write(arbiter: EtcdArbiter, generation: number): Promise<number> {
-  for (;;) {
+function write(arbiter: EtcdArbiter, generation: number): Promise<number> {
+  const written = async (): Promise<number | undefined> => {
     const current = await eventually(() => arbiter.read("vm1"));
     if (current?.generation === generation) return current.revision;
     let result: SwapResult;
@@ -58,10 +62,11 @@ async function write(arbiter: EtcdArbiter, generation: number): Promise<number> 
       result = await arbiter.compareAndSwap("vm1", current?.revision ?? 0, record(generation));
     } catch (error) {
       if (!(error instanceof ArbiterUnreachableError)) throw error;
-      continue;
+      return undefined;
     }
-    if (result.swapped) return result.record.revision;
-  }
+    return result.swapped ? result.record.revision : undefined;
+  };
+  return until(`generation ${generation} is written`, written, { limitMs: WRITE_LIMIT_MS });
 }
 
 describe("a cluster of three", () => {

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import type { Lab } from "../../src/lab/lab.ts";
 import { GUEST_IPV4, GUEST_MAC, inNamespace, TAP } from "../../src/lab/network.ts";
 import { LabTraffic } from "../../src/lab/traffic.ts";
-import { quiet, until } from "../until.ts";
+import { quiet, until, within } from "../until.ts";
 import { labUnderTest } from "./lab_under_test.ts";
 
 /** tcpdump on an interface of a lab namespace until it is stopped. */
@@ -21,7 +21,7 @@ async function capture(lab: Lab, namespace: string, device: string, path: string
   const decoder = new TextDecoder();
   let said = "";
   while (!said.includes("listening on")) {
-    const { value, done } = await reader.read();
+    const { value, done } = await within("tcpdump listens", reader.read());
     if (done) throw new Error(`tcpdump ended: ${said} (${lab.directory})`);
     said += decoder.decode(value);
   }

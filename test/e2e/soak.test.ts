@@ -88,12 +88,18 @@ describe(`${SECONDS} s of mixed traffic`, () => {
       expect(total(late, "colo_checkpoints_total")).toBeGreaterThan(SECONDS / 4);
 
       // Between the hosts nothing is lost without being counted either.
-      const secondary = (await lab().agentStatus("b"))!.counters;
-      const primary = (await lab().agentStatus("a"))!.counters;
-      expect(secondary.delivered).toBe(primary.mirrored!);
-      expect(primary.collected! + primary.collect_ring_full! + primary.collect_failed!).toBe(
-        secondary.forwarded!,
-      );
+      let counts: Record<string, number | undefined> = {};
+      const haveArrived = async () => {
+        const [a, b] = await Promise.all([lab().agentStatus("a"), lab().agentStatus("b")]);
+        const { mirrored, collected, collect_ring_full: full, collect_failed: failed } = a!.counters;
+        const { delivered, forwarded } = b!.counters;
+        counts = { mirrored, delivered, forwarded, taken: collected! + full! + failed! };
+        return counts.delivered === counts.mirrored && counts.taken === counts.forwarded;
+      };
+      await until("all frames between the hosts have arrived", haveArrived, {
+        pollMs: 100,
+        seen: () => counts,
+      });
 
       const memory = (text: string) => total(text, "colo_agent_resident_memory_bytes");
       expect(memory(late)).toBeLessThan(memory(early) * 1.15 + 16e6);

@@ -35,6 +35,19 @@ export async function until<T>(
   }
 }
 
+/** Awaits `promise` for at most `limitMs`. Throws Error with `what`, the statement that did not come true. */
+export async function within<T>(what: string, promise: Promise<T>, limitMs = LIMIT_MS): Promise<T> {
+  let timer: Timer | undefined;
+  const late = new Promise<never>((_resolve, reject) => {
+    timer = setTimeout(() => reject(new Error(`not within ${limitMs} ms: ${what}`)), limitMs);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 /**
  * Waits for `ms`, in which something must not happen; the test looks afterwards. On a slow machine a fault
  * may need longer to show, so such a test can miss a fault there. It never fails without one.

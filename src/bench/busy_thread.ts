@@ -44,7 +44,7 @@ function beGuest({ vms, far }: NonNullable<BusySetup["taps"]>, stop: Int32Array,
     while (readAvailable(far, into.address, TAP_FRAME_BYTES_MAX) >= 0) got++;
     frames[0] = got;
   }
-  // The next thread goes on where this one ends.
+  // The next thread continues where this one ends.
   for (const until = performance.now() + LAST_MS; got < sent && performance.now() < until; ) {
     while (readAvailable(far, into.address, TAP_FRAME_BYTES_MAX) >= 0) got++;
   }

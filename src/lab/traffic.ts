@@ -37,7 +37,7 @@ export class LabTraffic {
     return this.#last;
   }
 
-  /** Begins the longest gap of its reports anew; resolves when reports tell of it. */
+  /** Restarts the longest gap of its reports; resolves when a report has counted the mark. */
   async mark(): Promise<void> {
     const marks = ++this.#marks;
     this.#child.stdin.write("mark\n");

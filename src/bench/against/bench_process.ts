@@ -10,7 +10,7 @@ import type { BenchName, BenchResult, BenchSkipped } from "../result.ts";
 
 /** Above the longest benchmark with the most repetitions that it has by itself. */
 const RUN_MS_MAX = 3_600_000;
-/** A benchmark that is told to end takes its VMs down first. */
+/** After SIGTERM a benchmark first takes its VMs down. */
 const END_MS_MAX = 60_000;
 /** Lines of a failed run that its error quotes. */
 const COMPLAINT_LINES_MAX = 15;

@@ -50,6 +50,8 @@ export class DrivenLoop {
           tapIfindex: 0,
           replayMark: 0,
           maxWaitMs: MAX_WAIT_MS,
+          // The rings are filled before: every frame is older than any such time.
+          partAfterMs: Number.POSITIVE_INFINITY,
           rules: {},
           limits: COMPARER_LIMITS,
         },

@@ -59,6 +59,8 @@ const CROSSED_WAIT_SHARE = 5;
 /** The interval at which deadlines of waiting frames are checked while there is work. */
 const EXPIRE_INTERVAL_NS = 5_000_000;
 
+const partAfterMs = (maxWaitMs: number) => Math.min(PART_AFTER_MS_MAX, maxWaitMs / PART_AFTER_SHARE);
+
 export class DataPathLoop {
   readonly #opened = new DisposableStack();
   readonly #shared: SharedBlock;
@@ -135,7 +137,7 @@ export class DataPathLoop {
       },
       memcmp,
       maxWaitNs: setup.maxWaitMs * 1e6,
-      partAfterNs: Math.min(PART_AFTER_MS_MAX, setup.maxWaitMs / PART_AFTER_SHARE) * 1e6,
+      partAfterNs: (setup.partAfterMs ?? partAfterMs(setup.maxWaitMs)) * 1e6,
       crossedAfterNs: (setup.maxWaitMs / CROSSED_WAIT_SHARE) * 1e6,
       rules: parseRules(setup.rules),
       limits: setup.limits,

@@ -180,6 +180,8 @@ export interface WorkerSetup {
   tapIfindex: number;
   replayMark: number;
   maxWaitMs: number;
+  /** Held segments are sent in parts after this time. Default: 20, or a tenth of maxWaitMs if that is less. */
+  partAfterMs?: number;
   /** As in the configuration; checked there. */
   rules: RuleLines;
   limits: Pick<ComparerLimits, "heldFramesMax" | "heldFramesPerFlowMax" | "flowsMax">;

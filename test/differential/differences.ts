@@ -121,8 +121,8 @@ export const DIFFERENCES = {
    */
   midstream_is_unverified: (d) =>
     d.kind === "qemu_released" &&
-    d.reasons.has("midstream") &&
-    !some(d.reasons, "missing", "different", "acknowledgement", "reset", "diverged"),
+    (d.reasons.has("missing_below_first") || (d.reasons.has("midstream") && !d.reasons.has("missing"))) &&
+    !some(d.reasons, "different", "acknowledgement", "reset", "diverged"),
 
   /** A frame without new bytes waits until something of the secondary is queued. */
   lone_segment_waits: (d) =>

@@ -38,6 +38,8 @@ export type Reason =
   | "unfinished_before"
   /** The secondary's bytes below the first segment of a stream seen in mid-stream may have been let go. */
   | "midstream"
+  /** All that is missing lies below the first segment seen of a connection older than the comparer. */
+  | "missing_below_first"
   /** The flow diverges in this very step. */
   | "diverged_now";
 
@@ -56,6 +58,8 @@ interface Stream {
   secondary: Map<number, number>;
   /** Lowest place that the primary has sent, Infinity if it has only acknowledged. */
   primaryFrom: number;
+  /** Place of the first segment that the primary has sent, with data or without; undefined before it. */
+  primaryFirst: number | undefined;
   /** It was first seen in mid-stream, and later the primary has sent something from below that again. */
   lowered: boolean;
   secondaryReceived: number;
@@ -289,6 +293,7 @@ export class Truth {
       stream.primary.set(from + i, value);
     });
     if (content.options !== undefined) stream.options.primary = content.options;
+    stream.primaryFirst ??= from;
     if (to > from) {
       if (stream.primaryFrom !== Number.POSITIVE_INFINITY && from < stream.primaryFrom) {
         stream.lowered ||= connection !== flow.covered.connection || flow.covered.sent === undefined;
@@ -316,11 +321,15 @@ export class Truth {
     const stream = streamOf(flow, connection);
     const isCovered = connection === covered.connection;
     const coveredTo = isCovered ? (covered.sent ?? 0) : 0;
+    const first = isCovered && covered.sent !== undefined ? 0 : (stream.primaryFirst ?? 0);
+    let lastMissing = -1;
     for (let at = Math.max(from, coveredTo); at < to; at++) {
       const other = stream.secondary.get(at);
-      if (other === undefined) reasons.add("missing");
+      if (other === undefined) lastMissing = at;
       else if (other !== values[at - from] || (at === 0 && !sameOptions(stream))) reasons.add("different");
     }
+    if (lastMissing >= 0) reasons.add("missing");
+    if (lastMissing >= 0 && lastMissing < first) reasons.add("missing_below_first");
     for (let at = baseOf(flow, connection, stream); at < to && to > from; at++) {
       if (!isSettled(stream, at)) reasons.add("gap");
     }
@@ -398,6 +407,7 @@ function streamOf(flow: Flow, connection: number): Stream {
       primary: new Map(),
       secondary: new Map(),
       primaryFrom: Number.POSITIVE_INFINITY,
+      primaryFirst: undefined,
       lowered: false,
       secondaryReceived: -1,
       primaryResets: 0,

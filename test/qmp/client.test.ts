@@ -160,7 +160,7 @@ describe("with a real QEMU", () => {
       ]);
       for (const error of errors) expect(error).toBeInstanceOf(QmpTimeoutError);
       // QEMU must not be given more than it reads ahead; the rest has not left the client.
-      expect(errors.filter((error) => error.message.includes("It was not sent"))).toHaveLength(6);
+      expect(errors.filter((error) => error.message.includes("Not sent:"))).toHaveLength(6);
     } finally {
       process.kill(qemu.pid, "SIGCONT");
     }

@@ -180,7 +180,7 @@ export interface WorkerSetup {
   tapIfindex: number;
   replayMark: number;
   maxWaitMs: number;
-  /** Held segments are sent in parts after this time. Default: 20, or a tenth of maxWaitMs if that is less. */
+  /** Held segments are sent in parts after this time. Default: 20, or a tenth of maxWaitMs if less. */
   partAfterMs?: number;
   /** As in the configuration; checked there. */
   rules: RuleLines;

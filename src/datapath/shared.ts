@@ -54,6 +54,8 @@ export const STAT_INDEX = Object.fromEntries(STAT_NAMES.map((name, index) => [na
   StatName,
   number
 >;
+/** Places that are written for each frame. */
+const { hold_seconds_sum: HOLD_SUM, hold_count: HOLD_COUNT } = STAT_INDEX;
 const HISTOGRAM_START = STAT_NAMES.length;
 const STATS_LENGTH = HISTOGRAM_START + HOLD_BUCKETS_SECONDS.length + 1;
 
@@ -122,10 +124,14 @@ export class SharedBlock {
   /** Worker: counts one frame that was held for `seconds`. */
   observeHold(seconds: number): void {
     let bucket = 0;
-    while (bucket < HOLD_BUCKETS_SECONDS.length && seconds > HOLD_BUCKETS_SECONDS[bucket]!) bucket++;
+    for (let end = HOLD_BUCKETS_SECONDS.length; bucket < end; ) {
+      const middle = (bucket + end) >>> 1;
+      if (seconds > HOLD_BUCKETS_SECONDS[middle]!) bucket = middle + 1;
+      else end = middle;
+    }
     this.stats[HISTOGRAM_START + bucket]! += 1;
-    this.stats[STAT_INDEX.hold_seconds_sum]! += seconds;
-    this.stats[STAT_INDEX.hold_count]! += 1;
+    this.stats[HOLD_SUM]! += seconds;
+    this.stats[HOLD_COUNT]! += 1;
   }
 
   stat(name: StatName): number {

@@ -48,6 +48,7 @@ export const SUITES: Readonly<Record<SuiteClass, Suites>> = {
       "test/config",
       "test/datapath/busy_wait.test.ts",
       "test/datapath/changed_frame.test.ts",
+      "test/datapath/hold_time.test.ts",
       "test/differential/found.test.ts",
       "test/differential/parts.test.ts",
       "test/divergence/cli.test.ts",

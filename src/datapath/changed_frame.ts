@@ -8,7 +8,20 @@ import { parseRecord } from "../compare/parse.ts";
 import { ParsedFrame } from "../compare/parsed_frame.ts";
 import { RECORD, VNET, VNET_BYTES, VNET_GSO, VNET_NEEDS_CHECKSUM } from "../ffi/layout.ts";
 import { fold } from "../packet/checksum.ts";
-import { IPV4, IPV4_ADDRESSES_BYTES, IPV6, IPV6_ADDRESSES_BYTES, TCP } from "../packet/headers.ts";
+import {
+  IPV4_ADDRESSES_BYTES,
+  IPV4_CHECKSUM_AT,
+  IPV4_SOURCE_AT,
+  IPV4_TOTAL_BYTES_AT,
+  IPV6_ADDRESSES_BYTES,
+  IPV6_PAYLOAD_BYTES_AT,
+  IPV6_SOURCE_AT,
+  TCP_ACKNOWLEDGEMENT_AT,
+  TCP_CHECKSUM_AT,
+  TCP_DATA_OFFSET_AT,
+  TCP_SEQUENCE_AT,
+  TCP_WINDOW_AT,
+} from "../packet/headers.ts";
 import {
   ETHERNET_HEADER_BYTES,
   ETHERTYPE_IPV4,
@@ -50,15 +63,15 @@ export class ChangedFrames {
     if (isCut) this.#cut(target, at, transport, frame.dataBytes - change.payloadBytes, change.payloadBytes);
     // A checksum that is still to be filled in covers none of these fields.
     const isPartial = (target.getUint8(at + VNET.flags) & VNET_NEEDS_CHECKSUM) !== 0;
-    const checksumAt = isPartial ? -1 : transport + TCP.checksum;
+    const checksumAt = isPartial ? -1 : transport + TCP_CHECKSUM_AT;
     if (change.sequence !== frame.sequence)
-      setLong(target, transport + TCP.sequence, change.sequence, checksumAt);
-    setLong(target, transport + TCP.acknowledgement, change.acknowledgement, checksumAt);
-    setWord(target, transport + TCP.window, change.window, checksumAt);
+      setLong(target, transport + TCP_SEQUENCE_AT, change.sequence, checksumAt);
+    setLong(target, transport + TCP_ACKNOWLEDGEMENT_AT, change.acknowledgement, checksumAt);
+    setWord(target, transport + TCP_WINDOW_AT, change.window, checksumAt);
     if (!change.fin) {
       // The word of which the flags are the low half.
-      const flags = target.getUint16(transport + TCP.dataOffset);
-      setWord(target, transport + TCP.dataOffset, flags & ~TCP_FIN, checksumAt);
+      const flags = target.getUint16(transport + TCP_DATA_OFFSET_AT);
+      setWord(target, transport + TCP_DATA_OFFSET_AT, flags & ~TCP_FIN, checksumAt);
     }
     return startBytes;
   }
@@ -68,21 +81,21 @@ export class ChangedFrames {
    */
   #cut(target: DataView, at: number, transport: number, lessBytes: number, payloadBytes: number): void {
     const network = networkOffset(target, at + VNET_BYTES);
-    const tcpBytes = (target.getUint8(transport + TCP.dataOffset) >> 4) * 4;
+    const tcpBytes = (target.getUint8(transport + TCP_DATA_OFFSET_AT) >> 4) * 4;
     let addresses: number;
     let addressesBytes: number;
     if (target.getUint16(network - 2) === ETHERTYPE_IPV4) {
-      const totalBytes = target.getUint16(network + IPV4.totalBytes);
-      setWord(target, network + IPV4.totalBytes, totalBytes - lessBytes, network + IPV4.checksum);
-      addresses = network + IPV4.source;
+      const totalBytes = target.getUint16(network + IPV4_TOTAL_BYTES_AT);
+      setWord(target, network + IPV4_TOTAL_BYTES_AT, totalBytes - lessBytes, network + IPV4_CHECKSUM_AT);
+      addresses = network + IPV4_SOURCE_AT;
       addressesBytes = IPV4_ADDRESSES_BYTES;
     } else {
-      const ipPayloadBytes = target.getUint16(network + IPV6.payloadBytes);
-      target.setUint16(network + IPV6.payloadBytes, ipPayloadBytes - lessBytes);
-      addresses = network + IPV6.source;
+      const ipPayloadBytes = target.getUint16(network + IPV6_PAYLOAD_BYTES_AT);
+      target.setUint16(network + IPV6_PAYLOAD_BYTES_AT, ipPayloadBytes - lessBytes);
+      addresses = network + IPV6_SOURCE_AT;
       addressesBytes = IPV6_ADDRESSES_BYTES;
     }
-    const checksum = transport + TCP.checksum;
+    const checksum = transport + TCP_CHECKSUM_AT;
     const segmentBytes = tcpBytes + payloadBytes;
     if ((target.getUint8(at + VNET.flags) & VNET_NEEDS_CHECKSUM) !== 0) {
       // The sum of the pseudo header, in which the length has changed.
@@ -96,7 +109,7 @@ export class ChangedFrames {
       target.setUint16(checksum, fold(sum));
       target.setUint8(at + VNET.flags, VNET_NEEDS_CHECKSUM);
       target.setUint16(at + VNET.csum_start, transport - at - VNET_BYTES, true);
-      target.setUint16(at + VNET.csum_offset, TCP.checksum, true);
+      target.setUint16(at + VNET.csum_offset, TCP_CHECKSUM_AT, true);
     }
     target.setUint16(at + VNET.hdr_len, transport - at - VNET_BYTES + tcpBytes, true);
     if (payloadBytes <= target.getUint16(at + VNET.gso_size, true)) {

@@ -30,12 +30,28 @@ import { IOVECS_MAX, MESSAGES_MAX, type PacketSocket } from "../ffi/packet_socke
 import type { Ring } from "../ffi/ring.ts";
 import { fold } from "../packet/checksum.ts";
 import {
-  IPV4,
+  IPV4_CHECKSUM_AT,
+  IPV4_DESTINATION_AT,
+  IPV4_FRAGMENT_AT,
   IPV4_HEADER_BYTES,
-  IPV6,
+  IPV4_IDENTIFICATION_AT,
+  IPV4_PROTOCOL_AT,
+  IPV4_SOURCE_AT,
+  IPV4_TIME_TO_LIVE_AT,
+  IPV4_TOTAL_BYTES_AT,
   IPV6_HEADER_BYTES,
-  TCP,
+  IPV6_NEXT_HEADER_AT,
+  IPV6_PAYLOAD_BYTES_AT,
+  IPV6_SOURCE_AT,
+  TCP_ACKNOWLEDGEMENT_AT,
+  TCP_CHECKSUM_AT,
+  TCP_DATA_OFFSET_AT,
+  TCP_FLAGS_AT,
   TCP_HEADER_BYTES,
+  TCP_PORTS_AT,
+  TCP_SEQUENCE_AT,
+  TCP_URGENT_AT,
+  TCP_WINDOW_AT,
 } from "../packet/headers.ts";
 import {
   ETHERNET_HEADER_BYTES,
@@ -218,16 +234,16 @@ export class ReleaseQueue {
     const type = view.getUint16(network - 2);
     let transport: number;
     if (type === ETHERTYPE_IPV4) {
-      if (view.getUint8(network + IPV4.protocol) !== PROTOCOL_TCP) {
+      if (view.getUint8(network + IPV4_PROTOCOL_AT) !== PROTOCOL_TCP) {
         segment.transport = 0;
         return false;
       }
       if (view.getUint8(network) !== IPV4_PLAIN) return false;
       if (frameBytes < ETHERNET_HEADER_BYTES + IPV4_HEADER_BYTES + TCP_HEADER_BYTES) return false;
-      if ((view.getUint16(network + IPV4.fragment) & ~DONT_FRAGMENT) !== 0) return false;
+      if ((view.getUint16(network + IPV4_FRAGMENT_AT) & ~DONT_FRAGMENT) !== 0) return false;
       transport = network + IPV4_HEADER_BYTES;
       segment.transport = transport;
-      if (view.getUint16(network + IPV4.totalBytes) !== frameBytes - ETHERNET_HEADER_BYTES) return false;
+      if (view.getUint16(network + IPV4_TOTAL_BYTES_AT) !== frameBytes - ETHERNET_HEADER_BYTES) return false;
       let sum = 0;
       for (let at = 0; at < IPV4_HEADER_BYTES; at += 4) {
         const word = view.getInt32(network + at);
@@ -237,12 +253,12 @@ export class ReleaseQueue {
       if (fold(sum) !== 0xffff) return false;
     } else if (type === ETHERTYPE_IPV6) {
       if (frameBytes < ETHERNET_HEADER_BYTES + IPV6_HEADER_BYTES + TCP_HEADER_BYTES) return false;
-      if (view.getUint8(network) >> 4 !== 6 || view.getUint8(network + IPV6.nextHeader) !== PROTOCOL_TCP)
+      if (view.getUint8(network) >> 4 !== 6 || view.getUint8(network + IPV6_NEXT_HEADER_AT) !== PROTOCOL_TCP)
         return false;
       transport = network + IPV6_HEADER_BYTES;
       segment.transport = transport;
       if (
-        view.getUint16(network + IPV6.payloadBytes) !==
+        view.getUint16(network + IPV6_PAYLOAD_BYTES_AT) !==
         frameBytes - ETHERNET_HEADER_BYTES - IPV6_HEADER_BYTES
       )
         return false;
@@ -251,13 +267,13 @@ export class ReleaseQueue {
     if (view.getUint8(vnet + VNET.flags) !== VNET_NEEDS_CHECKSUM) return false;
     if (view.getUint8(vnet + VNET.gso_type) !== VNET_GSO.NONE) return false;
     if (view.getUint16(vnet + VNET.csum_start, true) !== transport - frame) return false;
-    if (view.getUint16(vnet + VNET.csum_offset, true) !== TCP.checksum) return false;
-    const words = view.getUint8(transport + TCP.dataOffset);
+    if (view.getUint16(vnet + VNET.csum_offset, true) !== TCP_CHECKSUM_AT) return false;
+    const words = view.getUint8(transport + TCP_DATA_OFFSET_AT);
     const tcpBytes = (words >> 4) * 4;
     // The low half has bits that only ECN uses, like the flags left out below: rare where there is much to
     // send.
     if ((words & 0x0f) !== 0 || tcpBytes < TCP_HEADER_BYTES) return false;
-    if ((view.getUint8(transport + TCP.flags) & ~FLAGS_OF_LAST) !== TCP_ACK) return false;
+    if ((view.getUint8(transport + TCP_FLAGS_AT) & ~FLAGS_OF_LAST) !== TCP_ACK) return false;
     const payloadBytes = frame + frameBytes - transport - tcpBytes;
     if (payloadBytes < SEGMENT_BYTES_MIN) return false;
     segment.payload = transport + tcpBytes;
@@ -274,7 +290,7 @@ export class ReleaseQueue {
   }
 
   #open(message: number, stream: number, segment: Segment): void {
-    const flags = this.#view.getUint8(segment.transport + TCP.flags);
+    const flags = this.#view.getUint8(segment.transport + TCP_FLAGS_AT);
     this.#firstFrame[message] = segment.frame;
     this.#lastFlags[message] = flags;
     this.#segments[message] = 1;
@@ -299,25 +315,30 @@ export class ReleaseQueue {
     // Sequence number, ports, acknowledgement, length of the header (flags are as they have to be), window,
     // urgent.
     if (
-      view.getInt32(transport + TCP.sequence) !==
-      ((view.getInt32(firstTransport + TCP.sequence) + payloadBytes) | 0)
+      view.getInt32(transport + TCP_SEQUENCE_AT) !==
+      ((view.getInt32(firstTransport + TCP_SEQUENCE_AT) + payloadBytes) | 0)
     )
       return false;
-    if (view.getInt32(transport + TCP.ports) !== view.getInt32(firstTransport + TCP.ports)) return false;
+    if (view.getInt32(transport + TCP_PORTS_AT) !== view.getInt32(firstTransport + TCP_PORTS_AT))
+      return false;
     if (
-      view.getInt32(transport + TCP.acknowledgement) !== view.getInt32(firstTransport + TCP.acknowledgement)
+      view.getInt32(transport + TCP_ACKNOWLEDGEMENT_AT) !==
+      view.getInt32(firstTransport + TCP_ACKNOWLEDGEMENT_AT)
     )
       return false;
-    if (view.getUint8(transport + TCP.dataOffset) !== view.getUint8(firstTransport + TCP.dataOffset))
+    if (view.getUint8(transport + TCP_DATA_OFFSET_AT) !== view.getUint8(firstTransport + TCP_DATA_OFFSET_AT))
       return false;
-    if (view.getUint16(transport + TCP.window) !== view.getUint16(firstTransport + TCP.window)) return false;
-    if (view.getUint16(transport + TCP.urgent) !== view.getUint16(firstTransport + TCP.urgent)) return false;
+    if (view.getUint16(transport + TCP_WINDOW_AT) !== view.getUint16(firstTransport + TCP_WINDOW_AT))
+      return false;
+    if (view.getUint16(transport + TCP_URGENT_AT) !== view.getUint16(firstTransport + TCP_URGENT_AT))
+      return false;
     for (let at = TCP_HEADER_BYTES; transport + at < payload; at += 4) {
       if (view.getInt32(transport + at) !== view.getInt32(firstTransport + at)) return false;
     }
     // The sum of the pseudo header knows the length.
     const less = segmentBytes - segment.payloadBytes;
-    const sum = view.getUint16(transport + TCP.checksum) - view.getUint16(firstTransport + TCP.checksum);
+    const sum =
+      view.getUint16(transport + TCP_CHECKSUM_AT) - view.getUint16(firstTransport + TCP_CHECKSUM_AT);
     if ((sum + less) % 0xffff !== 0) return false;
     // Ethernet.
     if (view.getInt32(frame) !== view.getInt32(first)) return false;
@@ -330,22 +351,23 @@ export class ReleaseQueue {
       // Class of service, identification, fragmentation, lifetime, addresses.
       if (view.getUint16(network) !== view.getUint16(firstNetwork)) return false;
       if (
-        view.getUint16(network + IPV4.identification) !==
-        ((view.getUint16(firstNetwork + IPV4.identification) + segments) & 0xffff)
+        view.getUint16(network + IPV4_IDENTIFICATION_AT) !==
+        ((view.getUint16(firstNetwork + IPV4_IDENTIFICATION_AT) + segments) & 0xffff)
       )
         return false;
-      if (view.getInt32(network + IPV4.source) !== view.getInt32(firstNetwork + IPV4.source)) return false;
-      if (view.getInt32(network + IPV4.destination) !== view.getInt32(firstNetwork + IPV4.destination))
+      if (view.getInt32(network + IPV4_SOURCE_AT) !== view.getInt32(firstNetwork + IPV4_SOURCE_AT))
+        return false;
+      if (view.getInt32(network + IPV4_DESTINATION_AT) !== view.getInt32(firstNetwork + IPV4_DESTINATION_AT))
         return false;
       return (
-        view.getUint16(network + IPV4.fragment) === view.getUint16(firstNetwork + IPV4.fragment) &&
-        view.getUint16(network + IPV4.timeToLive) === view.getUint16(firstNetwork + IPV4.timeToLive)
+        view.getUint16(network + IPV4_FRAGMENT_AT) === view.getUint16(firstNetwork + IPV4_FRAGMENT_AT) &&
+        view.getUint16(network + IPV4_TIME_TO_LIVE_AT) === view.getUint16(firstNetwork + IPV4_TIME_TO_LIVE_AT)
       );
     }
     if (view.getInt32(network) !== view.getInt32(firstNetwork)) return false;
-    if (view.getUint16(network + IPV6.nextHeader) !== view.getUint16(firstNetwork + IPV6.nextHeader))
+    if (view.getUint16(network + IPV6_NEXT_HEADER_AT) !== view.getUint16(firstNetwork + IPV6_NEXT_HEADER_AT))
       return false;
-    for (let at: number = IPV6.source; at < IPV6_HEADER_BYTES; at += 4) {
+    for (let at: number = IPV6_SOURCE_AT; at < IPV6_HEADER_BYTES; at += 4) {
       if (view.getInt32(network + at) !== view.getInt32(firstNetwork + at)) return false;
     }
     return true;
@@ -360,7 +382,7 @@ export class ReleaseQueue {
       socket.splitQueued(message, startBytes, address + payload, this.#segmentBytes[message]);
     }
     socket.append(message, address + segment.payload, segment.payloadBytes);
-    const flags = this.#view.getUint8(segment.transport + TCP.flags);
+    const flags = this.#view.getUint8(segment.transport + TCP_FLAGS_AT);
     this.#lastFlags[message] = flags;
     this.#segments[message]++;
     this.#payloadBytes[message] += segment.payloadBytes;
@@ -378,7 +400,8 @@ export class ReleaseQueue {
     const at = this.#socket.startOffsetOf(message);
     const isIpv4 = view.getUint16(first + ETHERNET_HEADER_BYTES - 2) === ETHERTYPE_IPV4;
     const networkBytes = isIpv4 ? IPV4_HEADER_BYTES : IPV6_HEADER_BYTES;
-    const tcpBytes = (view.getUint8(first + ETHERNET_HEADER_BYTES + networkBytes + TCP.dataOffset) >> 4) * 4;
+    const tcpBytes =
+      (view.getUint8(first + ETHERNET_HEADER_BYTES + networkBytes + TCP_DATA_OFFSET_AT) >> 4) * 4;
     const headerBytes = ETHERNET_HEADER_BYTES + networkBytes + tcpBytes;
     for (let i = 0; i < VNET_BYTES + headerBytes; i += 2) {
       starts.setUint16(at + i, view.getUint16(from + i));
@@ -391,16 +414,19 @@ export class ReleaseQueue {
     starts.setUint16(at + VNET.hdr_len, headerBytes, true);
     starts.setUint16(at + VNET.gso_size, this.#segmentBytes[message], true);
     if (isIpv4) {
-      const before = starts.getUint16(network + IPV4.totalBytes);
+      const before = starts.getUint16(network + IPV4_TOTAL_BYTES_AT);
       const length = before + more;
-      starts.setUint16(network + IPV4.totalBytes, length);
+      starts.setUint16(network + IPV4_TOTAL_BYTES_AT, length);
       // RFC 1624, eqn. 3.
-      const sum = (~starts.getUint16(network + IPV4.checksum) & 0xffff) + (~before & 0xffff) + length;
-      starts.setUint16(network + IPV4.checksum, ~fold(sum) & 0xffff);
+      const sum = (~starts.getUint16(network + IPV4_CHECKSUM_AT) & 0xffff) + (~before & 0xffff) + length;
+      starts.setUint16(network + IPV4_CHECKSUM_AT, ~fold(sum) & 0xffff);
     } else {
-      starts.setUint16(network + IPV6.payloadBytes, starts.getUint16(network + IPV6.payloadBytes) + more);
+      starts.setUint16(
+        network + IPV6_PAYLOAD_BYTES_AT,
+        starts.getUint16(network + IPV6_PAYLOAD_BYTES_AT) + more,
+      );
     }
-    starts.setUint8(transport + TCP.flags, this.#lastFlags[message]);
-    starts.setUint16(transport + TCP.checksum, fold(starts.getUint16(transport + TCP.checksum) + more));
+    starts.setUint8(transport + TCP_FLAGS_AT, this.#lastFlags[message]);
+    starts.setUint16(transport + TCP_CHECKSUM_AT, fold(starts.getUint16(transport + TCP_CHECKSUM_AT) + more));
   }
 }

@@ -124,11 +124,7 @@ export class SharedBlock {
   /** Worker: counts one frame that was held for `seconds`. */
   observeHold(seconds: number): void {
     let bucket = 0;
-    for (let end: number = HOLD_BUCKETS_SECONDS.length; bucket < end; ) {
-      const middle = (bucket + end) >>> 1;
-      if (seconds > HOLD_BUCKETS_SECONDS[middle]!) bucket = middle + 1;
-      else end = middle;
-    }
+    while (bucket < HOLD_BUCKETS_SECONDS.length && seconds > HOLD_BUCKETS_SECONDS[bucket]!) bucket++;
     this.stats[HISTOGRAM_START + bucket]! += 1;
     this.stats[HOLD_SUM]! += seconds;
     this.stats[HOLD_COUNT]! += 1;
